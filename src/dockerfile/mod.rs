@@ -1,0 +1,4 @@
+//! (being built)
+
+pub mod ast;
+pub mod flags;

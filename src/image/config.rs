@@ -1,0 +1,4 @@
+//! (being built)
+/// (being built)
+#[derive(Debug, Clone, Default)]
+pub struct ImageConfig {}

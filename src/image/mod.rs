@@ -1,0 +1,4 @@
+//! (being built)
+
+pub mod config;
+pub mod platform;

@@ -1,0 +1,231 @@
+//! The vocabulary of the engine: file-system operations with everything that they depend on.
+//!
+//! In: nothing; these are plain values that [`super::plan`] makes. Out: nothing. What always holds: all variables are
+//! expanded, paths of the image are absolute, and a step's parent and inputs come before it in [`Plan::steps`].
+
+use crate::diagnostic::Span;
+use crate::image::config::ImageConfig;
+use crate::image::platform::Platform;
+
+/// What must be done: the steps, in an order in which every step comes after what it needs, and the images they make.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// File-system operations, indexed by [`StepId`].
+    pub steps: Vec<Step>,
+    /// Images that FROM, `COPY --from` and mounts bring in, indexed by [`BaseId`].
+    pub bases: Vec<PlannedBase>,
+    /// Build contexts that steps read, indexed by [`ContextId`]; 0 is always the main one.
+    pub contexts: Vec<PlannedContext>,
+    /// The results: one per platform.
+    pub images: Vec<PlannedImage>,
+}
+
+/// Index of a step in [`Plan::steps`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StepId(pub usize);
+
+/// Index of a base in [`Plan::bases`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BaseId(pub usize);
+
+/// Index of a build context in [`Plan::contexts`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContextId(pub usize);
+
+/// An image from outside that the plan uses: the key under which [`super::Bases`] holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedBase {
+    /// The name as [`super::Bases`] knows it (normalised reference or name of a named context).
+    pub name: String,
+    /// The platform it was resolved for.
+    pub platform: Platform,
+}
+
+/// A directory that steps copy from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedContext {
+    /// `None` for the main context, else the name given to `--build-context`.
+    pub name: Option<String>,
+}
+
+/// A stack of layers: what a step builds on or copies from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stack {
+    /// No layers.
+    Scratch,
+    /// The layers of an image from outside.
+    Base(BaseId),
+    /// Those below that step, and its own.
+    Step(StepId),
+}
+
+/// One file-system operation. Makes exactly one layer.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// What it builds on.
+    pub parent: Stack,
+    /// What is done.
+    pub op: Op,
+    /// The platform of the stage.
+    pub platform: Platform,
+    /// The instruction in the Dockerfile.
+    pub span: Span,
+    /// First and last line of the instruction, from 1.
+    pub lines: (usize, usize),
+    /// What progress shows: `[build 2/5] RUN make`.
+    pub name: String,
+    /// `--no-cache` holds for it: run, whatever the cache has.
+    pub no_cache: bool,
+}
+
+/// What a step does to the file system.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// RUN.
+    Run(RunOp),
+    /// COPY, ADD and heredocs of both.
+    Copy(CopyOp),
+    /// WORKDIR.
+    MakeDir(MakeDirOp),
+}
+
+/// RUN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunOp {
+    /// The argument vector, shell included.
+    pub args: Vec<String>,
+    /// A file to be found at `/dev/pipes/NAME` while it runs: name and content (a heredoc that begins with `#!`).
+    pub script: Option<(String, String)>,
+    /// `NAME=value`, in order: the image's ENV, declared ARGs with a value, PATH.
+    pub env: Vec<String>,
+    /// As `env`, and not part of the key: the predefined proxy arguments that were not declared.
+    pub proxy_env: Vec<String>,
+    /// The working directory: absolute.
+    pub cwd: String,
+    /// USER as written: `name`, `uid`, `name:group`…; empty is root.
+    pub user: String,
+    /// The network of the command.
+    pub network: Network,
+    /// The host's name inside; `None` is `buildkitsandbox`.
+    pub hostname: Option<String>,
+}
+
+/// What a RUN reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Network {
+    /// What this machine offers for builds.
+    #[default]
+    Default,
+    /// Nothing but its own loopback.
+    None,
+    /// The host's.
+    Host,
+}
+
+/// COPY and ADD.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyOp {
+    /// What is copied, in order.
+    pub sources: Vec<CopySource>,
+    /// Where `Path` sources are looked for.
+    pub from: CopyFrom,
+    /// Absolute; joined to WORKDIR, not cleaned further. A trailing `/` (or `/.`) says that it is a directory.
+    pub destination: String,
+    /// `--chown`, expanded: `user` and `group` as written.
+    pub chown: Option<Chown>,
+    /// `--chmod`, expanded and checked.
+    pub chmod: Option<Chmod>,
+    /// `--link`.
+    pub link: bool,
+    /// `--parents`.
+    pub parents: bool,
+    /// `--exclude` patterns.
+    pub exclude: Vec<String>,
+    /// ADD: archives are unpacked.
+    pub unpack: bool,
+}
+
+/// Where COPY takes its paths from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyFrom {
+    /// A build context.
+    Context(ContextId),
+    /// A stage or an image.
+    Stack(Stack),
+}
+
+/// One source of COPY or ADD.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopySource {
+    /// A path or a pattern in the source, as written.
+    Path(String),
+    /// A here-document: a file of this name with these bytes, mode 0644.
+    Inline {
+        /// File name.
+        name: String,
+        /// Content, expanded.
+        content: String,
+    },
+}
+
+/// `--chown=user[:group]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chown {
+    /// Name or number.
+    pub user: String,
+    /// Name or number.
+    pub group: Option<String>,
+}
+
+/// `--chmod`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Chmod {
+    /// 0 to 07777.
+    Octal(u32),
+    /// Clauses of chmod(1), such as `u=rwX,go=rX`.
+    Symbolic(Vec<ModeClause>),
+}
+
+/// One `[ugoa]*[-+=][rwxXst]*` of a symbolic mode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModeClause {
+    /// Any of `u`, `g`, `o`; all three where nothing or `a` was written.
+    pub who: (bool, bool, bool),
+    /// `+`, `-` or `=`.
+    pub operator: char,
+    /// Any of `rwxXst` and, for copies of another class, `ugo`.
+    pub permissions: String,
+}
+
+/// WORKDIR: a directory that must be there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MakeDirOp {
+    /// Absolute, cleaned.
+    pub path: String,
+    /// USER as written; the owner of what has to be made. Empty is root.
+    pub user: String,
+}
+
+/// A result: config and history are finished but for what only the steps' layers can tell.
+#[derive(Debug, Clone)]
+pub struct PlannedImage {
+    /// The platform it is for.
+    pub platform: Platform,
+    /// Its layers.
+    pub stack: Stack,
+    /// The image under all of them, for its history and descriptors; `None` is scratch.
+    pub base: Option<BaseId>,
+    /// The config with the Dockerfile's metadata folded in; `created`, `rootfs` and `history` are still the base's.
+    pub config: ImageConfig,
+    /// New history, oldest first.
+    pub history: Vec<PlannedHistory>,
+}
+
+/// A history entry to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedHistory {
+    /// `created_by`, as BuildKit writes it.
+    pub created_by: String,
+    /// The step whose layer it stands for; `None` is an empty layer.
+    pub step: Option<StepId>,
+}

@@ -1,0 +1,2 @@
+//! (being built)
+#![allow(unsafe_code)]

@@ -24,7 +24,11 @@ pub struct Ingredients<'a> {
 
 /// Names the first ingredient that differs. `changed_files` compares the files of the step with those of the record's
 /// layer; it is called only where the sources differ.
-pub fn reason(last: Option<&CacheRecord>, now: &Ingredients<'_>, changed_files: impl FnOnce() -> (Vec<String>, usize)) -> MissReason {
+pub fn reason(
+    last: Option<&CacheRecord>,
+    now: &Ingredients<'_>,
+    changed_files: impl FnOnce() -> (Vec<String>, usize),
+) -> MissReason {
     let Some(last) = last else { return MissReason::FirstBuild };
     let empty = String::new();
     let names = last.parts.keys().chain(now.parts.keys());
@@ -81,9 +85,15 @@ mod tests {
         };
         let same = parts(&[("command", "make"), ("variable A", "1"), ("order of variables", "A")]);
         let env = parts(&[("command", "make"), ("variable A", "2"), ("order of variables", "A")]);
-        let more = parts(&[("command", "make"), ("variable A", "1"), ("variable B", "2"), ("order of variables", "A B")]);
+        let more =
+            parts(&[("command", "make"), ("variable A", "1"), ("variable B", "2"), ("order of variables", "A B")]);
         let ask = |parts: &BTreeMap<String, String>, below: &str, source: &str, landing: &str| {
-            let now = Ingredients { parts, below: StackId(digest(below)), source: Some(digest(source)), landing: Some(digest(landing)) };
+            let now = Ingredients {
+                parts,
+                below: StackId(digest(below)),
+                source: Some(digest(source)),
+                landing: Some(digest(landing)),
+            };
             reason(Some(&last), &now, || (vec!["a.txt".to_owned()], 3)).to_string()
         };
         assert_eq!(ask(&env, "other", "other", "other"), "variable A changed from \"1\" to \"2\"");

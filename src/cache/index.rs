@@ -71,7 +71,13 @@ impl Store {
     }
 
     /// Remembers that `op` made `layer` with that content.
-    pub fn remember_made(&self, lease: &Lease, content: &ContentDigest, op: &Digest, layer: &DiffId) -> Result<(), StoreError> {
+    pub fn remember_made(
+        &self,
+        lease: &Lease,
+        content: &ContentDigest,
+        op: &Digest,
+        layer: &DiffId,
+    ) -> Result<(), StoreError> {
         let mut made = self.made_layers(content)?;
         made.retain(|made| made.op != *op);
         made.push(MadeLayer { op: *op, layer: *layer });
@@ -86,12 +92,18 @@ impl Store {
     }
 
     /// When this store first reached `stack`: `now` where it is the first time. RFC 3339.
-    pub fn first_reached(&self, lease: &Lease, stack: &StackId, now: impl FnOnce() -> String) -> Result<String, StoreError> {
+    pub fn first_reached(
+        &self,
+        lease: &Lease,
+        stack: &StackId,
+        now: impl FnOnce() -> String,
+    ) -> Result<String, StoreError> {
         let path = self.cache_path("stacks", &stack.0);
         if let Some(time) = read_time(&path)? {
             return Ok(time);
         }
-        let mut file = tempfile::NamedTempFile::new_in(lease.folder()).map_err(StoreError::io("make a file in", lease.folder()))?;
+        let mut file = tempfile::NamedTempFile::new_in(lease.folder())
+            .map_err(StoreError::io("make a file in", lease.folder()))?;
         let time = now();
         file.write_all(time.as_bytes()).map_err(StoreError::io("write", file.path()))?;
         make_parent(&path)?;
@@ -118,7 +130,14 @@ impl Store {
     }
 
     /// Remembers the form of a content under an epoch.
-    pub fn remember_epoch_form(&self, lease: &Lease, content: &ContentDigest, epoch: i64, writer: u32, form: &DiffId) -> Result<(), StoreError> {
+    pub fn remember_epoch_form(
+        &self,
+        lease: &Lease,
+        content: &ContentDigest,
+        epoch: i64,
+        writer: u32,
+        form: &DiffId,
+    ) -> Result<(), StoreError> {
         self.put_cache(lease, "epochs", &epoch_name(content, epoch, writer), form.to_string().as_bytes())
     }
 

@@ -73,7 +73,10 @@ pub fn parts(op: &Op, platform: &str) -> BTreeMap<String, String> {
                 let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
                 put(&format!("variable {name}"), value.to_owned());
             }
-            put("order of variables", run.env.iter().map(|pair| pair.split('=').next().unwrap_or("")).collect::<Vec<_>>().join(" "));
+            put(
+                "order of variables",
+                run.env.iter().map(|pair| pair.split('=').next().unwrap_or("")).collect::<Vec<_>>().join(" "),
+            );
             put("directory", run.cwd.clone());
             put("user", run.user.clone());
             put("network", format!("{:?}", run.network).to_lowercase());

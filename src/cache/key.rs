@@ -227,3 +227,168 @@ pub fn landing_key(op: &Op, op_digest: &Digest, source: &SourceId, landing: &Dig
     key.digest(landing);
     CacheKey(key.finish())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run() -> RunOp {
+        RunOp {
+            args: vec!["/bin/sh".into(), "-c".into(), "make".into()],
+            script: None,
+            env: vec!["PATH=/bin".into(), "A=1".into()],
+            proxy_env: Vec::new(),
+            cwd: "/".into(),
+            user: String::new(),
+            network: Network::Default,
+            hostname: None,
+        }
+    }
+
+    fn copy() -> CopyOp {
+        CopyOp {
+            sources: vec![CopySource::Path("a".into())],
+            from: CopyFrom::Context(crate::plan::step::ContextId(0)),
+            destination: "/d/".into(),
+            chown: None,
+            chmod: None,
+            link: false,
+            parents: false,
+            exclude: Vec::new(),
+            unpack: false,
+        }
+    }
+
+    fn make() -> MakeDirOp {
+        MakeDirOp { path: "/w".into(), user: String::new() }
+    }
+
+    fn platform(architecture: &str) -> Platform {
+        Platform::new("linux", architecture, "")
+    }
+
+    fn digest(op: &Op) -> Digest {
+        op_digest(op, &platform("amd64"))
+    }
+
+    /// Every field of an operation that is part of the key alters it; no two alterations meet.
+    #[test]
+    fn any_change_of_an_operation_is_another_key() {
+        let alter_run: &[fn(&mut RunOp)] = &[
+            |_| {},
+            |op| op.args[2] = "make all".into(),
+            |op| op.args = vec!["/bin/sh".into(), "-c make".into()],
+            |op| op.script = Some(("EOF".into(), "#!/bin/sh".into())),
+            |op| op.script = Some(("EO".into(), "F#!/bin/sh".into())),
+            |op| op.env[1] = "A=2".into(),
+            |op| op.env.reverse(),
+            |op| op.cwd = "/src".into(),
+            |op| op.user = "nobody".into(),
+            |op| op.network = Network::None,
+            |op| op.network = Network::Host,
+            |op| op.hostname = Some("h".into()),
+        ];
+        let alter_copy: &[fn(&mut CopyOp)] = &[
+            |_| {},
+            |op| op.destination = "/d".into(),
+            |op| op.chown = Some(Chown { user: "1".into(), group: None }),
+            |op| op.chown = Some(Chown { user: "1".into(), group: Some("1".into()) }),
+            |op| op.chmod = Some(Chmod::Octal(0)),
+            |op| op.chmod = Some(Chmod::Octal(0o644)),
+            |op| op.chmod = Some(Chmod::Symbolic(Vec::new())),
+            |op| op.link = true,
+            |op| op.parents = true,
+            |op| op.exclude = vec!["*.o".into()],
+            |op| op.unpack = true,
+        ];
+        let mut seen = std::collections::HashSet::new();
+        for alter in alter_run {
+            let mut op = run();
+            alter(&mut op);
+            assert!(seen.insert(digest(&Op::Run(op.clone()))), "{op:?}");
+        }
+        for alter in alter_copy {
+            let mut op = copy();
+            alter(&mut op);
+            assert!(seen.insert(digest(&Op::Copy(op.clone()))), "{op:?}");
+        }
+        for op in [make(), MakeDirOp { path: "/v".into(), ..make() }, MakeDirOp { user: "1".into(), ..make() }] {
+            assert!(seen.insert(digest(&Op::MakeDir(op.clone()))), "{op:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_input_is_not_in_the_key() {
+        let proxied = RunOp { proxy_env: vec!["http_proxy=http://p".into()], ..run() };
+        assert_eq!(digest(&Op::Run(proxied)), digest(&Op::Run(run())));
+        let renamed = CopyOp { sources: vec![CopySource::Path("dir/a".into())], ..copy() };
+        assert_eq!(digest(&Op::Copy(renamed)), digest(&Op::Copy(copy())));
+        for op in [Op::Copy(copy()), Op::MakeDir(make())] {
+            assert_eq!(op_digest(&op, &platform("arm64")), digest(&op), "COPY and WORKDIR have no platform");
+        }
+        assert_ne!(op_digest(&Op::Run(run()), &platform("arm64")), digest(&Op::Run(run())));
+    }
+
+    #[test]
+    fn stacks_and_sources_are_told_apart() {
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let made = [ContentDigest(a), ContentDigest(b)];
+        let mut stacks = std::collections::HashSet::new();
+        for stack in [
+            stack_id(None, &[]),
+            stack_id(Some(&ChainId(a)), &[]),
+            stack_id(None, &made[..1]),
+            stack_id(None, &made),
+            stack_id(None, &[made[1], made[0]]),
+            stack_id(Some(&ChainId(a)), &made[1..]),
+        ] {
+            assert!(stacks.insert(stack));
+        }
+        let op = Op::Copy(CopyOp { from: CopyFrom::Stack(crate::plan::step::Stack::Scratch), ..copy() });
+        let key = |source| quick_key(&op, &a, &source, &StackId(b));
+        let keys = [
+            key(SourceId::Nothing),
+            key(SourceId::Content(a)),
+            key(SourceId::Stack(StackId(a))),
+            landing_key(&op, &a, &SourceId::Nothing, &b),
+            run_key(&a, &StackId(b)),
+        ];
+        assert_eq!(keys.iter().collect::<std::collections::HashSet<_>>().len(), keys.len());
+        let other = Op::Copy(CopyOp { sources: vec![CopySource::Path("b".into())], ..copy() });
+        assert_ne!(
+            quick_key(&other, &a, &SourceId::Stack(StackId(a)), &StackId(b)),
+            key(SourceId::Stack(StackId(a))),
+            "a stage counts with its path"
+        );
+    }
+
+    /// A changed line here is a changed key: raise `KEY_VERSION` and say so in the commit.
+    #[test]
+    fn keys_are_what_they_were() {
+        let below = stack_id(Some(&ChainId(Digest::of(b"base"))), &[ContentDigest(Digest::of(b"layer"))]);
+        let lines = [
+            ("run", run_key(&digest(&Op::Run(run())), &below)),
+            (
+                "copy quick",
+                quick_key(
+                    &Op::Copy(copy()),
+                    &digest(&Op::Copy(copy())),
+                    &SourceId::Content(Digest::of(b"files")),
+                    &below,
+                ),
+            ),
+            (
+                "copy landing",
+                landing_key(
+                    &Op::Copy(copy()),
+                    &digest(&Op::Copy(copy())),
+                    &SourceId::Content(Digest::of(b"files")),
+                    &Digest::of(b"landing"),
+                ),
+            ),
+            ("workdir", quick_key(&Op::MakeDir(make()), &digest(&Op::MakeDir(make())), &SourceId::Nothing, &below)),
+        ];
+        let found: String = lines.iter().map(|(name, key)| format!("{name} {key}\n")).collect();
+        assert_eq!(found, include_str!("../../testdata/keys/golden.txt"));
+    }
+}

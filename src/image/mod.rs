@@ -1,4 +1,5 @@
 //! (being built)
 
+pub mod accounts;
 pub mod config;
 pub mod platform;

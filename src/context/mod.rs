@@ -6,3 +6,7 @@
 
 pub mod glob;
 pub mod ignore;
+pub mod local;
+mod open;
+pub mod stat_cache;
+mod walk;

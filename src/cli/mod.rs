@@ -1,3 +1,6 @@
 //! (being built)
 
+pub mod args;
+pub mod output_spec;
 pub mod render;
+pub mod settings;

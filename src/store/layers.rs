@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{Store, StoreError, open_if_there, read_if_there};
 use super::lease::Lease;
-use crate::digest::{DiffId, Digest, HashingWriter};
+use crate::digest::{ChainId, DiffId, Digest, HashingWriter};
 use crate::layer::compress;
 use crate::layer::entry::Kind;
 use crate::layer::index::{LayerIndex, Origin};
@@ -99,6 +99,27 @@ impl Store {
         tree.exists().then_some(tree)
     }
 
+    /// The tree of a layer that is no tree by itself, on the parents that `chain` names.
+    pub fn chain_tree(&self, chain: &ChainId) -> Option<PathBuf> {
+        let tree = self.path("trees").join(chain.0.hex()).join("tree");
+        tree.exists().then_some(tree)
+    }
+
+    /// Puts such a tree in: a folder on the store's file system, which is taken. Where it is now.
+    pub fn put_chain_tree(&self, lease: &Lease, chain: &ChainId, tree: &Path) -> Result<PathBuf, StoreError> {
+        let name = format!("trees/{}", chain.0.hex());
+        let place = self.path(&name);
+        let folder = lease.fresh_path();
+        fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
+        take(tree, &folder.join("tree"))?;
+        lease.will_make(&name)?;
+        match fs::rename(&folder, &place) {
+            Err(_) if place.join("tree").exists() => {}
+            other => other.map_err(StoreError::io("rename into place", &place))?,
+        }
+        Ok(place.join("tree"))
+    }
+
     /// Puts a layer in, or adds a form to one that is here.
     pub fn put_layer(&self, lease: &Lease, index: &LayerIndex, form: Form) -> Result<(), StoreError> {
         let name = format!("layers/{}", index.diff_id().0.hex());
@@ -110,7 +131,9 @@ impl Store {
         let form_name = match &form {
             Form::Tar(file) => take(file, &folder.join("tar")).map(|()| "tar")?,
             Form::Tree(tree) => take(tree, &folder.join("tree")).map(|()| "tree")?,
-            Form::Epoch { of, epoch } => write_json(&folder.join("epoch"), &EpochOf { of: *of, epoch: *epoch }).map(|()| "epoch")?,
+            Form::Epoch { of, epoch } => {
+                write_json(&folder.join("epoch"), &EpochOf { of: *of, epoch: *epoch }).map(|()| "epoch")?
+            }
             Form::Blob(blob) => write_json(&folder.join("blobs"), &[blob]).map(|()| "blobs")?,
         };
         lease.will_make(&name)?;
@@ -289,8 +312,7 @@ fn take(from: &Path, to: &Path) -> Result<(), StoreError> {
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
-    let bytes =
-        serde_json::to_vec(value).map_err(|error| StoreError::io("write", path)(io::Error::other(error)))?;
+    let bytes = serde_json::to_vec(value).map_err(|error| StoreError::io("write", path)(io::Error::other(error)))?;
     fs::write(path, bytes).map_err(StoreError::io("write", path))
 }
 
@@ -306,7 +328,10 @@ fn copy_checked(from: &mut dyn Read, to: &mut dyn Write, expected: &DiffId, path
     }
     let (_, found, _) = out.finish();
     if found != expected.0 {
-        return Err(StoreError::Damaged { path: path.to_owned(), why: format!("its tar has the digest {found}, not {expected}") });
+        return Err(StoreError::Damaged {
+            path: path.to_owned(),
+            why: format!("its tar has the digest {found}, not {expected}"),
+        });
     }
     Ok(())
 }

@@ -18,6 +18,7 @@
 pub mod blobs;
 pub mod images;
 // pub mod layers;
+// pub mod recover;
 pub mod layout;
 pub mod lease;
 

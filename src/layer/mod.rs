@@ -11,11 +11,15 @@
 //!
 //! `entry`, `entry_ref`, `index`, `content` and `stack` are pure: they touch no file and no clock.
 
+mod chunk;
 pub mod content;
 pub mod entry;
 pub mod entry_ref;
+pub mod header;
 pub mod index;
 pub mod stack;
+mod stream;
+pub mod write;
 
 #[cfg(test)]
 mod sample;

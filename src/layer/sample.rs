@@ -113,3 +113,12 @@ pub(crate) fn list(index: &LayerIndex) -> String {
         })
         .collect()
 }
+
+/// Compares with a file of golden values below testdata/layers, or writes it when `RBUILD_BLESS` is set.
+pub(crate) fn golden(name: &str, found: &str) {
+    let path = format!("{}/testdata/layers/{name}", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("RBUILD_BLESS").is_some() {
+        std::fs::write(&path, found).unwrap();
+    }
+    assert_eq!(found, std::fs::read_to_string(&path).unwrap_or_default(), "{path}");
+}

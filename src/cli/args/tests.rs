@@ -363,7 +363,7 @@ fn wrong_words_are_explained() {
     }
     // Texts that clap writes: only what is ours to keep.
     for (line, parts) in [
-        ("--tga x .", vec!["unexpected argument '--tga'", "'--tag'"]),
+        ("--no-cahe .", vec!["unexpected argument '--no-cahe'", "'--no-cache'"]),
         ("--progress plian .", vec!["invalid value 'plian' for '--progress <HOW>'", "'plain'", "rawjson"]),
         ("--no-cache=maybe .", vec!["invalid value 'maybe' for '--no-cache", "expected true or false"]),
         ("--label =x .", vec!["--label", "the key is empty"]),

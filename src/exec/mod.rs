@@ -127,7 +127,9 @@ pub enum ExecError {
         help: String,
     },
     /// The processes of the sandbox ended without a word.
-    #[error("the sandbox was killed from outside ({0}): if memory ran out, the kernel's log has a line about it (`dmesg`)")]
+    #[error(
+        "the sandbox was killed from outside ({0}): if memory ran out, the kernel's log has a line about it (`dmesg`)"
+    )]
     Lost(String),
     /// Something that does not fail.
     #[error("cannot talk to the sandbox: {call}: {source}")]

@@ -69,8 +69,7 @@ impl From<MountError> for Failure {
 
 /// Leaves the remaining namespaces of the machine and makes the order's file system the root.
 pub(super) fn enter(order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<()>) -> Result<(), Failure> {
-    let mut namespaces =
-        UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
+    let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
     if order.process.network == Network::None {
         namespaces |= UnshareFlags::NEWNET;
     }
@@ -92,7 +91,8 @@ pub(super) fn enter(order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<
     drop(overlay);
     let old = pivot(&order.rootfs.upper)?;
     let mut place = |path: &str, kind| {
-        place::make(Path::new(path), kind, announce).map_err(|(path, error)| failed("make a place to mount on", path)(error))
+        place::make(Path::new(path), kind, announce)
+            .map_err(|(path, error)| failed("make a place to mount on", path)(error))
     };
     for folder in ["/proc", "/sys", "/dev"] {
         place(folder, Kind::Folder)?;
@@ -196,7 +196,8 @@ impl Staging {
             rustix::fs::symlinkat(target, &folder, Path::new("dev").join(name)).map_err(fail("symlink", name))?;
         }
         if let Some((name, text)) = &order.process.script {
-            rustix::fs::mkdirat(&folder, "dev/pipes", Mode::from_raw_mode(0o755)).map_err(fail("mkdir", "dev/pipes"))?;
+            rustix::fs::mkdirat(&folder, "dev/pipes", Mode::from_raw_mode(0o755))
+                .map_err(fail("mkdir", "dev/pipes"))?;
             write(&at.join("dev/pipes").join(name), 0o755, text)?;
         }
         let mut borrowed_devices = false;

@@ -66,8 +66,7 @@ impl Sandbox {
         let talk = |call| move |source| ExecError::Talk { call, source };
         let initial = in_initial_user_namespace()
             .map_err(|source| ExecError::Read { path: "/proc/self/ns/user".to_owned(), source })?;
-        let files =
-            etc::files(process).map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
+        let files = etc::files(process).map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
         let order = Order { rootfs: rootfs.clone(), process: process.clone(), files, user_xattr: !initial };
         let (control, theirs) = UnixStream::pair().map_err(talk("socketpair"))?;
         let mut init = spawn(&self.init, theirs.into())?;

@@ -17,9 +17,9 @@
 
 pub mod blobs;
 pub mod images;
-// pub mod layers;
-// pub mod recover;
+pub mod layers;
 pub mod layout;
 pub mod lease;
+pub mod recover;
 
 pub use layout::{Store, StoreError};

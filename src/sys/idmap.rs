@@ -121,8 +121,7 @@ pub fn user_name(uid: u32) -> Option<String> {
     unsafe {
         let mut record: libc::passwd = std::mem::zeroed();
         let mut found = std::ptr::null_mut();
-        let code =
-            libc::getpwuid_r(uid, &raw mut record, buffer.as_mut_ptr().cast(), buffer.len(), &raw mut found);
+        let code = libc::getpwuid_r(uid, &raw mut record, buffer.as_mut_ptr().cast(), buffer.len(), &raw mut found);
         if code != 0 || found.is_null() || record.pw_name.is_null() {
             return None;
         }

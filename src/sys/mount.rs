@@ -60,9 +60,8 @@ impl Restrict {
     /// Nothing can be written.
     pub const READ_ONLY: Self = Self(libc::MOUNT_ATTR_RDONLY);
     /// Read-only, and neither set-user-id nor devices nor programs have an effect.
-    pub const DATA: Self = Self(
-        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC,
-    );
+    pub const DATA: Self =
+        Self(libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC);
     /// Set-user-id has no effect.
     pub const NO_SUID: Self = Self(libc::MOUNT_ATTR_NOSUID);
 }

@@ -168,7 +168,10 @@ const SHOW: &str = "Progress and inspection";
 
 /// The flags as clap sees them.
 #[derive(Debug, Args)]
-#[command(about = "Build an image from a Dockerfile (the default command)")]
+#[command(
+    about = "Build an image from a Dockerfile (the default command)",
+    override_usage = "rbuild [build] [OPTIONS] CONTEXT"
+)]
 pub(super) struct BuildFlags {
     /// The directory to build from, or - for a Dockerfile or a tar on standard input
     #[arg(value_name = "CONTEXT")]

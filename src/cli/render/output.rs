@@ -6,6 +6,8 @@
 
 use std::collections::VecDeque;
 
+use unicode_width::UnicodeWidthChar;
+
 /// A line longer than this is cut into several.
 const LONGEST: usize = 64 * 1024;
 
@@ -108,24 +110,7 @@ impl Tail {
 
 /// Columns that `letter` takes on a terminal.
 fn columns(letter: char) -> usize {
-    match u32::from(letter) {
-        // Combining marks, joiners, variation selectors.
-        0x300..=0x36f | 0x200b..=0x200f | 0x20d0..=0x20ff | 0xfe00..=0xfe0f => 0,
-        // East Asian wide and full-width, emoji.
-        0x1100..=0x115f
-        | 0x2e80..=0x303e
-        | 0x3041..=0xa4cf
-        | 0xac00..=0xd7a3
-        | 0xf900..=0xfaff
-        | 0xfe30..=0xfe6f
-        | 0xff00..=0xff60
-        | 0xffe0..=0xffe6
-        | 0x1f300..=0x1f64f
-        | 0x1f680..=0x1f6ff
-        | 0x1f900..=0x1f9ff
-        | 0x20000..=0x3fffd => 2,
-        _ => 1,
-    }
+    letter.width().unwrap_or(0)
 }
 
 /// Columns that `text`, without control characters, takes on a terminal.

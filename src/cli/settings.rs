@@ -277,21 +277,21 @@ mod tests {
     fn proxies_come_from_the_environment_and_then_from_docker() {
         let dir = tempfile::tempdir().unwrap();
         let docker = dir.path().to_str().unwrap();
-        let text = |pairs: Vec<(String, String)>| -> String {
-            pairs.iter().map(|(name, value)| format!("{name}={value} ")).collect()
+        let text = |pairs: Vec<(String, String)>| {
+            pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
         };
         // No file at all.
         assert_eq!(text(Settings::for_test(&[("DOCKER_CONFIG", docker)]).proxies().unwrap()), "");
         let config = r#"{"auths":{},"proxies":{"default":{"httpProxy":"http://docker","noProxy":"a,b"},"tcp://x":{}}}"#;
         std::fs::write(dir.path().join("config.json"), config).unwrap();
         for (env, expected) in [
-            (vec![], "HTTP_PROXY=http://docker http_proxy=http://docker NO_PROXY=a,b no_proxy=a,b "),
+            (vec![], "HTTP_PROXY=http://docker http_proxy=http://docker NO_PROXY=a,b no_proxy=a,b"),
             (
                 vec![("http_proxy", "http://env")],
-                "HTTP_PROXY=http://env http_proxy=http://env NO_PROXY=a,b no_proxy=a,b ",
+                "HTTP_PROXY=http://env http_proxy=http://env NO_PROXY=a,b no_proxy=a,b",
             ),
             (vec![("HTTP_PROXY", ""), ("no_proxy", "")], ""),
-            (vec![("HTTP_PROXY", "u"), ("http_proxy", "l"), ("NO_PROXY", "")], "HTTP_PROXY=u http_proxy=u "),
+            (vec![("HTTP_PROXY", "u"), ("http_proxy", "l"), ("NO_PROXY", "")], "HTTP_PROXY=u http_proxy=u"),
         ] {
             let mut env = env;
             env.push(("DOCKER_CONFIG", docker));

@@ -40,7 +40,7 @@ fn mark(error: io::Error) -> io::Error {
 
 /// Whether `error` comes from standard output that nobody reads.
 pub(super) fn is_closed(error: &anyhow::Error) -> bool {
-    let inner = |error: &io::Error| error.get_ref().is_some_and(|inner| inner.is::<Closed>());
+    let inner = |error: &io::Error| matches!(error.get_ref(), Some(inner) if inner.is::<Closed>());
     error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(inner))
 }
 

@@ -424,13 +424,11 @@ fn platform(given: Vec<String>, settings: &Settings) -> Result<Option<String>, S
     if given.len() > 1 {
         return Err(format!("not supported yet: --platform {}: several platforms in one build", given.join(",")));
     }
-    match given.pop() {
-        Some(platform) => Ok(Some(platform)),
-        None => {
-            let usual = settings.var("DOCKER_DEFAULT_PLATFORM").map_err(|error| error.to_string())?;
-            Ok(usual.filter(|platform| !platform.is_empty()))
-        }
+    if let Some(platform) = given.pop() {
+        return Ok(Some(platform));
     }
+    let usual = settings.var("DOCKER_DEFAULT_PLATFORM").map_err(|error| error.to_string())?;
+    Ok(usual.filter(|platform| !platform.is_empty()))
 }
 
 fn progress(given: Option<Progress>, quiet: bool, settings: &Settings) -> Result<Progress, String> {

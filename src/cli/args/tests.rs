@@ -81,7 +81,7 @@ fn texts(texts: &[&str]) -> Vec<String> {
 #[test]
 fn builds() {
     let base = || plain(".");
-    for (line, expected) in [
+    for (line, expected) in vec![
         (".", base()),
         ("build .", base()),
         ("image build .", base()),

@@ -97,13 +97,15 @@ pub struct Tail {
 impl Tail {
     /// Lines that are kept.
     pub const KEPT: usize = 20;
+    /// Columns of a line that are kept.
+    const WIDEST: usize = 2000;
 
     /// Adds a line.
     pub(crate) fn push(&mut self, line: &[u8]) {
         if self.lines.len() == Self::KEPT {
             self.lines.pop_front();
         }
-        self.lines.push_back(printable(overwritten(line)));
+        self.lines.push_back(clip(&printable(overwritten(line)), Self::WIDEST));
         self.seen += 1;
     }
 }
@@ -154,7 +156,9 @@ mod tests {
             let mut lines = Lines::default();
             let mut got = Vec::new();
             let mut take = |line: &[u8]| got.push(String::from_utf8(line.to_vec()).unwrap());
-            parts.iter().for_each(|part| lines.push(part.as_bytes(), &mut take));
+            for part in &parts {
+                lines.push(part.as_bytes(), &mut take);
+            }
             lines.finish(&mut take);
             assert_eq!(got, expected, "{parts:?}");
         }

@@ -103,14 +103,14 @@ impl Tty {
             Event::Missed(..) => vec![],
             Event::Ended(name, took) => {
                 let took = Some(*took);
-                vec![self.end(&Part::Named((*name).to_owned()), one_line(name), None, took, terminal)]
+                vec![self.end(&Part::Named((*name).to_owned()), &one_line(name), None, took, terminal)]
             }
             Event::Cached(step, _) => {
                 let cached = Some((Style::Cached, "CACHED"));
-                vec![self.end(&Part::Step(*step), self.name(*step), cached, None, terminal)]
+                vec![self.end(&Part::Step(*step), &self.name(*step), cached, None, terminal)]
             }
             Event::Finished(step, _, took) => {
-                vec![self.end(&Part::Step(*step), self.name(*step), None, Some(*took), terminal)]
+                vec![self.end(&Part::Step(*step), &self.name(*step), None, Some(*took), terminal)]
             }
             Event::Failed(step, _) => self.fail(*step, (Style::Error, "ERROR"), at, terminal),
             Event::Canceled(step) => self.fail(*step, (Style::Warning, "CANCELED"), at, terminal),
@@ -207,14 +207,14 @@ impl Tty {
         let part = Part::Step(step);
         let since = self.running.iter().find(|running| running.part == part).map(|running| running.since);
         let took = since.map(|since| at.saturating_sub(since));
-        vec![self.end(&part, self.name(step), Some(how), took, terminal)]
+        vec![self.end(&part, &self.name(step), Some(how), took, terminal)]
     }
 
     /// Ends a part: the line that stays of it.
     fn end(
         &mut self,
         part: &Part,
-        name: String,
+        name: &str,
         how: Option<(Style, &str)>,
         took: Option<Duration>,
         terminal: Terminal,

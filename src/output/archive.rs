@@ -149,8 +149,9 @@ impl ArchiveWriter {
         let mut out = Counted { out: self.sink.buffered(), written: 0 };
         write(&mut out)?;
         out.out.flush().map_err(self.sink.failed())?;
-        if out.written != size {
-            return Err(OutputError::Short { what: name.to_owned(), expected: size, found: out.written });
+        let written = out.written;
+        if written != size {
+            return Err(OutputError::Short { what: name.to_owned(), expected: size, found: written });
         }
         self.pad(size)
     }

@@ -4,6 +4,7 @@
 //! environment or the clock.
 
 pub mod assemble;
+pub mod accounts;
 pub mod config;
 pub mod manifest;
 pub mod platform;

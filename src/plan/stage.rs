@@ -39,7 +39,9 @@ impl Trigger {
     pub(super) fn place(&self, mut diagnostic: Diagnostic) -> Diagnostic {
         if let Some((span, _)) = self.from {
             diagnostic.span = Some(span);
-            diagnostic.help.push(format!("it is in a trigger of the base image: ONBUILD {}", self.instruction.text));
+            diagnostic
+                .help
+                .push(format!("it is in a trigger that this stage sets off: ONBUILD {}", self.instruction.text));
         }
         diagnostic
     }
@@ -50,11 +52,18 @@ pub(super) fn triggers_of(graph: &StageGraph, index: usize, bases: &Bases) -> Re
     let stage = &graph.stages[index];
     match &stage.from {
         Origin::Stage(earlier) => {
-            let trigger = |instruction: &Instruction| match &instruction.kind {
-                InstructionKind::OnBuild(_, trigger) => Some(Trigger { instruction: (**trigger).clone(), from: None }),
-                _ => None,
-            };
-            Ok(graph.stages[*earlier].instructions.iter().filter_map(trigger).collect())
+            let mut triggers = Vec::new();
+            for instruction in &graph.stages[*earlier].instructions {
+                let InstructionKind::OnBuild(text, trigger) = &instruction.kind else { continue };
+                let trigger = match trigger {
+                    Some(trigger) => (**trigger).clone(),
+                    None => {
+                        parse_trigger(text, graph.escape).map_err(|errors| placed(errors, instruction.span, text))?
+                    }
+                };
+                triggers.push(Trigger { instruction: trigger, from: None });
+            }
+            Ok(triggers)
         }
         // A stage that a named context stands in for is that context, and does nothing of its own.
         Origin::Outside(outside) if !stage.replaced => {
@@ -62,21 +71,23 @@ pub(super) fn triggers_of(graph: &StageGraph, index: usize, bases: &Bases) -> Re
             let Some(Resolved::Image(base)) = bases.get(&key) else { return Ok(Vec::new()) };
             let mut triggers = Vec::new();
             for text in &base.config.config.on_build {
-                match parse_trigger(text, Escape::Backslash) {
-                    Ok(instruction) => triggers.push(Trigger { instruction, from: Some((stage.span, stage.lines)) }),
-                    Err(errors) => {
-                        let place = |mut error: Diagnostic| {
-                            error.span = Some(stage.span);
-                            error.help(format!("it is in a trigger of the base image {}: ONBUILD {text}", base.name))
-                        };
-                        return Err(errors.into_iter().map(place).collect());
-                    }
-                }
+                let instruction =
+                    parse_trigger(text, Escape::Backslash).map_err(|errors| placed(errors, stage.span, text))?;
+                triggers.push(Trigger { instruction, from: Some((stage.span, stage.lines)) });
             }
             Ok(triggers)
         }
         _ => Ok(Vec::new()),
     }
+}
+
+/// What is wrong with the text of a trigger, at a place that the user can see.
+fn placed(errors: Vec<Diagnostic>, span: Span, text: &str) -> Vec<Diagnostic> {
+    let place = |mut error: Diagnostic| {
+        error.span = Some(span);
+        error.help(format!("it is in a trigger that this stage sets off: ONBUILD {text}"))
+    };
+    errors.into_iter().map(place).collect()
 }
 
 /// Plans stage after stage.

@@ -7,7 +7,7 @@
 use super::OutputError;
 use crate::digest::DiffId;
 use crate::image::manifest::{Descriptor, Encoding, Family, Kind};
-use crate::layer::compress::{Compression, Compressor};
+use crate::layer::compress::{Compression, Encoder};
 use crate::store::layers::KnownBlob;
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
@@ -64,7 +64,7 @@ pub(super) fn layer_blob(
         return Ok(LayerBlob { descriptor, source: Source::Stored });
     }
     let encoding = match compression {
-        Compression::Uncompressed => {
+        Compression::None => {
             let index = store.layer_index(layer)?.ok_or_else(|| store.missing(format!("the layer {layer}")))?;
             let descriptor = Descriptor::new(family.layer(Encoding::Tar), layer.0, index.tar_size());
             return Ok(LayerBlob { descriptor, source: Source::Tar(*layer) });
@@ -85,18 +85,18 @@ fn compressed(
     compression: Compression,
     encoding: Encoding,
 ) -> Result<KnownBlob, OutputError> {
-    let encoder = compression.encoder();
+    let name = compression.encoder();
     let known = store.layer_blobs(layer)?;
-    let fits = |blob: &KnownBlob| blob.encoder.as_deref() == Some(encoder.as_str()) && store.has_blob(&blob.digest);
+    let fits = |blob: &KnownBlob| blob.encoder.as_deref() == Some(name.as_str()) && store.has_blob(&blob.digest);
     if let Some(blob) = known.into_iter().find(fits) {
         return Ok(blob);
     }
     let failed = |source| OutputError::Compress { layer: *layer, source };
-    let mut compressor = Compressor::new(store.blob_writer(lease)?, compression).map_err(failed)?;
-    store.write_tar(layer, &mut compressor)?;
-    let (digest, size) = compressor.finish().map_err(failed)?.commit()?;
+    let mut encoder = Encoder::new(store.blob_writer(lease)?, compression);
+    store.write_tar(layer, &mut encoder)?;
+    let (digest, size) = encoder.finish().map_err(failed)?.commit()?;
     let media_type = Family::Oci.layer(encoding).to_string();
-    let blob = KnownBlob { media_type, digest, size, encoder: Some(encoder) };
+    let blob = KnownBlob { media_type, digest, size, encoder: Some(name) };
     store.add_layer_blob(layer, blob.clone())?;
     Ok(blob)
 }

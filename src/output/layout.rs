@@ -38,7 +38,7 @@ pub(super) fn write(
     let family = output.family.unwrap_or_else(|| image.manifest.family());
     // `docker save` unpacks what it saves; whoever asks for a compression gets it.
     let wish = match output.compression {
-        None if docker => Wish { compression: Compression::Uncompressed, force: true, family },
+        None if docker => Wish { compression: Compression::None, force: true, family },
         compression => {
             let compression = compression.unwrap_or(Compression::GZIP);
             Wish { compression, force: output.force_compression, family }

@@ -15,9 +15,12 @@
 //! trash/                       on its way out
 //! ```
 
+pub mod base;
 pub mod blobs;
 pub mod images;
 pub mod layers;
+pub mod load;
+pub mod recover;
 pub mod layout;
 pub mod lease;
 pub mod recover;

@@ -28,7 +28,8 @@ const PURE: &[&str] = &[
 /// What pure modules may not name. `std::io` stays: its traits and errors are values.
 const AMBIENT: &[&str] = &[
     "std::fs", "std::env", "std::net", "std::process", "std::thread", "std::os", "std::time::SystemTime",
-    "std::time::Instant", "SystemTime", "rustix", "libc", "tempfile", "walkdir", "ignore", "rayon", "indicatif", "clap",
+    "std::time::Instant", "SystemTime", "rustix::", "libc::", "tempfile::", "walkdir::", "ignore::", "rayon::", "indicatif::",
+    "clap::",
 ];
 
 /// For each tier above the pure one: its modules, the crate's modules it may not name, and what else it may not.
@@ -37,11 +38,11 @@ const TIERS: &[(&[&str], &[&str], &[&str])] = &[
     (
         &["store", "cache", "snapshot", "layer", "context"],
         &["exec", "solve", "output", "cli"],
-        &["std::env", "std::net", "std::process::Command", "indicatif", "clap"],
+        &["std::env", "std::net", "std::process::Command", "indicatif::", "clap::"],
     ),
-    (&["exec"], &["solve", "output", "cli"], &["std::env", "indicatif", "clap"]),
-    (&["solve", "output"], &["cli"], &["std::env", "indicatif", "clap"]),
-    (&["cli", "main", "lib"], &[], &["libc"]),
+    (&["exec"], &["solve", "output", "cli"], &["std::env", "indicatif::", "clap::"]),
+    (&["solve", "output"], &["cli"], &["std::env", "indicatif::", "clap::"]),
+    (&["cli", "main", "lib"], &[], &["libc::"]),
 ];
 
 /// One source file, ready to be searched.
@@ -138,9 +139,13 @@ fn say(problems: &mut String, source: &Source, at: usize, what: &str) {
     writeln!(problems, "{}:{line}: {what}", source.file.display()).expect("memory takes every write");
 }
 
-/// Whether `path` is one of `roots` or lies below one.
+/// Whether `path` is one of `roots` or lies below one; below only, for a root that ends in `::` (a crate's name alone may
+/// be a variable).
 fn within(path: &str, roots: &[&str]) -> bool {
-    roots.iter().any(|root| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with("::")))
+    roots.iter().any(|root| {
+        let rest = path.strip_prefix(root);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("::") || root.ends_with("::"))
+    })
 }
 
 /// The part of a path that names modules: they are written small, types large. A last small word may be a function.

@@ -2,7 +2,7 @@
 //!
 //! Each module is one subject. `support` holds what they share: a store and a home of its own for each test, a base
 //! image made from Debian's static busybox, and a reader that re-hashes every image it reads.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
+#![allow(clippy::print_stdout, clippy::print_stderr, unreachable_pub)]
 
 mod support;
 

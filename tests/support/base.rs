@@ -43,7 +43,7 @@ pub fn root_tar() -> &'static [u8] {
         let (path, program) = busybox().expect("the test asked for busybox before");
         let listed = Command::new(&path).arg("--list").output().expect("busybox runs");
         let applets = String::from_utf8(listed.stdout).expect("names of applets are ASCII");
-        let mut tar = RootTar::default();
+        let mut tar = RootTar::new();
         for (name, mode) in [
             ("bin", 0o755), ("dev", 0o755), ("etc", 0o755), ("home", 0o755), ("home/builder", 0o755), ("proc", 0o555),
             ("root", 0o700), ("run", 0o755), ("sys", 0o555), ("tmp", 0o1777), ("usr", 0o755), ("usr/bin", 0o755),
@@ -65,12 +65,16 @@ pub fn root_tar() -> &'static [u8] {
 }
 
 /// Writes a tar entry by entry, every header spelt out.
-#[derive(Default)]
 pub struct RootTar {
     bytes: tar::Builder<Vec<u8>>,
 }
 
 impl RootTar {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self { bytes: tar::Builder::new(Vec::new()) }
+    }
+
     /// A directory.
     pub fn directory(&mut self, name: &str, mode: u32, owner: (u64, u64)) {
         self.push(tar::EntryType::Directory, &format!("{name}/"), mode, owner, None, b"");

@@ -144,16 +144,19 @@ impl TestEnv {
     }
 
     /// Runs rbuild to its end.
+    #[must_use = "look at what it said, or at least whether it succeeded"]
     pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Run {
         Run::of(&mut self.command(args))
     }
 
     /// Runs rbuild with arguments written as in a shell, without quotes.
+    #[must_use = "look at what it said, or at least whether it succeeded"]
     pub fn rbuild(&self, line: &str) -> Run {
         self.run(line.split_whitespace())
     }
 
     /// Builds `ctx` with these further arguments.
+    #[must_use = "look at what it said, or at least whether it succeeded"]
     pub fn build(&self, args: &str) -> Run {
         self.rbuild(&format!("build {args} ctx"))
     }
@@ -212,7 +215,9 @@ impl TestEnv {
 
     fn temporary_files(&self) -> Vec<String> {
         let mut found = Vec::new();
-        for folder in [self.path("tmp"), self.store().join("tmp")] {
+        // The program's own temporary files; then what a store holds only while something works on it.
+        let store = self.store();
+        for folder in [self.path("tmp"), store.join("tmp"), store.join("trash"), store.join("leases")] {
             for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
                 found.push(format!("temporary file {}", entry.path().display()));
             }
@@ -242,7 +247,6 @@ fn set_mode(path: &Path, mode: u32) {
 }
 
 /// How a run of rbuild ended and what it said.
-#[must_use = "look at what it said, or at least whether it succeeded"]
 #[derive(Debug)]
 pub struct Run {
     line: String,
@@ -323,7 +327,7 @@ impl Run {
 
     /// How many steps came from the cache, by what plain progress says.
     pub fn cached(&self) -> usize {
-        self.stderr.lines().filter(|line| line.ends_with(" CACHED")).count()
+        self.stderr.lines().filter(|line| line.ends_with("CACHED")).count()
     }
 
     /// Everything, for a failure's message.

@@ -123,8 +123,6 @@ pub struct TestUser {
     pub uid: u32,
     /// The user's group.
     pub gid: u32,
-    /// The user's name.
-    pub name: String,
 }
 
 /// Finds the user that `RBUILD_TEST_USER` names.
@@ -140,7 +138,7 @@ pub fn test_user() -> Result<TestUser, String> {
             && user == name
         {
             let number = |text: &str| text.parse().map_err(|_| format!("/etc/passwd: {line}"));
-            return Ok(TestUser { uid: number(uid)?, gid: number(gid)?, name });
+            return Ok(TestUser { uid: number(uid)?, gid: number(gid)? });
         }
     }
     Err(format!("there is no user {name}"))

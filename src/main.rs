@@ -1,2 +1,4 @@
 //! The rbuild command.
-fn main() {}
+fn main() {
+    rbuild::exec::init_hook();
+}

@@ -71,8 +71,29 @@ pub enum Kind {
 
 /// Component-wise order of two relative paths: `/` sorts before every other byte.
 pub fn compare_paths(a: &[u8], b: &[u8]) -> Ordering {
+    let shared = shared_prefix(a, b);
     let key = |byte: &u8| if *byte == b'/' { 0u16 } else { u16::from(*byte) + 1 };
-    a.iter().map(key).cmp(b.iter().map(key))
+    match (a.get(shared), b.get(shared)) {
+        (Some(x), Some(y)) => key(x).cmp(&key(y)),
+        (x, y) => x.is_some().cmp(&y.is_some()),
+    }
+}
+
+/// How many bytes two paths share at their start.
+pub fn shared_prefix(a: &[u8], b: &[u8]) -> usize {
+    // Eight bytes at a time: the paths of a layer share long starts, and look-ups compare little else.
+    let words = a.chunks_exact(8).zip(b.chunks_exact(8)).take_while(|(x, y)| x == y).count() * 8;
+    words + a[words..].iter().zip(&b[words..]).take_while(|(x, y)| x == y).count()
+}
+
+/// Whether `path` lies below directory `dir`, at any depth. Everything lies below the root, which is "".
+pub fn is_below(path: &[u8], dir: &[u8]) -> bool {
+    dir.is_empty() || (path.len() > dir.len() && path[dir.len()] == b'/' && path.starts_with(dir))
+}
+
+/// Whether `path` has the form that every path of a layer has: relative, without `.`, `..`, empty components or NUL.
+pub fn is_clean(path: &[u8]) -> bool {
+    !path.contains(&0) && path.split(|byte| *byte == b'/').all(|name| !name.is_empty() && name != b"." && name != b"..")
 }
 
 /// The directory that holds `path`; `None` at the top.

@@ -1,0 +1,130 @@
+//! Here-documents: which of them a line opens, and where their bodies end.
+//!
+//! In: a logical line, and the source after it. Out: [`Heredoc`] values. What always holds: a body is searched once,
+//! up to its terminator or to the end of the file, so no input makes the search quadratic.
+
+use super::ast::Heredoc;
+use super::parser;
+use super::word::{self, WordError};
+use crate::diagnostic::Span;
+
+/// What a word like `<<-"EOF"` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Opener {
+    /// The terminator.
+    pub(super) name: String,
+    /// Whether variables in the body are expanded.
+    pub(super) expand: bool,
+    /// Whether leading tabs are stripped.
+    pub(super) chomp: bool,
+}
+
+impl Opener {
+    /// Reads one word. `None` where it opens nothing.
+    pub(super) fn of_word(word: &str) -> Result<Option<Self>, WordError> {
+        let Some((chomp, name)) = parser::heredoc_opener(word) else { return Ok(None) };
+        let (words, quoted) = word::heredoc_name(&name)?;
+        match <[String; 1]>::try_from(words) {
+            Ok([name]) => Ok(Some(Self { name, expand: !quoted, chomp })),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// All that a line opens, in order. A line whose quotes or braces are not closed opens nothing.
+    pub(super) fn of_line(line: &str) -> Result<Vec<Self>, WordError> {
+        if !line.contains("<<") {
+            return Ok(Vec::new());
+        }
+        let Ok(words) = word::shell_words(line) else { return Ok(Vec::new()) };
+        words.iter().filter_map(|word| Self::of_word(word).transpose()).collect()
+    }
+
+    /// Reads the body that begins at `start`. `Err` holds all that is left, if the terminator does not come.
+    pub(super) fn body(&self, source: &str, start: usize) -> Result<Heredoc, Heredoc> {
+        let mut at = start;
+        let mut terminated = None;
+        for line in source[start..].split_inclusive('\n') {
+            let mut bare = line.trim_end_matches(['\r', '\n']);
+            if self.chomp {
+                bare = bare.trim_start_matches('\t');
+            }
+            if bare == self.name {
+                terminated = Some(at + line.len());
+                break;
+            }
+            at += line.len();
+        }
+        let raw = &source[start..at];
+        let content = if self.chomp { without_tabs(raw) } else { raw.to_owned() };
+        let heredoc = Heredoc {
+            name: self.name.clone(),
+            raw: (content != raw).then(|| raw.to_owned()),
+            content,
+            expand: self.expand,
+            chomp: self.chomp,
+            span: Span::new(start, terminated.unwrap_or(at)),
+        };
+        if terminated.is_some() { Ok(heredoc) } else { Err(heredoc) }
+    }
+}
+
+fn without_tabs(body: &str) -> String {
+    body.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn openers() {
+        for (word, expected) in [
+            ("<<EOF", Some(("EOF", true, false))),
+            ("<<-EOF", Some(("EOF", true, true))),
+            ("3<<EOF", Some(("EOF", true, false))),
+            ("<<'E F'", Some(("E F", false, false))),
+            ("<<E\"O\"F", Some(("EOF", false, false))),
+            ("<<eo\\'f", Some(("eo'f", true, false))),
+            ("<<$EOF", Some(("$EOF", true, false))),
+            ("<< -EOF", Some(("-EOF", true, false))),
+            ("<<a b", None),
+            ("<<", None),
+            ("<<-", None),
+            ("<<<EOF", None),
+            ("x<<EOF", None),
+        ] {
+            let got = Opener::of_word(word).unwrap();
+            let got = got.as_ref().map(|opener| (opener.name.as_str(), opener.expand, opener.chomp));
+            assert_eq!(got, expected, "{word}");
+        }
+        assert!(Opener::of_word("<<'EOF").is_err());
+    }
+
+    #[test]
+    fn lines() {
+        for (line, expected) in [
+            ("RUN cat <<A | tr a b; cat <<-B", &["A", "B"] as &[&str]),
+            ("RUN << A", &["A"]),
+            ("RUN '<<A' \"<<B\" \\<<C", &[]),
+            ("RUN echo it's <<A", &[]),
+            ("RUN echo ${x:y} <<A", &["A"]),
+            ("RUN echo ${x=y} <<A", &[]),
+            ("RUN echo $((1<<2))", &[]),
+        ] {
+            let names: Vec<_> = Opener::of_line(line).unwrap().into_iter().map(|opener| opener.name).collect();
+            assert_eq!(names, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn bodies_end_at_the_exact_word() {
+        let opener = |chomp| Opener { name: "EOF".into(), expand: true, chomp };
+        let body = opener(false).body("x\n\ta\n EOF\n\tEOF\nEOF \nEOF\r\nrest", 2).unwrap();
+        assert_eq!((body.content.as_str(), body.raw.is_none()), ("\ta\n EOF\n\tEOF\nEOF \n", true));
+        assert_eq!(body.span, Span::new(2, 25));
+        let body = opener(true).body("\t\ta\n\tEOF\n", 0).unwrap();
+        assert_eq!((body.content.as_str(), body.raw()), ("a\n", "\t\ta\n"));
+        let rest = opener(false).body("a\n", 0).unwrap_err();
+        assert_eq!((rest.content.as_str(), rest.span), ("a\n", Span::new(0, 2)));
+    }
+}

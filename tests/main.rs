@@ -1,0 +1,3 @@
+//! Integration tests: one binary, so that the library is linked once.
+
+mod parse;

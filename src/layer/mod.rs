@@ -13,6 +13,7 @@
 
 pub mod capability;
 mod chunk;
+pub mod compress;
 pub mod content;
 pub mod entry;
 pub mod entry_ref;

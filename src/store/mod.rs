@@ -24,5 +24,6 @@ pub mod load;
 pub mod recover;
 pub mod layout;
 pub mod lease;
+pub mod recover;
 
 pub use layout::{Store, StoreError};

@@ -18,6 +18,7 @@
 pub mod base;
 pub mod blobs;
 pub mod images;
+pub mod import;
 pub mod layers;
 pub mod layout;
 pub mod lease;

@@ -5,6 +5,6 @@
 //! appears complete or not at all and is read back with its checksum.
 
 pub mod explain;
-// pub mod index;
+pub mod index;
 pub mod key;
 pub mod record;

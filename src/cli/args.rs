@@ -114,7 +114,9 @@ enum CliCommand {
 
 /// The commands with all that the parser knows; what is not supported yet is hidden.
 fn commands() -> clap::Command {
-    later::augment(Cli::command())
+    // One help text for -h and --help, not a short and a long one.
+    let help = || clap::Arg::new("help").short('h').long("help").action(ArgAction::HelpShort).help("Print help");
+    later::augment(Cli::command().mut_subcommands(|command| command.disable_help_flag(true).arg(help())))
 }
 
 /// The same for parsing: each yes/no flag takes `=true|false`. (Help shows them without, as it would say so of each.)

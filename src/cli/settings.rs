@@ -41,6 +41,18 @@ pub struct Terminal {
     pub rows: usize,
 }
 
+/// The size of the terminal at standard error, which can change while a build runs; `None` where that is none.
+pub(crate) fn terminal_size() -> Option<Terminal> {
+    let stderr = std::io::stderr();
+    if !stderr.is_terminal() {
+        return None;
+    }
+    // A terminal without a size (a serial line, a fresh pty) says 0×0: then the size of old.
+    let size = rustix::termios::tcgetwinsize(&stderr).ok();
+    let or = |size: Option<u16>, usual| size.filter(|size| *size > 0).map_or(usual, usize::from);
+    Some(Terminal { columns: or(size.map(|size| size.ws_col), 80), rows: or(size.map(|size| size.ws_row), 24) })
+}
+
 /// The proxy variables that Docker knows, by their key in its `config.json`.
 const PROXIES: [(&str, &str); 5] = [
     ("HTTP_PROXY", "httpProxy"),
@@ -88,13 +100,6 @@ impl Settings {
     pub fn read() -> Result<Self, SettingsError> {
         let cwd = std::env::current_dir().map_err(SettingsError::WorkingDirectory)?;
         let env = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect();
-        let stderr = std::io::stderr();
-        let terminal = stderr.is_terminal().then(|| {
-            // A terminal without a size (a serial line, a fresh pty) says 0×0: then the size of old.
-            let size = rustix::termios::tcgetwinsize(&stderr).ok();
-            let or = |size: Option<u16>, usual| size.filter(|size| *size > 0).map_or(usual, usize::from);
-            Terminal { columns: or(size.map(|size| size.ws_col), 80), rows: or(size.map(|size| size.ws_row), 24) }
-        });
         Ok(Self {
             env,
             cwd,
@@ -103,7 +108,7 @@ impl Settings {
             root: None,
             stdin_is_terminal: std::io::stdin().is_terminal(),
             stdout_is_terminal: std::io::stdout().is_terminal(),
-            terminal,
+            terminal: terminal_size(),
         })
     }
 
@@ -272,21 +277,21 @@ mod tests {
     fn proxies_come_from_the_environment_and_then_from_docker() {
         let dir = tempfile::tempdir().unwrap();
         let docker = dir.path().to_str().unwrap();
-        let text = |pairs: Vec<(String, String)>| -> String {
-            pairs.iter().map(|(name, value)| format!("{name}={value} ")).collect()
+        let text = |pairs: Vec<(String, String)>| {
+            pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
         };
         // No file at all.
         assert_eq!(text(Settings::for_test(&[("DOCKER_CONFIG", docker)]).proxies().unwrap()), "");
         let config = r#"{"auths":{},"proxies":{"default":{"httpProxy":"http://docker","noProxy":"a,b"},"tcp://x":{}}}"#;
         std::fs::write(dir.path().join("config.json"), config).unwrap();
         for (env, expected) in [
-            (vec![], "HTTP_PROXY=http://docker http_proxy=http://docker NO_PROXY=a,b no_proxy=a,b "),
+            (vec![], "HTTP_PROXY=http://docker http_proxy=http://docker NO_PROXY=a,b no_proxy=a,b"),
             (
                 vec![("http_proxy", "http://env")],
-                "HTTP_PROXY=http://env http_proxy=http://env NO_PROXY=a,b no_proxy=a,b ",
+                "HTTP_PROXY=http://env http_proxy=http://env NO_PROXY=a,b no_proxy=a,b",
             ),
             (vec![("HTTP_PROXY", ""), ("no_proxy", "")], ""),
-            (vec![("HTTP_PROXY", "u"), ("http_proxy", "l"), ("NO_PROXY", "")], "HTTP_PROXY=u http_proxy=u "),
+            (vec![("HTTP_PROXY", "u"), ("http_proxy", "l"), ("NO_PROXY", "")], "HTTP_PROXY=u http_proxy=u"),
         ] {
             let mut env = env;
             env.push(("DOCKER_CONFIG", docker));

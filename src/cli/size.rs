@@ -21,11 +21,10 @@ fn significant(bytes: u64, digits: usize) -> String {
         number /= 1000.0;
         unit += 1;
     }
-    let mut text = round(number, digits);
+    let text = round(number, digits);
     // 999.9 kB are 1000 kB when rounded: 1 MB. (Docker writes `1e+03kB`.)
     if text == "1000" && unit + 1 < UNITS.len() {
-        unit += 1;
-        text = "1".to_owned();
+        return format!("1{}", UNITS[unit + 1]);
     }
     format!("{text}{}", UNITS[unit])
 }

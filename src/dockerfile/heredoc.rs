@@ -10,18 +10,18 @@ use crate::diagnostic::Span;
 
 /// What a word like `<<-"EOF"` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Opener {
+pub struct Opener {
     /// The terminator.
-    pub(super) name: String,
+    pub name: String,
     /// Whether variables in the body are expanded.
-    pub(super) expand: bool,
+    pub expand: bool,
     /// Whether leading tabs are stripped.
-    pub(super) chomp: bool,
+    pub chomp: bool,
 }
 
 impl Opener {
     /// Reads one word. `None` where it opens nothing.
-    pub(super) fn of_word(word: &str) -> Result<Option<Self>, WordError> {
+    pub fn of_word(word: &str) -> Result<Option<Self>, WordError> {
         let Some((chomp, name)) = parser::heredoc_opener(word) else { return Ok(None) };
         let (words, quoted) = word::heredoc_name(&name)?;
         match <[String; 1]>::try_from(words) {
@@ -31,7 +31,7 @@ impl Opener {
     }
 
     /// All that a line opens, in order. A line whose quotes or braces are not closed opens nothing.
-    pub(super) fn of_line(line: &str) -> Result<Vec<Self>, WordError> {
+    pub fn of_line(line: &str) -> Result<Vec<Self>, WordError> {
         if !line.contains("<<") {
             return Ok(Vec::new());
         }

@@ -12,7 +12,7 @@
 pub mod ast;
 mod directive;
 pub mod flags;
-mod heredoc;
+pub mod heredoc;
 mod instructions;
 mod line;
 mod mount;
@@ -69,7 +69,7 @@ pub fn parse(source: &Source) -> Parsed {
     let mut reader = Reader::new(text, directives.escape);
     reader.skip(start);
     reader.skip(directives.end - start);
-    reader.diagnostics = diagnostics;
+    reader.diagnostics.append(&mut diagnostics);
     let nodes = reader.nodes();
     let mut diagnostics = reader.diagnostics;
     if nodes.is_empty() && !reader.cut {

@@ -26,9 +26,7 @@ fn read(path: &'static str) -> io::Result<String> {
 }
 
 /// The machine's own file, or that of the servers behind its stub; empty where there is none.
-fn resolv_conf(
-    read: impl Fn(&'static str) -> io::Result<String>,
-) -> Result<String, (&'static str, io::Error)> {
+fn resolv_conf(read: impl Fn(&'static str) -> io::Result<String>) -> Result<String, (&'static str, io::Error)> {
     let optional = |path| match read(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -54,9 +54,8 @@ fn supervise() -> Result<Infallible, std::io::Error> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let order = Order::receive(&control)?;
     process::join_own_keyring();
-    let first = unshare(UnshareFlags::NEWPID)
-        .map_err(failed("unshare", ""))
-        .and_then(|()| fork().map_err(failed("fork", "")));
+    let first =
+        unshare(UnshareFlags::NEWPID).map_err(failed("unshare", "")).and_then(|()| fork().map_err(failed("fork", "")));
     let first = match first {
         Ok(Forked::Child) => first_process(&order, &control),
         Ok(Forked::Parent(first)) => first,

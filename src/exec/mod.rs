@@ -39,7 +39,7 @@ pub struct RootFs {
     pub lower: Vec<PathBuf>,
     /// Takes what the command changes.
     pub upper: PathBuf,
-    /// An empty folder on the same file system, for overlay's own use.
+    /// An empty folder on the same file system, for overlay's own use; empty again afterwards.
     pub work: PathBuf,
 }
 
@@ -127,7 +127,9 @@ pub enum ExecError {
         help: String,
     },
     /// The processes of the sandbox ended without a word.
-    #[error("the sandbox was killed from outside ({0}): if memory ran out, the kernel's log has a line about it (`dmesg`)")]
+    #[error(
+        "the sandbox was killed from outside ({0}): if memory ran out, the kernel's log has a line about it (`dmesg`)"
+    )]
     Lost(String),
     /// Something that does not fail.
     #[error("cannot talk to the sandbox: {call}: {source}")]
@@ -137,8 +139,8 @@ pub enum ExecError {
         /// Why it failed.
         source: io::Error,
     },
-    /// A place for a mount cannot be removed from the upper folder.
-    #[error("cannot remove {} after the command, which the sandbox put there to mount on: {source}", path.display())]
+    /// What the sandbox needed in the upper or the work folder cannot be removed.
+    #[error("cannot remove {}, which the sandbox needed while the command ran: {source}", path.display())]
     Place {
         /// The place.
         path: PathBuf,

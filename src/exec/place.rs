@@ -143,6 +143,15 @@ pub(super) fn remove(upper: &Path, stubs: &[Stub]) -> Result<(), ExecError> {
     Ok(())
 }
 
+/// Empties the work folder: what overlay leaves there keeps it from being mounted with the folder again.
+pub(super) fn clear(work: &Path) -> Result<(), ExecError> {
+    let path = work.join("work");
+    match std::fs::remove_dir_all(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ExecError::Place { path, source }),
+        _ => Ok(()),
+    }
+}
+
 fn remove_one(root: &OwnedFd, stub: &Stub) -> Result<(), Errno> {
     let Some(name) = stub.path.file_name() else { return Ok(()) };
     let parent = match stub.path.parent() {

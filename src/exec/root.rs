@@ -7,19 +7,20 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::thread::UnshareFlags;
 
+use super::RootFs;
 use super::place::{self, Kind};
 use super::wire::{Failure, Order, Stub};
 use crate::plan::step::Network;
-use crate::sys::mount::{MountError, OldRoot, Overlay, Restrict, Tree, file_system, make_private, pivot};
+use crate::sys::mount::{MountError, Overlay, Restrict, Tree, file_system, make_private, pivot};
 use crate::sys::namespace::{bring_up_loopback, unshare};
 
 /// The devices that Docker gives to a container: name, major and minor number.
@@ -69,8 +70,7 @@ impl From<MountError> for Failure {
 
 /// Leaves the remaining namespaces of the machine and makes the order's file system the root.
 pub(super) fn enter(order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<()>) -> Result<(), Failure> {
-    let mut namespaces =
-        UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
+    let mut namespaces = UnshareFlags::NEWNS | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS | UnshareFlags::NEWCGROUP;
     if order.process.network == Network::None {
         namespaces |= UnshareFlags::NEWNET;
     }
@@ -83,46 +83,153 @@ pub(super) fn enter(order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<
     make_private()?;
     // In this namespace alone the two folders of the overlay serve as places to mount on; the overlay itself holds on
     // to what is below.
-    let mut overlay = Overlay::open(&order.rootfs.lower, &order.rootfs.upper, &order.rootfs.work)?;
-    let staging = Staging::make(&order.rootfs.work, order)?;
+    let RootFs { lower, upper, work } = &order.rootfs;
+    let mut overlay = Overlay::open(lower, upper, work)?;
+    let parts = Parts::collect(work, order)?;
     if overlay.is_bottomless() {
-        overlay.push_lower(&order.rootfs.work.join("empty"))?;
+        overlay.push_lower(&work.join("empty"))?;
     }
-    overlay.mount(&order.rootfs.upper, order.user_xattr)?;
+    overlay.mount(upper, order.user_xattr)?;
     drop(overlay);
-    let old = pivot(&order.rootfs.upper)?;
-    let mut place = |path: &str, kind| {
-        place::make(Path::new(path), kind, announce).map_err(|(path, error)| failed("make a place to mount on", path)(error))
-    };
-    for folder in ["/proc", "/sys", "/dev"] {
-        place(folder, Kind::Folder)?;
-    }
-    proc(&old)?;
-    sys(&old)?;
-    staging.attach_dev(&old, order)?;
-    staging.mask()?;
-    for path in READ_ONLY {
-        if let Some(tree) = Tree::copy_if_there(CWD, Path::new(path), true)? {
-            tree.restrict(Restrict::READ_ONLY, true)?.attach(Path::new(path))?;
-        }
-    }
-    for (number, (path, _)) in order.files.iter().enumerate() {
-        place(path, Kind::File)?;
-        let file = Path::new("files").join(number.to_string());
-        let tree = Tree::copy(staging.folder.as_fd(), &file, false)?.restrict(Restrict::DATA, false)?;
-        tree.attach(Path::new(path))?;
-    }
-    drop(staging);
-    old.detach()?;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(&order.process.cwd)
-        .map_err(failed("make the working directory", &order.process.cwd))
+    pivot(upper)?;
+    // From here on every path is one of the image's, links and all, and cannot lead out of it.
+    parts.attach(order, announce)?;
+    let cwd = &order.process.cwd;
+    fs::DirBuilder::new().recursive(true).mode(0o755).create(cwd).map_err(failed("make the working directory", cwd))
 }
 
 fn inert() -> MountFlags {
     MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC
+}
+
+/// All that the sandbox mounts in its root and that must be taken from outside: nothing is attached anywhere yet.
+struct Parts {
+    proc: Tree,
+    sys: Tree,
+    cgroups: Cgroups,
+    dev: Tree,
+    /// The machine's device nodes, where none can be made.
+    devices: Vec<(&'static str, Tree)>,
+    /// `/dev/pipes`.
+    pipes: Option<Tree>,
+    /// Those of the order, in its order.
+    files: Vec<Tree>,
+    /// An empty folder.
+    empty: Tree,
+}
+
+enum Cgroups {
+    /// There are none, or `sys` has them already.
+    Nothing,
+    /// Of version 2: mount those of the cgroup namespace.
+    Unified,
+    /// What the machine has mounted.
+    Copied(Tree),
+}
+
+impl Parts {
+    /// Makes or copies them; a file system in memory, mounted over the folder `at`, holds what is made.
+    fn collect(at: &Path, order: &Order) -> Result<Self, Failure> {
+        file_system(("mount tmpfs", "tmpfs"), at, MountFlags::NOSUID, "mode=0755,size=65536k")?;
+        let fail = |call, path: &str| {
+            let path = path.to_owned();
+            move |errno: Errno| failed(call, &path)(errno.into())
+        };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(at, flags, Mode::empty()).map_err(fail("open", "the sandbox's tmpfs"))?;
+        let make_folder =
+            |name| rustix::fs::mkdirat(&folder, name, Mode::from_raw_mode(0o755)).map_err(fail("mkdir", name));
+        for name in ["empty", "files", "dev", "dev/pts", "dev/shm", "dev/mqueue"] {
+            make_folder(name)?;
+        }
+        for (name, target) in LINKS {
+            rustix::fs::symlinkat(target, &folder, Path::new("dev").join(name)).map_err(fail("symlink", name))?;
+        }
+        let devices = make_devices(folder.as_fd())?;
+        let copy = |name: &Path, restrict| Tree::copy(folder.as_fd(), name, false)?.restrict(restrict, false);
+        let mut pipes = None;
+        if let Some((name, text)) = &order.process.script {
+            make_folder("dev/pipes")?;
+            write(&at.join("dev/pipes").join(name), 0o755, text)?;
+            pipes = Some(copy(Path::new("dev/pipes"), Restrict::READ_ONLY)?);
+        }
+        let mut files = Vec::with_capacity(order.files.len());
+        for (number, (_, text)) in order.files.iter().enumerate() {
+            let name = Path::new("files").join(number.to_string());
+            write(&at.join(&name), 0o644, text)?;
+            files.push(copy(&name, Restrict::DATA)?);
+        }
+        let (sys, cgroups) = sys()?;
+        let dev = copy(Path::new("dev"), Restrict::NO_SUID)?;
+        let empty = copy(Path::new("empty"), Restrict::READ_ONLY)?;
+        Ok(Self { proc: proc()?, sys, cgroups, dev, devices, pipes, files, empty })
+    }
+
+    /// Mounts them, now that the image's file system is the root.
+    fn attach(self, order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<()>) -> Result<(), Failure> {
+        let mut place = |path: &Path, kind| {
+            place::make(path, kind, announce).map_err(|(path, error)| failed("make a place to mount on", path)(error))
+        };
+        for (path, tree) in [("/proc", &self.proc), ("/sys", &self.sys), ("/dev", &self.dev)] {
+            place(Path::new(path), Kind::Folder)?;
+            tree.attach(Path::new(path))?;
+        }
+        let cgroup = Path::new("/sys/fs/cgroup");
+        match &self.cgroups {
+            Cgroups::Nothing => {}
+            // Programs find the limits that hold for them at its root.
+            Cgroups::Unified => {
+                file_system(("mount cgroup2", "cgroup2"), cgroup, inert() | MountFlags::RDONLY, "")?;
+            }
+            Cgroups::Copied(tree) => tree.attach(cgroup)?,
+        }
+        for (name, tree) in &self.devices {
+            tree.attach(&Path::new("/dev").join(name))?;
+        }
+        if let Some(pipes) = &self.pipes {
+            pipes.attach(Path::new("/dev/pipes"))?;
+        }
+        devpts()?;
+        let size = if order.process.shm_size == 0 { DEFAULT_SHM } else { order.process.shm_size };
+        file_system(("mount tmpfs", "tmpfs"), Path::new("/dev/shm"), inert(), &format!("mode=1777,size={size}"))?;
+        match file_system(("mount mqueue", "mqueue"), Path::new("/dev/mqueue"), inert(), "") {
+            // A kernel without POSIX message queues.
+            Err(error) if error.source.raw_os_error() == Some(libc::ENODEV) => {}
+            done => done?,
+        }
+        self.mask()?;
+        for path in READ_ONLY.map(Path::new) {
+            if let Some(tree) = Tree::copy_if_there(CWD, path, true)? {
+                tree.restrict(Restrict::READ_ONLY, true)?.attach(path)?;
+            }
+        }
+        for ((path, _), tree) in order.files.iter().zip(&self.files) {
+            place(Path::new(path), Kind::File)?;
+            tree.attach(Path::new(path))?;
+        }
+        Ok(())
+    }
+
+    fn mask(&self) -> Result<(), Failure> {
+        let mut used = false;
+        for path in MASKED.map(Path::new) {
+            match rustix::fs::stat(path) {
+                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                    if used {
+                        Tree::copy(self.empty.as_fd(), Path::new(""), false)?.attach(path)?;
+                    } else {
+                        self.empty.attach(path)?;
+                        used = true;
+                    }
+                }
+                Ok(_) => Tree::copy(CWD, Path::new("/dev/null"), false)?.attach(path)?,
+                // EACCES: a copied /proc or /sys hides it from us already.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => {}
+                Err(errno) => return Err(failed("stat", path)(errno.into())),
+            }
+        }
+        Ok(())
+    }
 }
 
 fn refused(error: &MountError) -> bool {
@@ -131,148 +238,65 @@ fn refused(error: &MountError) -> bool {
 
 /// A /proc of the sandbox's own processes. Where that of the machine is masked (in a container), the kernel does not
 /// allow an unmasked one, and the machine's is used.
-fn proc(old: &OldRoot) -> Result<(), Failure> {
-    let target = Path::new("/proc");
-    match file_system(("mount proc", "proc"), target, inert(), "") {
-        Err(error) if refused(&error) => Ok(Tree::copy(old.as_fd(), Path::new("proc"), true)?.attach(target)?),
-        done => Ok(done?),
+fn proc() -> Result<Tree, MountError> {
+    match Tree::of_file_system(("mount proc", "proc"), Restrict::INERT) {
+        Err(error) if refused(&error) => Tree::copy(CWD, Path::new("/proc"), true),
+        done => done,
     }
 }
 
 /// A read-only /sys. A fresh one shows the network namespace, and only its owner may mount it: with the machine's
 /// network, an ordinary user gets a copy of what is mounted.
-fn sys(old: &OldRoot) -> Result<(), Failure> {
-    const CGROUPS: &str = "sys/fs/cgroup";
+fn sys() -> Result<(Tree, Cgroups), MountError> {
     const CGROUP2_MAGIC: i64 = 0x6367_7270;
-    let (target, read_only) = (Path::new("/sys"), inert() | MountFlags::RDONLY);
-    match file_system(("mount sysfs", "sysfs"), target, read_only, "") {
+    let fresh = match Tree::of_file_system(("mount sysfs", "sysfs"), Restrict::DATA) {
         Err(error) if refused(&error) => {
-            let tree = Tree::copy(old.as_fd(), Path::new("sys"), true)?.restrict(Restrict::DATA, true)?;
-            return Ok(tree.attach(target)?);
+            let copy = Tree::copy(CWD, Path::new("/sys"), true)?.restrict(Restrict::DATA, true)?;
+            return Ok((copy, Cgroups::Nothing));
         }
         done => done?,
-    }
-    let target = Path::new("/sys/fs/cgroup");
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let unified = rustix::fs::openat(old, CGROUPS, flags, Mode::empty())
-        .and_then(|folder| rustix::fs::fstatfs(&folder))
-        .is_ok_and(|system| system.f_type as i64 == CGROUP2_MAGIC);
-    if rustix::fs::access(target, rustix::fs::Access::EXISTS).is_err() {
-        return Ok(());
-    }
-    if unified {
-        // Of the sandbox's cgroup namespace: programs find the limits that hold for them at its root.
-        return Ok(file_system(("mount cgroup2", "cgroup2"), target, read_only, "")?);
-    }
-    if let Some(tree) = Tree::copy_if_there(old.as_fd(), Path::new(CGROUPS), true)? {
-        tree.restrict(Restrict::DATA, true)?.attach(target)?;
-    }
-    Ok(())
+    };
+    let folder = Path::new("/sys/fs/cgroup");
+    let cgroups = match rustix::fs::statfs(folder) {
+        Ok(system) if system.f_type as i64 == CGROUP2_MAGIC => Cgroups::Unified,
+        Ok(_) => Cgroups::Copied(Tree::copy(CWD, folder, true)?.restrict(Restrict::DATA, true)?),
+        Err(_) => Cgroups::Nothing,
+    };
+    Ok((fresh, cgroups))
 }
 
-/// A small file system in memory with all that the sandbox brings along: `dev`, `files` (of /etc), `empty`.
-struct Staging {
-    folder: OwnedFd,
-    /// Device nodes cannot be made here (in a user namespace): `dev` has empty files to mount the machine's on.
-    borrowed_devices: bool,
-}
-
-impl Staging {
-    fn make(at: &Path, order: &Order) -> Result<Self, Failure> {
-        file_system(("mount tmpfs", "tmpfs"), at, MountFlags::NOSUID, "mode=0755,size=65536k")?;
-        let fail = |call, path: &str| {
-            let path = path.to_owned();
-            move |errno: Errno| failed(call, &path)(errno.into())
-        };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = rustix::fs::open(at, flags, Mode::empty()).map_err(fail("open", "the sandbox's tmpfs"))?;
-        for name in ["empty", "files", "dev", "dev/pts", "dev/shm", "dev/mqueue"] {
-            rustix::fs::mkdirat(&folder, name, Mode::from_raw_mode(0o755)).map_err(fail("mkdir", name))?;
-        }
-        for (number, (_, text)) in order.files.iter().enumerate() {
-            write(&at.join("files").join(number.to_string()), 0o644, text)?;
-        }
-        for (name, target) in LINKS {
-            rustix::fs::symlinkat(target, &folder, Path::new("dev").join(name)).map_err(fail("symlink", name))?;
-        }
-        if let Some((name, text)) = &order.process.script {
-            rustix::fs::mkdirat(&folder, "dev/pipes", Mode::from_raw_mode(0o755)).map_err(fail("mkdir", "dev/pipes"))?;
-            write(&at.join("dev/pipes").join(name), 0o755, text)?;
-        }
-        let mut borrowed_devices = false;
-        for (name, major, minor) in DEVICES {
-            let node = Path::new("dev").join(name);
-            let mode = Mode::from_raw_mode(0o666);
-            if !borrowed_devices {
-                let device = rustix::fs::makedev(major, minor);
-                match rustix::fs::mknodat(&folder, &node, FileType::CharacterDevice, mode, device) {
-                    Ok(()) => continue,
-                    Err(Errno::PERM) => borrowed_devices = true,
-                    Err(errno) => return Err(fail("mknod", name)(errno)),
-                }
-            }
-            rustix::fs::mknodat(&folder, &node, FileType::RegularFile, mode, 0).map_err(fail("mknod", name))?;
-        }
-        Ok(Self { folder, borrowed_devices })
-    }
-
-    fn copy(&self, path: &str) -> Result<Tree, MountError> {
-        Tree::copy(self.folder.as_fd(), Path::new(path), false)
-    }
-
-    fn attach_dev(&self, old: &OldRoot, order: &Order) -> Result<(), Failure> {
-        self.copy("dev")?.restrict(Restrict::NO_SUID, false)?.attach(Path::new("/dev"))?;
-        if self.borrowed_devices {
-            for (name, ..) in DEVICES {
-                // A machine that is itself a container may lack one; then the command does, too.
-                if let Some(tree) = Tree::copy_if_there(old.as_fd(), &Path::new("dev").join(name), false)? {
-                    tree.attach(&Path::new("/dev").join(name))?;
-                } else {
-                    rustix::fs::unlinkat(&self.folder, Path::new("dev").join(name), AtFlags::empty())
-                        .map_err(|errno| failed("unlink", name)(errno.into()))?;
-                }
+/// Makes the device nodes in `dev` of `folder`. Where that is not allowed (in a user namespace), makes empty files to
+/// mount on, and returns copies of the machine's nodes.
+fn make_devices(folder: BorrowedFd<'_>) -> Result<Vec<(&'static str, Tree)>, Failure> {
+    let mut borrowed = Vec::new();
+    for (name, major, minor) in DEVICES {
+        let node = Path::new("dev").join(name);
+        let make = |kind, device| rustix::fs::mknodat(folder, &node, kind, Mode::from_raw_mode(0o666), device);
+        if borrowed.is_empty() {
+            match make(FileType::CharacterDevice, rustix::fs::makedev(major, minor)) {
+                Ok(()) => continue,
+                Err(Errno::PERM) => {}
+                Err(errno) => return Err(failed("mknod", name)(errno.into())),
             }
         }
-        if order.process.script.is_some() {
-            self.copy("dev/pipes")?.restrict(Restrict::READ_ONLY, false)?.attach(Path::new("/dev/pipes"))?;
-        }
-        devpts()?;
-        let size = if order.process.shm_size == 0 { DEFAULT_SHM } else { order.process.shm_size };
-        file_system(("mount tmpfs", "tmpfs"), Path::new("/dev/shm"), inert(), &format!("mode=1777,size={size}"))?;
-        match file_system(("mount mqueue", "mqueue"), Path::new("/dev/mqueue"), inert(), "") {
-            // A kernel without POSIX message queues.
-            Err(error) if error.source.raw_os_error() == Some(libc::ENODEV) => Ok(()),
-            done => Ok(done?),
+        // A machine that is itself a container may lack one; then the command does, too.
+        if let Some(tree) = Tree::copy_if_there(CWD, &Path::new("/dev").join(name), false)? {
+            make(FileType::RegularFile, 0).map_err(|errno| failed("mknod", name)(errno.into()))?;
+            borrowed.push((name, tree));
         }
     }
-
-    fn mask(&self) -> Result<(), Failure> {
-        for path in MASKED {
-            let tree = match rustix::fs::stat(path) {
-                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                    self.copy("empty")?.restrict(Restrict::READ_ONLY, false)?
-                }
-                Ok(_) => Tree::copy(CWD, Path::new("/dev/null"), false)?,
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => continue,
-                Err(errno) => return Err(failed("stat", path)(errno.into())),
-            };
-            tree.attach(Path::new(path))?;
-        }
-        Ok(())
-    }
+    Ok(borrowed)
 }
 
 /// Terminals of the sandbox's own. Group 5 is `tty` everywhere; a namespace without it does without it.
-fn devpts() -> Result<(), Failure> {
+fn devpts() -> Result<(), MountError> {
     let mount = |options| {
         let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
         file_system(("mount devpts", "devpts"), Path::new("/dev/pts"), flags, options)
     };
     match mount("newinstance,ptmxmode=0666,mode=0620,gid=5") {
-        Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) => {
-            Ok(mount("newinstance,ptmxmode=0666,mode=0620")?)
-        }
-        done => Ok(done?),
+        Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) => mount("newinstance,ptmxmode=0666,mode=0620"),
+        done => done,
     }
 }
 

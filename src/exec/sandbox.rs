@@ -3,6 +3,7 @@
 //! In: [`RootFs`], [`ProcessSpec`], a receiver of output. Out: [`Exit`]. What always holds: the calling thread waits
 //! here until the last process of the sandbox is gone, so it is also the one whose end would take the sandbox along.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::CWD;
+use rustix::fs::{CWD, MemfdFlags, SealFlags};
 
 use super::init::INIT_NAME;
 use super::wire::{Order, Report, Stub};
@@ -66,8 +67,7 @@ impl Sandbox {
         let talk = |call| move |source| ExecError::Talk { call, source };
         let initial = in_initial_user_namespace()
             .map_err(|source| ExecError::Read { path: "/proc/self/ns/user".to_owned(), source })?;
-        let files =
-            etc::files(process).map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
+        let files = etc::files(process).map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
         let order = Order { rootfs: rootfs.clone(), process: process.clone(), files, user_xattr: !initial };
         let (control, theirs) = UnixStream::pair().map_err(talk("socketpair"))?;
         let mut init = spawn(&self.init, theirs.into())?;
@@ -84,6 +84,7 @@ impl Sandbox {
         drop(control);
         let status = init.wait().map_err(talk("wait for the sandbox"))?;
         place::remove(&rootfs.upper, &heard.stubs)?;
+        place::clear(&rootfs.work)?;
         listened?;
         match heard.verdict {
             Some(Report::Exited(code)) => Ok(Exit::Code(code)),
@@ -118,9 +119,6 @@ fn check(process: &ProcessSpec) -> Result<(), ExecError> {
 }
 
 /// Starts the init with `control` as its standard input.
-///
-/// It is executed from a read-only copy of the mount that it lies on: inside, `/proc/PID/exe` leads to this program on
-/// the machine's disk, and a command that runs as root could otherwise write to it (CVE-2019-5736).
 fn spawn(init: &Path, control: OwnedFd) -> Result<Child, ExecError> {
     let error = |source: io::Error| {
         let help = match source.raw_os_error() {
@@ -129,10 +127,8 @@ fn spawn(init: &Path, control: OwnedFd) -> Result<Child, ExecError> {
         };
         ExecError::Spawn { program: init.display().to_string(), source, help }
     };
-    let tree = Tree::copy(CWD, init, false)
-        .and_then(|tree| tree.restrict(Restrict::READ_ONLY, false))
-        .map_err(|failed| error(failed.source))?;
-    Command::new(format!("/proc/self/fd/{}", tree.as_fd().as_raw_fd()))
+    let program = unwritable(init).map_err(error)?;
+    Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg0(INIT_NAME)
         .env_clear()
         .current_dir("/")
@@ -141,6 +137,35 @@ fn spawn(init: &Path, control: OwnedFd) -> Result<Child, ExecError> {
         .stderr(Stdio::piped())
         .spawn()
         .map_err(error)
+}
+
+/// The program as something that nobody can write to: inside, `/proc/PID/exe` leads to what was executed, and a
+/// command that runs as root could otherwise change this very program on the machine's disk (CVE-2019-5736).
+fn unwritable(program: &Path) -> io::Result<OwnedFd> {
+    let read_only_mount = |path: &Path| {
+        let tree = Tree::copy(CWD, path, false).and_then(|tree| tree.restrict(Restrict::READ_ONLY, false));
+        tree.map_err(|failed| failed.source)
+    };
+    match read_only_mount(program) {
+        Ok(tree) => return Ok(tree.into()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {}
+        Err(error) => return Err(error),
+    }
+    // `/proc/self/exe` leads to a mount of the namespace in which this process began, and it has left that since. By
+    // its name the program is found in this one, too, unless it was replaced on the disk meanwhile.
+    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    let wanted = identity(rustix::fs::stat(program)?);
+    if let Ok(name) = std::fs::read_link(program)
+        && let Ok(tree) = read_only_mount(&name)
+        && identity(rustix::fs::fstat(&tree)?) == wanted
+    {
+        return Ok(tree.into());
+    }
+    let copy = rustix::fs::memfd_create(INIT_NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut copy = File::from(copy);
+    io::copy(&mut File::open(program)?, &mut copy)?;
+    rustix::fs::fcntl_add_seals(&copy, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(copy.into())
 }
 
 /// What came out of a sandbox.

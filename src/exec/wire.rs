@@ -68,7 +68,8 @@ impl Order {
         out.list(&rootfs.lower, |out, path| out.bytes(path.as_os_str().as_bytes()));
         out.bytes(rootfs.upper.as_os_str().as_bytes());
         out.bytes(rootfs.work.as_os_str().as_bytes());
-        let ProcessSpec { args, env, cwd, uid, gid, groups, hostname, network, script, extra_hosts, shm_size } = process;
+        let ProcessSpec { args, env, cwd, uid, gid, groups, hostname, network, script, extra_hosts, shm_size } =
+            process;
         out.list(args, |out, word| out.text(word));
         out.list(env, |out, word| out.text(word));
         out.text(cwd);
@@ -101,8 +102,7 @@ impl Order {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let mut input = Decoder(&bytes);
-        let rootfs =
-            RootFs { lower: input.list(Decoder::path)?, upper: input.path()?, work: input.path()? };
+        let rootfs = RootFs { lower: input.list(Decoder::path)?, upper: input.path()?, work: input.path()? };
         let process = ProcessSpec {
             args: input.list(Decoder::text)?,
             env: input.list(Decoder::text)?,

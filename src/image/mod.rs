@@ -3,8 +3,8 @@
 //! In: bytes and texts. Out: typed values and canonical bytes. What always holds: nothing here reads a file, the
 //! environment or the clock.
 
-pub mod assemble;
 pub mod accounts;
+pub mod assemble;
 pub mod config;
 pub mod manifest;
 pub mod platform;

@@ -11,12 +11,15 @@
 //!
 //! `entry`, `entry_ref`, `index`, `content` and `stack` are pure: they touch no file and no clock.
 
+pub mod capability;
 mod chunk;
+pub mod compress;
 pub mod content;
 pub mod entry;
 pub mod entry_ref;
 pub mod header;
 pub mod index;
+pub mod scan;
 pub mod stack;
 mod stream;
 pub mod write;

@@ -146,11 +146,14 @@ impl ArchiveWriter {
         write: impl FnOnce(&mut dyn Write) -> Result<(), OutputError>,
     ) -> Result<(), OutputError> {
         self.header(name, EntryType::Regular, 0o644, size)?;
-        let mut out = Counted { out: self.sink.buffered(), written: 0 };
-        write(&mut out)?;
-        out.out.flush().map_err(self.sink.failed())?;
-        if out.written != size {
-            return Err(OutputError::Short { what: name.to_owned(), expected: size, found: out.written });
+        let written = {
+            let mut out = Counted { out: self.sink.buffered(), written: 0 };
+            write(&mut out)?;
+            out.flush().map_err(self.sink.failed())?;
+            out.written
+        };
+        if written != size {
+            return Err(OutputError::Short { what: name.to_owned(), expected: size, found: written });
         }
         self.pad(size)
     }

@@ -37,14 +37,16 @@ pub fn text(plan: &Plan) -> String {
         fields(&mut out, &image["config"], &[]);
         for entry in image["history"].as_array().into_iter().flatten() {
             let step = entry["step"].as_u64().map_or_else(|| "-".to_owned(), |step| step.to_string());
-            let _ = writeln!(
-                out,
-                "  history {step:>2} {}",
-                entry["created_by"].as_str().unwrap_or_default().escape_debug()
-            );
+            let _ = writeln!(out, "  history {step:>2} {}", visible(entry["created_by"].as_str().unwrap_or_default()));
         }
     }
     out
+}
+
+/// The text on one line: control characters as escapes.
+fn visible(text: &str) -> String {
+    let show = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(show).collect()
 }
 
 /// One line for each field; strings without quotes where that is clear, lists and objects as JSON.

@@ -84,14 +84,30 @@ impl Store {
 impl BlobWriter<'_> {
     /// Ends the blob and lets it appear under its digest; its digest and size.
     pub fn commit(self) -> Result<(Digest, u64), StoreError> {
-        let (file, digest, size) = self.out.finish();
-        let path = self.store.blob_path(&digest);
-        self.lease.will_make(&format!("blobs/sha256/{}", digest.hex()))?;
+        let Self { store, lease, out } = self;
+        let (file, digest, size) = out.finish();
+        Self::persist(store, lease, file, &digest)?;
+        Ok((digest, size))
+    }
+
+    /// As [`Self::commit`] if it has this digest and size; else nothing appears, and those that it has come back.
+    pub fn commit_if(self, expected: (Digest, u64)) -> Result<Result<(), (Digest, u64)>, StoreError> {
+        let Self { store, lease, out } = self;
+        let (file, digest, size) = out.finish();
+        if (digest, size) != expected {
+            return Ok(Err((digest, size)));
+        }
+        Self::persist(store, lease, file, &digest).map(Ok)
+    }
+
+    fn persist(store: &Store, lease: &Lease, file: NamedTempFile, digest: &Digest) -> Result<(), StoreError> {
+        let path = store.blob_path(digest);
+        lease.will_make(&format!("blobs/sha256/{}", digest.hex()))?;
         // Blobs are read by tools of other users too; a temporary file has mode 0600.
         fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
             .map_err(StoreError::io("set the mode of", file.path()))?;
         file.persist(&path).map_err(|error| StoreError::io("rename into place", &path)(error.error))?;
-        Ok((digest, size))
+        Ok(())
     }
 }
 

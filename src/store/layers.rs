@@ -194,11 +194,11 @@ impl Store {
             None => (self.layer_data_of(layer)?, None),
         };
         let damaged = |why: String| StoreError::Damaged { path: folder.clone(), why };
-        let found = write_form(&index, &mut |position| data.open(&index, position), epoch, out);
+        let found = write_form(&index, &mut |position| Ok(data.open(&index, position)? as Box<dyn Read>), epoch, out);
         match found {
             Ok((found, _)) if found == *layer => Ok(()),
             Ok((found, _)) => Err(damaged(format!("its tar has the digest {found}"))),
-            Err(WriteError::Io(error)) => Err(failed(error)),
+            Err(WriteError::Out(error) | WriteError::Thread(error)) => Err(failed(error)),
             Err(error) => Err(damaged(error.to_string())),
         }
     }

@@ -27,7 +27,7 @@ use super::images::ImageRecord;
 use super::lease::Lease;
 use super::{Store, StoreError};
 use crate::digest::{DiffId, Digest, ImageId};
-use crate::image::manifest::{Descriptor, Encoding, Family, Kind, Manifest};
+use crate::image::manifest::{Descriptor, Family, Kind};
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;

@@ -15,11 +15,14 @@
 //! trash/                       on its way out
 //! ```
 
+pub mod base;
 pub mod blobs;
 pub mod images;
-// pub mod layers;
-// pub mod recover;
+pub mod layers;
+pub mod load;
+pub mod recover;
 pub mod layout;
 pub mod lease;
+pub mod recover;
 
 pub use layout::{Store, StoreError};

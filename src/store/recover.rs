@@ -4,7 +4,7 @@
 //! their names say. What always holds: nothing is removed that is right, and an image whose layer had to go says so
 //! when it is used; the next build makes the layer again.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 
@@ -45,7 +45,9 @@ impl Store {
             // A tree on parents is not named after what it holds, and is made again from its layer.
             (("trees", _), _) => false,
             (("cache", "records" | "last"), _) => read(path)?.is_some_and(|bytes| CacheRecord::parse(&bytes).is_ok()),
-            (("cache", "contents"), _) => read(path)?.is_some_and(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).is_ok()),
+            (("cache", "contents"), _) => {
+                read(path)?.is_some_and(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).is_ok())
+            }
             // Readers check these two as they read.
             (("cache", _), _) => read(path)?.is_some_and(|bytes| !bytes.is_empty()),
             _ => false,
@@ -67,6 +69,7 @@ fn digest_of(path: &Path) -> Result<Digest, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn only_what_is_damaged_goes() {

@@ -10,7 +10,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
+};
 
 /// A call about mounts that failed.
 #[derive(Debug, thiserror::Error)]
@@ -60,9 +63,10 @@ impl Restrict {
     /// Nothing can be written.
     pub const READ_ONLY: Self = Self(libc::MOUNT_ATTR_RDONLY);
     /// Read-only, and neither set-user-id nor devices nor programs have an effect.
-    pub const DATA: Self = Self(
-        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC,
-    );
+    pub const DATA: Self =
+        Self(libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC);
+    /// As [`Self::DATA`], but what can be written can be written.
+    pub const INERT: Self = Self(libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC);
     /// Set-user-id has no effect.
     pub const NO_SUID: Self = Self(libc::MOUNT_ATTR_NOSUID);
 }
@@ -75,6 +79,17 @@ pub struct Tree {
 }
 
 impl Tree {
+    /// A new file system of `kind` (a call for errors, its name for the kernel), without options.
+    pub fn of_file_system((call, kind): (&'static str, &'static str), restrict: Restrict) -> Result<Self, MountError> {
+        let make = || {
+            let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+            rustix::mount::fsconfig_create(&context)?;
+            let attributes = MountAttrFlags::from_bits_retain(restrict.0 as _);
+            rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        };
+        Ok(Self { fd: make().map_err(MountError::new(call, ""))?, of: PathBuf::from(kind) })
+    }
+
     /// Copies what is mounted at `path`, relative to `dir`; with all that is mounted below if `recursive`.
     pub fn copy(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<Self, MountError> {
         let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -119,8 +134,8 @@ impl Tree {
         }
     }
 
-    /// Mounts it at `target`, following links.
-    pub fn attach(self, target: &Path) -> Result<(), MountError> {
+    /// Mounts it at `target`, following links. Only once; but an attached tree can be copied again, by its descriptor.
+    pub fn attach(&self, target: &Path) -> Result<(), MountError> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_SYMLINKS;
         rustix::mount::move_mount(&self.fd, "", CWD, target, flags).map_err(MountError::new("move_mount", target))
     }
@@ -129,6 +144,12 @@ impl Tree {
 impl AsFd for Tree {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+impl From<Tree> for OwnedFd {
+    fn from(tree: Tree) -> Self {
+        tree.fd
     }
 }
 
@@ -194,34 +215,14 @@ fn open_folder(path: &Path) -> Result<OwnedFd, MountError> {
         .map_err(MountError::new("open", path))
 }
 
-/// The root that was left by [`pivot`]: still reachable through this, until it is dropped by [`OldRoot::detach`].
-#[derive(Debug)]
-pub struct OldRoot {
-    fd: OwnedFd,
-}
-
-impl OldRoot {
-    /// Unmounts everything of the old root that is still there.
-    pub fn detach(self) -> Result<(), MountError> {
-        let error = |call| MountError::new(call, "the old root");
-        rustix::process::fchdir(&self.fd).map_err(error("fchdir"))?;
-        rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(error("unmount"))?;
-        rustix::process::chdir("/").map_err(MountError::new("chdir", "/"))
-    }
-}
-
-impl AsFd for OldRoot {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-/// Makes the mount at `new` the root of this mount namespace and of this process.
-pub fn pivot(new: &Path) -> Result<OldRoot, MountError> {
+/// Makes the mount at `new` the root of this mount namespace and of this process, and unmounts all that is not in it.
+pub fn pivot(new: &Path) -> Result<(), MountError> {
     let old = open_folder(Path::new("/"))?;
     rustix::process::chdir(new).map_err(MountError::new("chdir", new))?;
     // With both arguments the same, the old root ends up on top of the new one, and no folder is needed to put it.
+    // It must go at once: as long as it is there, a `..` that leads to the root leads into it.
     rustix::process::pivot_root(".", ".").map_err(MountError::new("pivot_root", new))?;
-    rustix::process::chdir("/").map_err(MountError::new("chdir", "/"))?;
-    Ok(OldRoot { fd: old })
+    rustix::process::fchdir(&old).map_err(MountError::new("fchdir", "the old root"))?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(MountError::new("unmount", "the old root"))?;
+    rustix::process::chdir("/").map_err(MountError::new("chdir", "/"))
 }

@@ -36,7 +36,9 @@ pub enum NamespaceError {
         program: &'static str,
     },
     /// The setuid program failed.
-    #[error("{message}\nthe ranges must be this user's in /etc/subuid and /etc/subgid, and newuidmap and newgidmap must be set-user-id root (or have the file capabilities cap_setuid, cap_setgid); in a container they do nothing under no-new-privileges")]
+    #[error(
+        "{message}\nthe ranges must be this user's in /etc/subuid and /etc/subgid, and newuidmap and newgidmap must be set-user-id root (or have the file capabilities cap_setuid, cap_setgid); in a container they do nothing under no-new-privileges"
+    )]
     Map {
         /// The command and what it said.
         message: String,
@@ -165,7 +167,8 @@ fn run_mapper(program: &Path, process: &str, extents: &[Extent]) -> Result<(), S
 
 fn command_words(program: &Path, process: &str, extents: &[Extent]) -> Vec<String> {
     let mut words = vec![program.display().to_string(), process.to_owned()];
-    words.extend(extents.iter().flat_map(|extent| [extent.inside, extent.outside, extent.count]).map(|n| n.to_string()));
+    words
+        .extend(extents.iter().flat_map(|extent| [extent.inside, extent.outside, extent.count]).map(|n| n.to_string()));
     words
 }
 

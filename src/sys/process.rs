@@ -63,10 +63,18 @@ pub fn end(code: i32) -> ! {
 
 /// All signals do what they do by default and none is blocked, whatever was inherited.
 pub fn reset_signals() -> io::Result<()> {
-    for signal in 1..=64 {
-        // SAFETY: `SIG_DFL` is a valid disposition. It fails for SIGKILL, SIGSTOP and those that libc keeps for
-        // itself, which is as well.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // The kernel's own structure, of some 32 bytes that depend on the architecture; all zero it is `SIG_DFL`. libc's
+    // functions leave out the two signals that it keeps for itself, and those can be inherited as ignored, too.
+    let default = [0_u64; 8];
+    for signal in (1..=64).filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal)) {
+        // SAFETY: the structure is large enough and lives through the call; no old one is asked for.
+        let code = unsafe {
+            let none = std::ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, size_of::<u64>())
+        };
+        if code != 0 {
+            return Err(io::Error::last_os_error());
+        }
     }
     set_blocked(libc::SIG_SETMASK, &[])
 }

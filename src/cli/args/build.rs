@@ -168,7 +168,10 @@ const SHOW: &str = "Progress and inspection";
 
 /// The flags as clap sees them.
 #[derive(Debug, Args)]
-#[command(about = "Build an image from a Dockerfile (the default command)")]
+#[command(
+    about = "Build an image from a Dockerfile (the default command)",
+    override_usage = "rbuild [build] [OPTIONS] CONTEXT"
+)]
 pub(super) struct BuildFlags {
     /// The directory to build from, or - for a Dockerfile or a tar on standard input
     #[arg(value_name = "CONTEXT")]
@@ -421,13 +424,11 @@ fn platform(given: Vec<String>, settings: &Settings) -> Result<Option<String>, S
     if given.len() > 1 {
         return Err(format!("not supported yet: --platform {}: several platforms in one build", given.join(",")));
     }
-    match given.pop() {
-        Some(platform) => Ok(Some(platform)),
-        None => {
-            let usual = settings.var("DOCKER_DEFAULT_PLATFORM").map_err(|error| error.to_string())?;
-            Ok(usual.filter(|platform| !platform.is_empty()))
-        }
+    if let Some(platform) = given.pop() {
+        return Ok(Some(platform));
     }
+    let usual = settings.var("DOCKER_DEFAULT_PLATFORM").map_err(|error| error.to_string())?;
+    Ok(usual.filter(|platform| !platform.is_empty()))
 }
 
 fn progress(given: Option<Progress>, quiet: bool, settings: &Settings) -> Result<Progress, String> {

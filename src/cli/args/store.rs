@@ -125,7 +125,7 @@ pub struct ImportArgs {
     /// The image's name
     #[arg(value_name = "NAME[:TAG]", value_parser = some)]
     pub reference: Option<String>,
-    /// A Dockerfile instruction for the image's config, such as 'CMD ["bash"]'
+    /// A Dockerfile instruction for the image's config, such as "CMD bash"
     #[arg(short, long = "change", value_name = "INSTRUCTION", value_parser = some)]
     pub changes: Vec<String>,
 }

@@ -81,7 +81,7 @@ fn texts(texts: &[&str]) -> Vec<String> {
 #[test]
 fn builds() {
     let base = || plain(".");
-    for (line, expected) in [
+    for (line, expected) in vec![
         (".", base()),
         ("build .", base()),
         ("image build .", base()),
@@ -418,9 +418,14 @@ fn words_that_are_not_utf8_are_paths_or_refused() {
 fn help_answers() {
     for (line, parts, not) in [
         ("--help", vec!["rbuild [build] [OPTIONS] CONTEXT", "images", "history", "rbuild build --help"], "pull"),
-        ("build --help", vec!["rbuild build [OPTIONS] [CONTEXT]", "--no-cache-filter", "Cache:", "RUN:"], "--secret"),
+        (
+            "build --help",
+            vec!["Usage: rbuild [build] [OPTIONS] CONTEXT", "--no-cache-filter", "Cache:", "RUN:"],
+            "--secret",
+        ),
         ("-t x --help", vec!["--no-cache-filter"], "--secret"),
         ("help rmi", vec!["rbuild rmi", "--force", "untag"], "--build-arg"),
+        ("build -h", vec!["-h, --help  Print help\n"], "see more"),
         ("--root r images -h", vec!["rbuild images", "--digests"], "--build-arg"),
         ("image ls --help", vec!["rbuild images", "--digests"], "--build-arg"),
         ("image --help", vec!["Usage: rbuild image COMMAND", "history"], "--root"),

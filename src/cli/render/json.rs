@@ -1,7 +1,7 @@
 //! Progress as JSON, one object per line: `--progress json`.
 //!
 //! In: events and when they happened. Out: lines that programs read. What always holds: every object has `event` and
-//! `time`, in seconds since the build began; fields are added over time, never renamed or removed.
+//! (but for `error`) `time`, in seconds since the build began; fields are added over time, never renamed or removed.
 //!
 //! | `event` | further fields |
 //! |---|---|
@@ -16,6 +16,7 @@
 //! | `canceled` | `step`, `name` |
 //! | `warning` | `message`, `help` (lines), and where they are known `rule`, `file`, `line` |
 //! | `note` | `message` |
+//! | `error` | the last one of a build that failed: `text`, what people would be shown |
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -97,6 +98,11 @@ impl Json {
         let name = self.steps.get(step.0).map(String::as_str);
         put(out, event, at, [("step", json!(step.0)), ("name", json!(name))].into_iter().chain(fields));
     }
+}
+
+/// The object that ends a build that failed.
+pub(crate) fn error_line(text: &str) -> String {
+    format!("{}\n", json!({"event": "error", "text": text}))
 }
 
 fn put<'a>(out: &mut Vec<u8>, event: &str, at: Duration, fields: impl IntoIterator<Item = (&'a str, Value)>) {

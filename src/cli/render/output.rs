@@ -6,6 +6,8 @@
 
 use std::collections::VecDeque;
 
+use unicode_width::UnicodeWidthChar;
+
 /// A line longer than this is cut into several.
 const LONGEST: usize = 64 * 1024;
 
@@ -95,37 +97,22 @@ pub struct Tail {
 impl Tail {
     /// Lines that are kept.
     pub const KEPT: usize = 20;
+    /// Columns of a line that are kept.
+    const WIDEST: usize = 2000;
 
     /// Adds a line.
     pub(crate) fn push(&mut self, line: &[u8]) {
         if self.lines.len() == Self::KEPT {
             self.lines.pop_front();
         }
-        self.lines.push_back(printable(overwritten(line)));
+        self.lines.push_back(clip(&printable(overwritten(line)), Self::WIDEST));
         self.seen += 1;
     }
 }
 
 /// Columns that `letter` takes on a terminal.
 fn columns(letter: char) -> usize {
-    match u32::from(letter) {
-        // Combining marks, joiners, variation selectors.
-        0x300..=0x36f | 0x200b..=0x200f | 0x20d0..=0x20ff | 0xfe00..=0xfe0f => 0,
-        // East Asian wide and full-width, emoji.
-        0x1100..=0x115f
-        | 0x2e80..=0x303e
-        | 0x3041..=0xa4cf
-        | 0xac00..=0xd7a3
-        | 0xf900..=0xfaff
-        | 0xfe30..=0xfe6f
-        | 0xff00..=0xff60
-        | 0xffe0..=0xffe6
-        | 0x1f300..=0x1f64f
-        | 0x1f680..=0x1f6ff
-        | 0x1f900..=0x1f9ff
-        | 0x20000..=0x3fffd => 2,
-        _ => 1,
-    }
+    letter.width().unwrap_or(0)
 }
 
 /// Columns that `text`, without control characters, takes on a terminal.
@@ -169,7 +156,9 @@ mod tests {
             let mut lines = Lines::default();
             let mut got = Vec::new();
             let mut take = |line: &[u8]| got.push(String::from_utf8(line.to_vec()).unwrap());
-            parts.iter().for_each(|part| lines.push(part.as_bytes(), &mut take));
+            for part in &parts {
+                lines.push(part.as_bytes(), &mut take);
+            }
             lines.finish(&mut take);
             assert_eq!(got, expected, "{parts:?}");
         }

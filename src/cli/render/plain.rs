@@ -1,9 +1,11 @@
 //! Progress line by line, as BuildKit's plain mode has it.
 //!
 //! In: events and when they happened. Out: lines that begin with the number of the part that they are about:
-//! `#5 [build 2/5] RUN make`, `#5 0.123 output`, `#5 DONE 1.2s`, `#6 CACHED`. What always holds: lines are whole,
-//! output bytes are passed on as they are, and a part's heading stands above its lines whenever another part's lines
-//! stood in between.
+//! `#5 [build 2/5] RUN make`, `#5 0.123 output`, `#5 DONE 1.2s`, `#6 CACHED`. What always holds: lines are whole and
+//! appear as soon as they are, output bytes are passed on as they are, and a part's heading stands above its lines.
+//!
+//! BuildKit repeats the heading whenever it turns from one part to another, and holds lines back so that this is not
+//! too often. Here lines of steps that run at once are mixed as they come: the number tells whose they are.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -23,8 +25,8 @@ pub(crate) struct Plain {
     explain: bool,
     steps: Vec<String>,
     parts: BTreeMap<Part, State>,
-    /// The part whose lines stand last.
-    current: Option<Part>,
+    /// The number of the part whose lines stand last.
+    last: Option<usize>,
     /// Anything was written.
     begun: bool,
 }
@@ -46,7 +48,7 @@ struct State {
 
 impl Plain {
     pub(crate) fn new(look: Look, explain: bool) -> Self {
-        Self { look, explain, steps: Vec::new(), parts: BTreeMap::new(), current: None, begun: false }
+        Self { look, explain, steps: Vec::new(), parts: BTreeMap::new(), last: None, begun: false }
     }
 
     /// What `event`, `at` so long after the start, adds to `out`.
@@ -55,27 +57,37 @@ impl Plain {
             Event::Planned(plan) => self.steps = plan.steps.iter().map(|step| step.name.clone()).collect(),
             Event::Began(name) => {
                 let part = Part::Named((*name).to_owned());
-                self.turn_to(&part, at, out);
+                self.announce(&part, at, out);
             }
             Event::Ended(name, took) => self.end(&Part::Named((*name).to_owned()), at, &done(*took), out),
             Event::Cached(step, _) => self.end(&Part::Step(*step), at, "CACHED", out),
             Event::Missed(step, reason) => {
                 if self.explain {
                     let part = Part::Step(*step);
-                    let number = self.turn_to(&part, at, out);
+                    let number = self.announce(&part, at, out);
                     put(out, format_args!("#{number} not cached: {reason}"));
                 }
             }
             Event::Started(step) => {
                 let part = Part::Step(*step);
-                self.turn_to(&part, at, out);
+                self.announce(&part, at, out);
                 if let Some(state) = self.parts.get_mut(&part) {
                     state.started = at;
                 }
             }
             Event::Output(step, stream, bytes) => self.output(&Part::Step(*step), *stream, bytes, at, out),
             Event::Finished(step, _, took) => self.end(&Part::Step(*step), at, &done(*took), out),
-            Event::Failed(step, why) => self.end(&Part::Step(*step), at, &format!("ERROR: {why}"), out),
+            Event::Failed(step, why) => {
+                let part = Part::Step(*step);
+                self.flush(&part, at, out);
+                // What failed is said again, where its heading may stand far above.
+                let last = self.last;
+                let number = self.announce(&part, at, out);
+                if last != Some(number) && last.is_some() {
+                    self.heading(&part, number, out);
+                }
+                self.end(&part, at, &format!("ERROR: {why}"), out);
+            }
             Event::Canceled(step) => self.end(&Part::Step(*step), at, "CANCELED", out),
             Event::Warning(warning) => {
                 let nameless = Source { name: String::new(), text: String::new() };
@@ -97,43 +109,40 @@ impl Plain {
 
     /// A text of its own between the parts.
     fn aside(&mut self, text: &str, out: &mut Vec<u8>) {
-        self.leave(out);
+        self.gap(out);
         out.extend_from_slice(text.as_bytes());
-        self.begun = true;
+        self.last = None;
     }
 
-    /// Ends the block of lines that stands last.
-    fn leave(&mut self, out: &mut Vec<u8>) {
-        if let Some(state) = self.current.take().and_then(|current| self.parts.get(&current))
-            && !state.ended
-        {
-            put(out, format_args!("#{} ...", state.number));
-        }
+    /// An empty line, but not at the very beginning.
+    fn gap(&mut self, out: &mut Vec<u8>) {
         if self.begun {
             out.push(b'\n');
         }
+        self.begun = true;
     }
 
-    /// Makes `part` the one whose lines stand last; its number.
-    fn turn_to(&mut self, part: &Part, at: Duration, out: &mut Vec<u8>) -> usize {
+    /// Makes sure that the heading of `part` has been written; its number.
+    fn announce(&mut self, part: &Part, at: Duration, out: &mut Vec<u8>) -> usize {
         let next = self.parts.len() + 1;
-        let number = self
-            .parts
-            .entry(part.clone())
-            .or_insert_with(|| State { number: next, started: at, ..State::default() })
-            .number;
-        if self.current.as_ref() != Some(part) {
-            self.leave(out);
-            let name = match part {
-                Part::Step(step) => self.steps.get(step.0).map_or("(unknown step)", String::as_str),
-                Part::Named(name) => name,
-            };
-            // A name is one line: the rest of a here-document would look like output.
-            put(out, format_args!("#{number} {}", name.lines().next().unwrap_or_default()));
-            self.current = Some(part.clone());
-            self.begun = true;
+        let known = self.parts.get(part).map(|state| state.number);
+        let number = known.unwrap_or(next);
+        if known.is_none() {
+            self.parts.insert(part.clone(), State { number, started: at, ..State::default() });
+            self.heading(part, number, out);
         }
+        self.last = Some(number);
         number
+    }
+
+    fn heading(&mut self, part: &Part, number: usize, out: &mut Vec<u8>) {
+        self.gap(out);
+        let name = match part {
+            Part::Step(step) => self.steps.get(step.0).map_or("(unknown step)", String::as_str),
+            Part::Named(name) => name,
+        };
+        // A name is one line: the rest of a here-document would look like output.
+        put(out, format_args!("#{number} {}", name.lines().next().unwrap_or_default()));
     }
 
     fn output(&mut self, part: &Part, stream: Stream, bytes: &[u8], at: Duration, out: &mut Vec<u8>) {
@@ -147,7 +156,7 @@ impl Plain {
         let number = state.number;
         lines.push(bytes, |line| put_output(&mut text, number, since, line));
         if !text.is_empty() {
-            self.turn_to(part, at, out);
+            self.announce(part, at, out);
             out.extend_from_slice(&text);
         }
     }
@@ -161,14 +170,14 @@ impl Plain {
             lines.finish(|line| put_output(&mut text, number, since, line));
         }
         if !text.is_empty() {
-            self.turn_to(part, at, out);
+            self.announce(part, at, out);
             out.extend_from_slice(&text);
         }
     }
 
     fn end(&mut self, part: &Part, at: Duration, how: &str, out: &mut Vec<u8>) {
         self.flush(part, at, out);
-        let number = self.turn_to(part, at, out);
+        let number = self.announce(part, at, out);
         put(out, format_args!("#{number} {how}"));
         if let Some(state) = self.parts.get_mut(part) {
             state.ended = true;
@@ -213,12 +222,9 @@ mod tests {
 #3 not cached: files changed: a.c
 #3 0.250 cc a.c
 #3 0.500 warning: b\u{ff}d
-#3 ...
 
 #4 [3/4] COPY . .
 #4 DONE 0.4s
-
-#3 [2/4] RUN make
 #3 1.250 100%
 #3 1.500 no end
 #3 DONE 2.0s
@@ -232,15 +238,11 @@ warning[JSONArgsRecommended]: JSON arguments recommended for CMD
 something to know
 
 #5 [4/4] RUN false
-#5 ...
 
 #6 [other 1/1] RUN sleep 9
-#6 ...
 
 #5 [4/4] RUN false
 #5 ERROR: exit status 1
-
-#6 [other 1/1] RUN sleep 9
 #6 CANCELED
 
 #7 exporting to image

@@ -21,6 +21,8 @@ pub(crate) struct Tty {
     /// Say why a step was not in the cache.
     explain: bool,
     steps: Vec<String>,
+    /// The steps are known.
+    planned: bool,
     /// Parts that are no steps.
     others: usize,
     done: usize,
@@ -54,7 +56,16 @@ const OUTPUT_LINES: usize = 6;
 
 impl Tty {
     pub(crate) fn new(look: Look, explain: bool) -> Self {
-        Self { look, explain, steps: Vec::new(), others: 0, done: 0, failed: false, running: Vec::new() }
+        Self {
+            look,
+            explain,
+            steps: Vec::new(),
+            planned: false,
+            others: 0,
+            done: 0,
+            failed: false,
+            running: Vec::new(),
+        }
     }
 
     /// Takes note of `event`: the lines that stay.
@@ -68,6 +79,7 @@ impl Tty {
         match event {
             Event::Planned(plan) => {
                 self.steps = plan.steps.iter().map(|step| one_line(&step.name)).collect();
+                self.planned = true;
                 vec![]
             }
             Event::Began(name) => {
@@ -85,19 +97,20 @@ impl Tty {
             }
             Event::Missed(step, reason) if self.explain => {
                 let reason = printable(reason.to_string().as_bytes());
-                vec![line(&format!(" => {} was not cached: {reason}", self.name(*step)), "", terminal)]
+                // The reason was asked for, so it is not cut: rather two lines on the terminal.
+                vec![format!(" => {}: {reason}", clip(&self.name(*step), columns(terminal) / 2))]
             }
             Event::Missed(..) => vec![],
             Event::Ended(name, took) => {
                 let took = Some(*took);
-                vec![self.end(&Part::Named((*name).to_owned()), one_line(name), None, took, terminal)]
+                vec![self.end(&Part::Named((*name).to_owned()), &one_line(name), None, took, terminal)]
             }
             Event::Cached(step, _) => {
                 let cached = Some((Style::Cached, "CACHED"));
-                vec![self.end(&Part::Step(*step), self.name(*step), cached, None, terminal)]
+                vec![self.end(&Part::Step(*step), &self.name(*step), cached, None, terminal)]
             }
             Event::Finished(step, _, took) => {
-                vec![self.end(&Part::Step(*step), self.name(*step), None, Some(*took), terminal)]
+                vec![self.end(&Part::Step(*step), &self.name(*step), None, Some(*took), terminal)]
             }
             Event::Failed(step, _) => self.fail(*step, (Style::Error, "ERROR"), at, terminal),
             Event::Canceled(step) => self.fail(*step, (Style::Warning, "CANCELED"), at, terminal),
@@ -141,9 +154,11 @@ impl Tty {
         lines
     }
 
-    /// The last line of the build.
-    pub(crate) fn summary(&self, at: Duration, terminal: Terminal) -> String {
-        self.heading(at, if self.failed { "" } else { " FINISHED" }, terminal)
+    /// The last line of the build; none where nothing was begun.
+    pub(crate) fn summary(&self, at: Duration, terminal: Terminal) -> Option<String> {
+        let total = self.steps.len() + self.others;
+        let finished = self.planned && !self.failed && self.done == total;
+        (total > 0).then(|| self.heading(at, if finished { " FINISHED" } else { "" }, terminal))
     }
 
     fn heading(&self, at: Duration, end: &str, terminal: Terminal) -> String {
@@ -192,14 +207,14 @@ impl Tty {
         let part = Part::Step(step);
         let since = self.running.iter().find(|running| running.part == part).map(|running| running.since);
         let took = since.map(|since| at.saturating_sub(since));
-        vec![self.end(&part, self.name(step), Some(how), took, terminal)]
+        vec![self.end(&part, &self.name(step), Some(how), took, terminal)]
     }
 
     /// Ends a part: the line that stays of it.
     fn end(
         &mut self,
         part: &Part,
-        name: String,
+        name: &str,
         how: Option<(Style, &str)>,
         took: Option<Duration>,
         terminal: Terminal,
@@ -260,6 +275,7 @@ fn one_line(name: &str) -> String {
 mod tests {
     use super::super::story;
     use super::*;
+    use crate::plan::step::Plan;
 
     const LOOK: Look = Look { color: false, width: 50 };
     const TERMINAL: Terminal = Terminal { columns: 50, rows: 12 };
@@ -269,11 +285,11 @@ mod tests {
         let mut tty = Tty::new(LOOK, true);
         let mut lines = Vec::new();
         story::tell(|at, event, source| lines.extend(tty.event(at, event, Some(source), TERMINAL)));
-        lines.push(tty.summary(Duration::from_millis(2210), TERMINAL));
+        lines.extend(tty.summary(Duration::from_millis(2210), TERMINAL));
         let expected = [
             " => [internal] load build context            0.1s",
             " => CACHED [1/4] WORKDIR /app",
-            " => [2/4] RUN make was not cached: files changed…",
+            " => [2/4] RUN make: files changed: a.c",
             " => [3/4] COPY . .                           0.4s",
             " => [2/4] RUN make                           2.0s",
             "warning[JSONArgsRecommended]: JSON arguments recommended for CMD",
@@ -351,6 +367,32 @@ mod tests {
         assert_eq!(frame, expected);
         // Two lines of output for each of eight steps is what 25 rows have room for.
         assert_eq!(tty.frame(at(100), Terminal { columns: 40, rows: 26 }).len(), 25);
+    }
+
+    #[test]
+    fn only_a_build_that_did_all_is_finished() {
+        let took = Duration::from_millis(100);
+        let summary = |events: &[Event<'_>]| {
+            let mut tty = Tty::new(LOOK, false);
+            for event in events {
+                tty.event(took, event, None, TERMINAL);
+            }
+            tty.summary(took, TERMINAL)
+        };
+        let plan = Plan::default();
+        let (begin, end) = (Event::Began("x"), Event::Ended("x", took));
+        for (events, expected) in [
+            (&[][..], None),
+            (&[begin, end][..], Some("[+] Building 0.1s (1/1)")),
+            (
+                &[Event::Planned(&plan), Event::Began("x"), Event::Ended("x", took)],
+                Some("[+] Building 0.1s (1/1) FINISHED"),
+            ),
+            (&[Event::Planned(&plan), Event::Began("x")], Some("[+] Building 0.1s (0/1)")),
+            (&[Event::Planned(&plan), Event::Failed(StepId(0), "")], None),
+        ] {
+            assert_eq!(summary(events).as_deref(), expected, "{events:?}");
+        }
     }
 
     #[test]

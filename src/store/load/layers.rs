@@ -252,7 +252,19 @@ fn check_diff_id(files: &Files, wanted: &Wanted, index: &LayerIndex) -> Result<(
 }
 
 fn scan_failed(files: &Files, wanted: &Wanted, error: ScanError) -> LoadError {
-    LoadError::layer(files.place(), &wanted.name, error.to_string())
+    LoadError::layer(files.place(), &wanted.name, chain(&error))
+}
+
+/// An error and what it came from, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
 }
 
 /// What comes through a channel, as a reader.
@@ -278,9 +290,9 @@ impl Read for Pieces {
 }
 
 /// Passes on what it reads, and writes it down.
-pub(in crate::store) struct Tee<R, W> {
-    pub(in crate::store) from: R,
-    pub(in crate::store) to: W,
+pub(crate) struct Tee<R, W> {
+    pub(crate) from: R,
+    pub(crate) to: W,
 }
 
 impl<R: Read, W: Write> Read for Tee<R, W> {

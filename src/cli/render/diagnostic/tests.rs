@@ -71,8 +71,8 @@ fn several_lines_and_what_the_step_wrote() {
 
 #[test]
 fn a_long_instruction_is_shortened() {
-    let body: String = (0..40).map(|i| format!("echo {i}\n")).collect();
-    let source = source(&format!("FROM a\nRUN <<EOF\n{body}EOF\n"));
+    let body: Vec<String> = (0..40).map(|i| format!("echo {i}")).collect();
+    let source = source(&format!("FROM a\nRUN <<EOF\n{}\nEOF\n", body.join("\n")));
     let failure = Diagnostic::error(Span::new(7, source.text.len()), "RUN failed with exit status 1");
     insta::assert_snapshot!(diagnostic(&source, &failure, LOOK), @r#"
     error: RUN failed with exit status 1

@@ -18,4 +18,4 @@ mod plan;
 mod random;
 mod rootless;
 mod scenarios;
-mod seeds;
+// mod seeds;

@@ -18,4 +18,4 @@ pub mod index;
 pub mod stack;
 
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;

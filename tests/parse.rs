@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use proptest::prelude::{ProptestConfig, prop_assert_eq, proptest};
 use rbuild::diagnostic::{Severity, Source, Span};
 use rbuild::dockerfile::ast::{Escape, InstructionKind, Script};
 use rbuild::dockerfile::heredoc::Opener;
@@ -307,8 +308,8 @@ fn scripts() {
 /// Inputs made to take long or to go deep. A parser that is not linear, or that recurses, does not come back from them.
 #[test]
 fn hostile_files_end() {
-    let size = 1 << 18;
-    let long = |piece: &str| piece.repeat(size / piece.len());
+    let long = |piece: &str| piece.repeat((1 << 16) / piece.len());
+    let lines = |line: &str| line.repeat((1 << 14) / line.len());
     for text in [
         long("ONBUILD "),
         long("ONBUILD\\\n"),
@@ -327,26 +328,138 @@ fn hostile_files_end() {
         format!("FROM a\nRUN {}", long("\\\n")),
         format!("FROM a\nRUN {}", long("\\\n\n\n#\n")),
         format!("FROM a\nRUN {}", long("\r")),
-        format!("FROM a\nRUN {}", &long("\r")[..65_000]),
+        format!("FROM a\nRUN {}y", &long("\r")[..65_000]),
         format!("FROM a\nRUN {}", &long("\\ ")[..65_000]),
         format!("FROM a\nRUN {}", &long(" ")[..65_000]),
-        format!("# escape={}", &long(" ")[..65_000]),
+        format!("# escape={}x", &long(" ")[..65_000]),
         format!("FROM a\nRUN {}", long("x")),
-        long("\n"),
-        long("#\n"),
-        long("# syntax=a\n"),
-        long("\u{feff}\n"),
-        long("--\n"),
-        long("\u{85}\u{2028}\n"),
-        long("FROM\n"),
-        long("FROM a\n"),
-        long("a=\n"),
-        long("'\n"),
+        lines("\n"),
+        lines("#\n"),
+        lines("# syntax=a\n"),
+        lines("\u{feff}\n"),
+        lines("--\n"),
+        lines("\u{85}\u{2028}\n"),
+        lines("FROM\n"),
+        lines("FROM a\n"),
+        lines("a=\n"),
+        lines("'\n"),
     ] {
         let parsed = parsed(&text);
         assert!(!parsed.nodes.is_empty() || parsed.has_errors());
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever the text: no panic, spans within it, and the same result again.
+    #[test]
+    fn any_text_is_read(pieces in proptest::collection::vec(proptest::sample::select(PIECES), 0..40)) {
+        let text = pieces.concat();
+        let first = parsed(&text);
+        let second = parsed(&text);
+        prop_assert_eq!(&first.nodes, &second.nodes);
+        prop_assert_eq!(&first.diagnostics, &second.diagnostics);
+        // A file that is accepted has all of its instructions in typed form.
+        if !first.has_errors() {
+            let stages = first.dockerfile.stages.iter();
+            let typed = first.dockerfile.global_args.len() + stages.map(|stage| 1 + stage.instructions.len()).sum::<usize>();
+            prop_assert_eq!(first.nodes.len(), typed);
+        }
+    }
+
+    /// CRLF makes no difference outside here-documents.
+    #[test]
+    fn line_ends_do_not_matter(pieces in proptest::collection::vec(proptest::sample::select(PIECES), 0..40)) {
+        let text = pieces.concat().replace('\r', "");
+        let nodes = |text: &str| {
+            let nodes = parsed(text).nodes.into_iter();
+            nodes.map(|node| (node.text, node.args.into_iter().map(|word| word.text).collect::<Vec<_>>())).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(nodes(&text), nodes(&text.replace('\n', "\r\n")));
+    }
+
+    /// Words never panic either, and quoting a plain word changes nothing.
+    #[test]
+    fn any_word_is_expanded(pieces in proptest::collection::vec(proptest::sample::select(WORD_PIECES), 0..20)) {
+        let text = pieces.concat();
+        let lookup = |name: &str| (name != "u").then(|| "v*/x".to_owned());
+        for escape in [Escape::Backslash, Escape::Backtick] {
+            let whole = word::expand(&text, escape, &lookup);
+            let words = word::expand_words(&text, escape, &lookup);
+            prop_assert_eq!(whole.is_ok(), words.is_ok());
+            drop(word::expand_heredoc(&text, escape, &lookup));
+        }
+        let plain: String = text.chars().filter(char::is_ascii_alphanumeric).collect();
+        let quoted = word::expand(&format!("'{plain}'"), Escape::Backslash, &lookup);
+        prop_assert_eq!(quoted.map(|expanded| expanded.text), Ok(plain));
+    }
+}
+
+const PIECES: &[&str] = &[
+    "FROM a\n",
+    "FROM a AS b\n",
+    "RUN ",
+    "COPY ",
+    "ADD ",
+    "ENV ",
+    "LABEL ",
+    "ARG ",
+    "ONBUILD ",
+    "HEALTHCHECK ",
+    "CMD ",
+    "SHELL ",
+    "VOLUME ",
+    "EXPOSE ",
+    "# escape=`\n",
+    "# syntax=x\n",
+    "#",
+    "\n",
+    "\n",
+    "\n",
+    "\r\n",
+    "\r",
+    "\\",
+    "\\\n",
+    "`\n",
+    "\\ \t\n",
+    " ",
+    "\t",
+    "a",
+    "b=c",
+    "=",
+    "\"",
+    "'",
+    "$",
+    "${",
+    "}",
+    "${x:-",
+    "<<E",
+    "<<-E ",
+    "<<\"E\"",
+    "E\n",
+    "\tE\n",
+    "[",
+    "]",
+    "[\"a\"]",
+    ",",
+    "--",
+    "--from=x ",
+    "--mount=type=cache,target=/x ",
+    "--link ",
+    "é",
+    "\u{feff}",
+    "\u{a0}",
+    "\u{2028}",
+    "\0",
+    "1s",
+    "NONE",
+];
+
+const WORD_PIECES: &[&str] = &[
+    "$", "{", "}", "${", "${x", "${u", ":", "-", "+", "?", "#", "%", "/", "*", "\\", "`", "'", "\"", "x", "u", "1",
+    " ", "<", "é", "\n",
+];
 
 /// The limit counts the bytes of a line without its line feed, in here-documents too.
 #[test]

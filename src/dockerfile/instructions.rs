@@ -437,7 +437,12 @@ impl Checker<'_> {
         if !sub.sound {
             return None;
         }
-        let trigger = Node { heredocs: self.node.heredocs.clone(), lines: self.node.lines, ..(**sub).clone() };
+        let trigger = Node {
+            heredocs: self.node.heredocs.clone(),
+            lines: self.node.lines,
+            span: Span::new(sub.span.start, self.node.span.end),
+            ..(**sub).clone()
+        };
         let mut found = Vec::new();
         let instruction = match typed(&trigger, self.escape, &mut found) {
             Some(Typed::Instruction(instruction)) => Some(Box::new(instruction)),

@@ -47,6 +47,7 @@ fn errors(parsed: &Parsed) -> Vec<&str> {
 }
 
 /// The folder with data of other projects, or `None` after saying that `test` was skipped.
+#[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 fn corpus(test: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("RBUILD_CORPUS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus/open"), PathBuf::from);
@@ -511,18 +512,12 @@ fn dump_one(node: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let words =
         |value: &Value| value.as_array().into_iter().flatten().map(text).map(|word| quote(&word)).collect::<Vec<_>>();
-    let mut line = text(&node["instruction"]).to_lowercase();
     let flags = words(&node["flags"]);
-    if !flags.is_empty() {
-        line += &format!(" [{}]", flags.join(" "));
-    }
-    if node["sub"].is_object() {
-        line += &format!(" ({})", dump_one(&node["sub"]));
-    }
-    for word in words(&node["args"]) {
-        line += &format!(" {word}");
-    }
-    line
+    let mut parts = vec![text(&node["instruction"]).to_lowercase()];
+    parts.extend((!flags.is_empty()).then(|| format!("[{}]", flags.join(" "))));
+    parts.extend(node["sub"].is_object().then(|| format!("({})", dump_one(&node["sub"]))));
+    parts.extend(words(&node["args"]));
+    parts.join(" ")
 }
 
 fn quote(text: &str) -> String {

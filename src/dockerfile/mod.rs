@@ -264,10 +264,7 @@ impl<'a> Reader<'a> {
 
     /// The line that ends before the offset.
     fn last_line(&self) -> usize {
-        match self.text[..self.offset].ends_with('\n') {
-            true => self.line - 1,
-            false => self.line,
-        }
+        if self.text[..self.offset].ends_with('\n') { self.line - 1 } else { self.line }
     }
 
     fn heredocs(&mut self, line: &LogicalLine, node: &mut Node) {

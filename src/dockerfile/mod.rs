@@ -4,9 +4,9 @@
 //! everything that is wrong with them. What always holds: parsing never fails and never panics; every span lies within
 //! the source; time is linear in its size and depth is bounded, whatever the input; nothing is expanded or looked up.
 //!
-//! The road: [`directive`] reads the comments at the top; [`parser`] (the only user of `grammar/dockerfile.pest`) cuts
-//! the text into logical lines ([`line`]) and these into names, flags and arguments; [`node`] and [`heredoc`] make
-//! nodes of them; [`instructions`], [`flags`] and [`mount`] make typed instructions of the nodes. [`word`] expands
+//! The road: `directive` reads the comments at the top; `parser` (the only user of `grammar/dockerfile.pest`) cuts
+//! the text into logical lines (`line`) and these into names, flags and arguments; [`node`] and [`heredoc`] make
+//! nodes of them; `instructions`, [`flags`] and `mount` make typed instructions of the nodes. [`word`] expands
 //! variables later, when the planner knows them.
 
 pub mod ast;

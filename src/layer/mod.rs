@@ -12,6 +12,7 @@
 //! `entry`, `entry_ref`, `index`, `content` and `stack` are pure: they touch no file and no clock.
 
 pub mod capability;
+pub mod apply;
 mod chunk;
 pub mod compress;
 pub mod content;

@@ -5,9 +5,10 @@
 
 use std::fs::File;
 use std::io::{self, Cursor, Read};
+use std::sync::Arc;
 
-use super::copy::{FileData, Landing};
-use super::step::NewLayer;
+use super::copy::{FileData, Spool};
+use super::step::{Missed, NewLayer};
 use super::{Cause, Solver};
 use crate::layer::entry::Kind;
 use crate::layer::write::{Body, LayerWriter, WriteError};
@@ -16,54 +17,56 @@ use crate::store::StoreError;
 use crate::store::layers::Form;
 
 impl Solver<'_> {
-    pub(super) fn write_layer(&self, copy: Option<&CopyOp>, landing: Option<&Landing>) -> Result<NewLayer, Cause> {
-        let landing = landing.expect("a step that missed has a landing");
+    /// Writes the layer, and fills the digests of the files into the landing.
+    pub(super) fn write_layer(&self, copy: Option<&CopyOp>, missed: &mut Missed) -> Result<NewLayer, Cause> {
+        let Missed { landing, spool, .. } = missed;
+        let landing = landing.as_mut().expect("a step that missed has a landing");
+        landing.date_new(self.now().as_second());
         let path = self.engine.lease.fresh_path();
         let file = File::create_new(&path).map_err(StoreError::io("make", &path))?;
         let mut writer = LayerWriter::new(file);
-        for landed in &landing.entries {
+        for landed in &mut landing.entries {
             if self.engine.cancel.is_canceled() {
                 return Err(Cause::Canceled);
             }
-            let mut entry = landed.entry.clone();
-            let known = match &entry.kind {
-                Kind::File { sha256, .. } => Some(*sha256),
-                _ => None,
+            let known = landed.is_hashed();
+            let expected = landed.entry.kind.clone();
+            let body = match &expected {
+                Kind::File { .. } => Body::Reader(self.open(copy, &landed.data, spool.as_ref())?),
+                _ => Body::None,
             };
-            let body = match known {
-                Some(_) => Body::Reader(self.open(copy, &landed.data)?),
-                None => Body::None,
-            };
-            match writer.push(&mut entry, body) {
-                Err(WriteError::Changed { path }) => return Err(Cause::Unsteady(path)),
+            match writer.push(&mut landed.entry, body) {
+                Err(WriteError::Changed { path, .. }) => return Err(unsteady(&path)),
                 other => other?,
             }
-            if let (Some(known), Kind::File { sha256, .. }) = (known, &entry.kind)
-                && known != *sha256
-            {
-                return Err(Cause::Unsteady(String::from_utf8_lossy(&entry.path).into_owned().into()));
+            if known && landed.entry.kind != expected {
+                return Err(unsteady(&landed.entry.path));
             }
         }
         let (_, index) = writer.finish()?;
         Ok(NewLayer { index, form: Form::Tar(path) })
     }
 
-    fn open(&self, copy: Option<&CopyOp>, data: &FileData) -> Result<Box<dyn Read + Send>, Cause> {
+    fn open<'s>(&'s self, copy: Option<&CopyOp>, data: &FileData, spool: Option<&'s Spool>) -> Result<Box<dyn Read + 's>, Cause> {
         let from = copy.map(|copy| copy.from);
-        Ok(match (data, from) {
-            (FileData::Context(path), Some(CopyFrom::Context(context))) => {
-                Box::new(self.engine.contexts[context.0].open(path).map_err(|_| Cause::Unsteady(path.clone()))?)
+        Ok(match (data, from, spool) {
+            (FileData::Context { path, stamp }, Some(CopyFrom::Context(context)), _) => {
+                Box::new(self.engine.contexts[context.0].open_file(path, stamp).map_err(|_| unsteady(path))?)
             }
-            (FileData::Inline(bytes), _) => Box::new(Cursor::new(bytes.clone())),
-            (FileData::Layer { layer, position }, Some(CopyFrom::Stack(stack))) => {
-                let layer = self.stack(stack).layers[*layer];
-                let index = self.stacks.index(&layer)?;
+            (FileData::Inline(bytes), ..) => Box::new(Cursor::new(Arc::clone(bytes))),
+            (FileData::Layer { layer, position }, Some(CopyFrom::Stack(stack)), _) => {
+                let source = self.stack(stack);
+                let index = Arc::clone(&self.view(&source)?.layers[*layer]);
+                let layer = source.layers[*layer];
                 let data = self.stacks.data(&layer)?;
-                data.open(&index, *position)
-                    .map_err(StoreError::io("read a file of layer", layer.to_string().as_ref()))?
+                data.open(&index, *position).map_err(StoreError::io("read a file of", layer.to_string().as_ref()))?
             }
-            (FileData::Spool(spool), _) => Box::new(spool.reader()),
+            (FileData::Spool { offset, size }, _, Some(spool)) => Box::new(spool.reader(*offset, *size)),
             _ => Box::new(io::empty()),
         })
     }
+}
+
+fn unsteady(path: &[u8]) -> Cause {
+    Cause::Unsteady(String::from_utf8_lossy(path).into_owned().into())
 }

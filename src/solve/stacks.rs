@@ -69,7 +69,8 @@ impl<'a> Stacks<'a> {
 
     /// What is seen through these layers, bottom first.
     pub(super) fn view(&self, layers: &[DiffId]) -> Result<LayerStack, StoreError> {
-        Ok(LayerStack { layers: layers.iter().map(|layer| self.index(layer)).collect::<Result<_, _>>()? })
+        let indexes = layers.iter().map(|layer| self.index(layer)).collect::<Result<Vec<_>, _>>()?;
+        LayerStack::new(indexes).map_err(|error| StoreError::Damaged { path: self.store.root().to_owned(), why: error.to_string() })
     }
 
     /// The data of a layer's files.

@@ -20,7 +20,7 @@ use super::lease::Lease;
 use crate::digest::{ChainId, DiffId, Digest, HashingWriter};
 use crate::layer::compress;
 use crate::layer::entry::Kind;
-use crate::layer::index::{LayerIndex, Origin};
+use crate::layer::index::{HEADER, LayerIndex, Origin, Summary};
 use crate::layer::write::{WriteError, write_form};
 
 /// A form in which a new layer comes.
@@ -91,6 +91,19 @@ impl Store {
             return Err(damaged(format!("it is the index of {}", index.diff_id())));
         }
         Ok(Some(index))
+    }
+
+    /// What the layer's index says of the layer as a whole, without reading all of it.
+    pub fn layer_summary(&self, layer: &DiffId) -> Result<Summary, StoreError> {
+        let path = self.layer_path(layer).join("index");
+        let mut file = open_if_there(&path)?.ok_or_else(|| self.missing(format!("the layer {layer}")))?;
+        let mut header = [0; HEADER];
+        file.read_exact(&mut header).map_err(StoreError::io("read", &path))?;
+        match Summary::parse(&header) {
+            Ok(summary) if summary.diff_id == *layer => Ok(summary),
+            Ok(summary) => Err(StoreError::Damaged { path, why: format!("it is the index of {}", summary.diff_id) }),
+            Err(error) => Err(StoreError::Damaged { path, why: error.to_string() }),
+        }
     }
 
     /// The layer's tree, where it has one.
@@ -276,8 +289,13 @@ impl LayerData {
                 Ok(Box::new(open_nofollow(&path)?))
             }
             Place::Tar { tar, index: own } => {
-                let position = own.position(&entry.path).ok_or(io::ErrorKind::NotFound)?;
-                Ok(Box::new(Slice { file: tar.try_clone()?, offset: own.offset(position), left: size }))
+                // Another form of the layer has its data elsewhere; that of an index on parents is where this one's is.
+                let offset = if index.diff_id() == own.diff_id() {
+                    index.offset(position)
+                } else {
+                    own.offset(own.position(&entry.path).ok_or(io::ErrorKind::NotFound)?)
+                };
+                Ok(Box::new(Slice { file: tar.try_clone()?, offset, left: size }))
             }
         }
     }

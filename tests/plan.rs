@@ -5,7 +5,7 @@
 //! `--- plan`, `--- history`, `--- config`, `--- graph`, `--- needs`, `--- warnings`, `--- errors`. Warnings and errors
 //! that no section expects are failures. `RBUILD_BLESS=1` writes what comes out into the files, to be read in a diff.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -295,6 +295,61 @@ fn corpus(test: &str) -> Option<PathBuf> {
     assert!(!required.split(',').any(|name| name.trim() == "corpus"), "{test}: no corpus in {}", folder.display());
     eprintln!("skipped: {test}: corpus not found in {}", folder.display());
     None
+}
+
+/// Files of real projects: what docker accepts can be planned, but for what is not supported yet, and the variables
+/// that it finds undefined are those that we find.
+#[test]
+fn real_dockerfiles_are_planned() {
+    let Some(corpus) = corpus("real_dockerfiles_are_planned") else { return };
+    let expect = fs::read_to_string(corpus.join("real_expect.json")).unwrap();
+    let expect: serde_json::Value = serde_json::from_str(&expect).unwrap();
+    let (mut planned, mut unsupported, mut wrong) = (0, 0, String::new());
+    for file in expect["files"].as_array().unwrap() {
+        let name = file["file"].as_str().unwrap();
+        let bytes = fs::read(corpus.join("real").join(name)).unwrap();
+        let source = Source { name: name.to_owned(), text: String::from_utf8_lossy(&bytes).into_owned() };
+        let mut case = Case { source, options: PlanOptions::default(), bases: BTreeMap::new() };
+        let stages = parse(&case.source).dockerfile.stages.len();
+        let (mut found, mut errors) = (BTreeSet::new(), Vec::new());
+        for target in 0..stages {
+            case.options.target = Some(target.to_string());
+            match case.make() {
+                Ok(made) => found.extend(made.warnings.iter().filter_map(|warning| {
+                    let rule = warning.rule.filter(|rule| rule.starts_with("Undefined"))?;
+                    Some((rule.to_owned(), case.source.line(warning.span?.start)))
+                })),
+                Err(list) => errors.extend(list),
+            }
+        }
+        let beyond = |error: &Diagnostic| error.message.starts_with("not supported yet");
+        let accepted = file["expect"] == "accept";
+        if accepted && !errors.iter().all(beyond) {
+            writeln!(wrong, "{name}: docker takes it:\n{}", case.show(&errors)).unwrap();
+        } else if file["reject_stage"] == "convert" && errors.is_empty() {
+            writeln!(wrong, "{name}: docker refuses it: {}", file["buildkit_error"]).unwrap();
+        } else if accepted && errors.is_empty() {
+            planned += 1;
+            let warnings = file["warnings"].as_array().unwrap().iter();
+            let undefined = warnings.filter(|warning| warning["rule"].as_str().unwrap().starts_with("Undefined"));
+            let expected: BTreeSet<(String, usize)> = undefined
+                .map(|warning| {
+                    let line = usize::try_from(warning["line"].as_u64().unwrap()).unwrap();
+                    (warning["rule"].as_str().unwrap().to_owned(), line)
+                })
+                .collect();
+            // Docker gives the first line of an instruction, we give the word's.
+            let lines =
+                |set: &BTreeSet<(String, usize)>| set.iter().map(|(rule, _)| rule.clone()).collect::<BTreeSet<_>>();
+            if lines(&found) != lines(&expected) || found.len() < expected.len() {
+                writeln!(wrong, "{name}: expected {expected:?}, found {found:?}").unwrap();
+            }
+        } else {
+            unsupported += 1;
+        }
+    }
+    eprintln!("{planned} files are planned, {unsupported} need what is not supported yet or are refused");
+    assert!(wrong.is_empty(), "{wrong}");
 }
 
 /// Config, history and the number of layers of every image that docker built, as far as planning decides them.

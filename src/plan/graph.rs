@@ -110,12 +110,13 @@ pub fn graph(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGrap
         graph.add(stage, options, &mut errors);
     }
     match graph.find_target(options.target.as_deref()) {
-        Ok(target) => graph.target = target,
+        Ok(target) => {
+            graph.target = target;
+            errors.extend(graph.problems(&graph.needed()));
+        }
         Err(error) => errors.push(error),
     }
-    if errors.is_empty() {
-        errors = graph.problems(&graph.reachable(&[]));
-    }
+    errors.sort_by_key(|error| error.span);
     if errors.is_empty() { Ok(graph) } else { Err(errors) }
 }
 

@@ -285,7 +285,7 @@ impl<'a> Planner<'a> {
     fn note_unset(&mut self, place: Place<'_>, state: &State, span: Span, unset: &[String]) {
         let unset: BTreeSet<&String> = unset.iter().collect();
         for name in unset.into_iter().filter(|name| state.arguments.get(name).is_none()) {
-            let mut message = format!("usage of undefined variable '${name}'");
+            let mut message = format!("Usage of undefined variable '${name}'");
             if let Some(near) = nearest(name, state.variables.names()) {
                 // Writing to a String does not fail.
                 let _ = write!(message, " (did you mean ${near}?)");
@@ -412,12 +412,11 @@ impl<'a> Planner<'a> {
         let mut list = Vec::new();
         for word in words {
             let lookup = |name: &str| state.variables.get(name).map(str::to_owned);
+            // As with Docker, a variable of EXPOSE that is not set is not told.
             let split = match word::expand_words(&word.text, place.escape, &lookup) {
                 Ok(split) => split,
                 Err(error) => return self.fail(place, word.span, error.message),
             };
-            // For the variables that are not set: splitting does not tell them.
-            self.expand(place, state, word)?;
             for spec in split {
                 match ports(&spec) {
                     Ok(ports) => list.extend(ports),

@@ -80,7 +80,8 @@ pub struct Outside {
     pub context: bool,
 }
 
-/// Resolves the stages of `dockerfile`. The errors are all that there are, not the first.
+/// Resolves the stages of `dockerfile`. What comes instead of a graph is all that there is to say: every error, not
+/// the first, and the warnings.
 pub fn graph(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGraph, Vec<Diagnostic>> {
     if options.platforms.len() > 1 {
         let list = options.platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
@@ -116,8 +117,12 @@ pub fn graph(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGrap
         }
         Err(error) => errors.push(error),
     }
+    if errors.is_empty() {
+        return Ok(graph);
+    }
+    errors.append(&mut graph.warnings);
     errors.sort_by_key(|error| error.span);
-    if errors.is_empty() { Ok(graph) } else { Err(errors) }
+    Err(errors)
 }
 
 impl StageGraph {
@@ -199,7 +204,13 @@ impl StageGraph {
     fn platform(&mut self, word: &Word, options: &PlanOptions, errors: &mut Vec<Diagnostic>) -> Option<Platform> {
         let text = self.expand_global(word, errors)?;
         if text.is_empty() {
-            errors.push(Diagnostic::error(word.span, format!("empty platform value from expression {}", word.text)));
+            let error = Diagnostic::error(word.span, format!("empty platform value from expression {}", word.text));
+            let wanted = word.text.trim_matches(['$', '{', '}']);
+            errors.push(match nearest(wanted, self.globals.names()) {
+                Some(near) if near != wanted => error.help(format!("did you mean ${near}?")),
+                _ => error
+                    .help("give the variable a default with ARG before the first FROM, or a value with --build-arg"),
+            });
             return None;
         }
         match Platform::parse(&text, options.platform()) {

@@ -145,7 +145,8 @@ pub enum Outcome {
     NeedBases(Vec<BaseRequest>),
 }
 
-/// Plans the build of the target. The errors are all that there are, not the first.
+/// Plans the build of the target. What comes instead of an outcome is all that there is to say: every error, not the
+/// first, and the warnings.
 pub fn plan(graph: &StageGraph, bases: &Bases, options: &PlanOptions) -> Result<Outcome, Vec<Diagnostic>> {
     // Triggers of base images can need further stages and images, whose triggers can again.
     let mut triggers: BTreeMap<usize, Vec<stage::Trigger>> = BTreeMap::new();
@@ -195,9 +196,10 @@ pub fn plan(graph: &StageGraph, bases: &Bases, options: &PlanOptions) -> Result<
         planner.stage(index, triggers.remove(&index).unwrap_or_default());
     }
     let (plan, diagnostics) = planner.finish();
-    let (errors, more): (Vec<_>, Vec<_>) = diagnostics.into_iter().partition(Diagnostic::is_error);
-    warnings.extend(more);
-    if errors.is_empty() { Ok(Outcome::Planned(plan, warnings)) } else { Err(errors) }
+    warnings.extend(diagnostics);
+    // Stable: what has no place comes first.
+    warnings.sort_by_key(|diagnostic| diagnostic.span);
+    if warnings.iter().any(Diagnostic::is_error) { Err(warnings) } else { Ok(Outcome::Planned(plan, warnings)) }
 }
 
 /// What to warn of: stages named by `--no-cache-filter` that the file does not have.

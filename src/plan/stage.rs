@@ -19,7 +19,7 @@ use crate::image::platform::Platform;
 use super::chmod::parse_mode;
 use super::config::{Folded, clean, destination, is_signal, near_signal, ports};
 use super::graph::{Origin, Outside, StageGraph};
-use super::scope::{Variables, is_directive};
+use super::scope::{SOURCE_DATE_EPOCH, Variables, is_directive};
 use super::step::{
     BaseId, Chown, ContextId, CopyFrom, CopyOp, CopySource, MakeDirOp, Network, Op, Plan, PlannedBase, PlannedContext,
     PlannedImage, RunOp, Stack, Step, StepId,
@@ -87,7 +87,8 @@ fn placed(errors: Vec<Diagnostic>, span: Span, text: &str) -> Vec<Diagnostic> {
         error.span = Some(span);
         error.help(format!("it is in a trigger that this stage sets off: ONBUILD {text}"))
     };
-    errors.into_iter().map(place).collect()
+    let unnamed = errors.is_empty().then(|| Diagnostic::error(span, "the trigger is no instruction"));
+    errors.into_iter().chain(unnamed).map(place).collect()
 }
 
 /// Plans stage after stage.
@@ -112,6 +113,8 @@ struct State {
     variables: Variables,
     /// Every ARG, in order of first appearance, with its last value.
     arguments: Variables,
+    /// That a RUN does not see the epoch was told.
+    epoch_told: bool,
 }
 
 /// What an instruction needs to know of its place.
@@ -191,7 +194,7 @@ impl<'a> Planner<'a> {
             Origin::Stage(earlier) => {
                 // Proof: stages are planned in order, and what a stage needs is reached and earlier.
                 let parent = self.done[*earlier].as_ref().expect("an earlier stage is planned");
-                return State { folded: parent.folded.child(), ..parent.clone() };
+                return State { folded: parent.folded.child(), epoch_told: false, ..parent.clone() };
             }
             Origin::Scratch => (Stack::Scratch, None, Folded::scratch(&stage.platform)),
             Origin::Outside(outside) => self.begin_outside(index, outside),
@@ -201,7 +204,8 @@ impl<'a> Planner<'a> {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
             variables.set(name, value);
         }
-        State { stack, base, platform: stage.platform.clone(), folded, variables, arguments: Variables::default() }
+        let (platform, arguments) = (stage.platform.clone(), Variables::default());
+        State { stack, base, platform, folded, variables, arguments, epoch_told: false }
     }
 
     fn begin_outside(&mut self, index: usize, outside: &Outside) -> (Stack, Option<BaseId>, Folded) {
@@ -504,6 +508,7 @@ impl<'a> Planner<'a> {
         if args.is_empty() {
             return self.fail(place, place.instruction.span, "RUN has no command");
         }
+        self.note_epoch(place, state);
         let mut line = String::from("RUN ");
         let arguments: Vec<&str> = state.arguments.names().collect();
         if !arguments.is_empty() {
@@ -529,6 +534,18 @@ impl<'a> Planner<'a> {
         let step = self.step(place, state, Op::Run(op));
         state.folded.commit(line, Some(step));
         Ok(())
+    }
+
+    /// Hints, once for each stage, that what RUN writes has times of its own.
+    fn note_epoch(&mut self, place: Place<'_>, state: &mut State) {
+        if self.options.epoch.is_some() && !state.epoch_told && state.variables.get(SOURCE_DATE_EPOCH).is_none() {
+            state.epoch_told = true;
+            let message = "SOURCE_DATE_EPOCH is given, but this RUN does not see it";
+            let warning = Diagnostic::warning(place.instruction.span, "EpochNotDeclared", message);
+            let help =
+                "write ARG SOURCE_DATE_EPOCH in the stage, so that tools leave their own times out of what they make";
+            self.tell(place, warning.help(help));
+        }
     }
 
     fn copy(&mut self, place: Place<'_>, state: &mut State, copy: &Copy) -> Result<(), Told> {

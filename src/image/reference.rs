@@ -120,7 +120,7 @@ impl Reference {
             return Err(ReferenceError::Host { name: name(), host: registry.to_owned() });
         }
         let registry = if registry == OLD_HUB { HUB } else { registry };
-        for part in repository.split('/').filter(|part| !is_component(part)) {
+        if let Some(part) = repository.split('/').find(|part| !is_component(part)) {
             let lower = part.to_ascii_lowercase();
             return Err(if is_component(&lower) {
                 let small = repository.to_ascii_lowercase();

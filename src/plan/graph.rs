@@ -262,6 +262,7 @@ impl StageGraph {
 
     /// What `--from` or `from=` of the stage `at` means. `true` with the error: it is one whether or not the stage is
     /// needed.
+    #[allow(clippy::result_large_err)] // Errors end the planning.
     pub(super) fn resolve(&self, from: &Word, at: usize, options: &PlanOptions) -> Result<Origin, (bool, Diagnostic)> {
         let text = &from.text;
         let literal = word::expand(text, self.escape, &|_| None).ok().filter(|expanded| expanded.text == *text);
@@ -346,10 +347,11 @@ impl StageGraph {
             let _ = write!(message, " (did you mean {near}?)");
         }
         let error = no_span(Diagnostic::error(Span::default(), message));
-        Err(match names.is_empty() {
-            true => error.help("no stage of the file has a name; 0 is the first"),
-            false => error.help(format!("the file has the stages {}", names.join(", "))),
-        })
+        Err(error.help(if names.is_empty() {
+            "no stage of the file has a name; 0 is the first".to_owned()
+        } else {
+            format!("the file has the stages {}", names.join(", "))
+        }))
     }
 
     /// Which stages the target needs, itself included. `extra` are further uses: of the stage, by triggers.

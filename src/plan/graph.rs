@@ -31,6 +31,8 @@ pub struct StageGraph {
     pub(super) globals: Variables,
     /// The names of all ARGs.
     pub(super) declared: BTreeSet<String>,
+    /// Those of them before the first FROM.
+    global_names: BTreeSet<String>,
     /// The names of all stages, those that are not resolved yet included.
     names: Vec<Option<String>>,
 }
@@ -104,9 +106,11 @@ pub fn graph(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGrap
         escape: dockerfile.escape,
         globals,
         declared: BTreeSet::new(),
+        global_names: BTreeSet::new(),
         names: dockerfile.stages.iter().map(|stage| stage.name.as_ref().map(|name| name.text.clone())).collect(),
     };
     graph.declare(&dockerfile.global_args);
+    graph.global_names.clone_from(&graph.declared);
     for stage in &dockerfile.stages {
         graph.add(stage, options, &mut errors);
     }
@@ -227,8 +231,8 @@ impl StageGraph {
         match self.globals.expand(&word.text, self.escape) {
             Ok(expanded) => {
                 let unset: BTreeSet<&String> = expanded.unset.iter().collect();
-                for name in unset.into_iter().filter(|name| !self.declared.contains(*name)) {
-                    let names = self.declared.iter().map(String::as_str).chain(self.globals.names());
+                for name in unset.into_iter().filter(|name| !self.global_names.contains(*name)) {
+                    let names = self.global_names.iter().map(String::as_str).chain(self.globals.names());
                     let mut message = format!("FROM argument '{name}' is not declared");
                     if let Some(near) = nearest(name, names) {
                         // Writing to a String does not fail.

@@ -11,11 +11,19 @@
 //!
 //! `entry`, `entry_ref`, `index`, `content` and `stack` are pure: they touch no file and no clock.
 
+pub mod apply;
+pub mod capability;
+mod chunk;
 pub mod content;
+pub mod data;
 pub mod entry;
 pub mod entry_ref;
+pub mod header;
 pub mod index;
+pub mod scan;
 pub mod stack;
+mod stream;
+pub mod write;
 
 #[cfg(test)]
 pub(crate) mod sample;

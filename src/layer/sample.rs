@@ -12,7 +12,10 @@ use crate::layer::index::{IndexBuilder, LayerIndex, Origin, RootMetadata};
 pub(crate) fn entry(line: &str) -> Entry {
     let words: Vec<&str> = line.split_whitespace().collect();
     let word = |at: usize| words.get(at).copied().unwrap_or_default();
-    let number = |at: usize, default: u32| words.get(at).map_or(default, |word| word.parse().unwrap());
+    let number = |at: usize, default: u32| match words.get(at) {
+        None | Some(&"-1") => default,
+        Some(word) => word.parse().unwrap(),
+    };
     let capability = |at: usize| {
         let hex = word(at);
         (!hex.is_empty() && hex != "-").then(|| {
@@ -112,4 +115,13 @@ pub(crate) fn list(index: &LayerIndex) -> String {
             }
         })
         .collect()
+}
+
+/// Compares with a file of golden values below testdata/layers, or writes it when `RBUILD_BLESS` is set.
+pub(crate) fn golden(name: &str, found: &str) {
+    let path = format!("{}/testdata/layers/{name}", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("RBUILD_BLESS").is_some() {
+        std::fs::write(&path, found).unwrap();
+    }
+    assert_eq!(found, std::fs::read_to_string(&path).unwrap_or_default(), "{path}");
 }

@@ -2,11 +2,13 @@
 
 use super::{
     Extent, FORMAT_VERSION, HEADER, IndexError, KEPT_LIMIT, KEPT_PATHS, LayerIndex, MAGIC, Origin, RECORD,
-    RootMetadata, SPARSE, flag, kind,
+    RootMetadata, SPARSE, flag, kind, u32_at,
 };
 use crate::digest::{ContentDigest, DiffId};
 use crate::layer::content::ContentHasher;
+use crate::layer::entry::compare_paths;
 use crate::layer::entry_ref::{EntryRef, KindRef};
+use std::cmp::Ordering;
 
 /// Collects entries and the bytes that an index keeps.
 ///
@@ -51,6 +53,22 @@ impl IndexBuilder {
     /// The path that was pushed last.
     pub fn last_path(&self) -> Option<&[u8]> {
         self.last.map(|(start, length)| &self.heap[start as usize..][..length as usize])
+    }
+
+    /// Whether a regular file of this path was pushed.
+    pub fn holds_file(&self, path: &[u8]) -> bool {
+        let at = |position: usize| &self.records[position * RECORD..][..RECORD];
+        let path_of = |record: &[u8]| u32_at(record, 0) as usize..(u32_at(record, 0) + u32_at(record, 4)) as usize;
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match compare_paths(&self.heap[path_of(at(middle))], path) {
+                Ordering::Less => low = middle + 1,
+                Ordering::Equal => return at(middle)[8] == kind::FILE,
+                Ordering::Greater => high = middle,
+            }
+        }
+        false
     }
 
     /// Number of entries so far.

@@ -18,7 +18,7 @@ mod step;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::context::local::LocalContext;
 use crate::digest::{ContentDigest, DiffId, StackId};
@@ -91,6 +91,8 @@ pub struct Solved {
     pub created: String,
     /// Whether the cache had it.
     pub cached: bool,
+    /// How long making it took.
+    pub took: Duration,
 }
 
 /// What a plan gave: one [`Solved`] for each step.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::copy::{CopyError, Landing, Selection, SourceView, Spool, land, make_dir, select};
 use super::{Cause, Solved, Solver};
@@ -111,7 +111,7 @@ impl Solver<'_> {
         if let Some(hit) = self.written_before(step, &missed)? {
             return self.hit(id, &hit.0, hit.1);
         }
-        let layer = self.keep(id, &missed, new)?;
+        let layer = self.keep(id, &missed, new, began)?;
         self.engine.events.event(Event::Finished(id, layer, began.elapsed()));
         Ok(())
     }
@@ -400,13 +400,13 @@ impl Solver<'_> {
     }
 
     fn hit(&self, id: StepId, record: &CacheRecord, key: CacheKey) -> Result<(), Cause> {
-        self.solve_as(id, record.content, record.layer, true)?;
+        self.solve_as(id, record.content, record.layer, None)?;
         self.engine.events.event(Event::Cached(id, key));
         Ok(())
     }
 
     /// Puts a new layer into the store, unless the same operation made the same before, and records it.
-    fn keep(&self, id: StepId, missed: &Missed, new: NewLayer) -> Result<DiffId, Cause> {
+    fn keep(&self, id: StepId, missed: &Missed, new: NewLayer, began: Instant) -> Result<DiffId, Cause> {
         let (store, lease) = (self.engine.store, self.engine.lease);
         let content = new.index.content();
         let op = missed.record.op;
@@ -423,17 +423,24 @@ impl Solver<'_> {
             store.record(lease, key, &record)?;
         }
         store.remember_last(lease, &self.place(id), &record)?;
-        self.solve_as(id, content, layer, false)?;
+        self.solve_as(id, content, layer, Some(began.elapsed()))?;
         Ok(layer)
     }
 
-    fn solve_as(&self, id: StepId, content: ContentDigest, layer: DiffId, cached: bool) -> Result<(), Cause> {
+    fn solve_as(&self, id: StepId, content: ContentDigest, layer: DiffId, took: Option<Duration>) -> Result<(), Cause> {
         let mut state = self.stack(self.plan.steps[id.0].parent);
         state.made.push(content);
         let stack = key::stack_id(state.base.as_ref(), &state.made);
         let created = self.engine.store.first_reached(self.engine.lease, &stack, || self.now().to_string())?;
         // A step is carried out once.
-        let _ = self.solved[id.0].set(Solved { content, layer, stack, created, cached });
+        let _ = self.solved[id.0].set(Solved {
+            content,
+            layer,
+            stack,
+            created,
+            cached: took.is_none(),
+            took: took.unwrap_or_default(),
+        });
         Ok(())
     }
 

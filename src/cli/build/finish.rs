@@ -6,15 +6,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
+use serde_json::json;
 
 use super::Job;
 use crate::cli::args::BuildArgs;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::{CompressionName, Destination, OutputKind, OutputSpec};
-use crate::cli::settings::Settings;
 use crate::cli::stdout::stdout;
 use crate::digest::{ContentDigest, DiffId, ImageId};
 use crate::event::{Event, EventSink};
@@ -36,6 +38,19 @@ use crate::store::{Store, base};
 pub(super) struct Report {
     id: ImageId,
     content: Option<ContentDigest>,
+    manifest: Descriptor,
+    names: Vec<Reference>,
+    /// Per step of the plan.
+    steps: Vec<StepReport>,
+}
+
+/// What `--metadata-file` says of a step.
+struct StepReport {
+    name: String,
+    layer: DiffId,
+    content: ContentDigest,
+    cached: bool,
+    took: Duration,
 }
 
 impl Report {
@@ -49,15 +64,47 @@ impl Report {
     }
 
     /// Writes what goes to standard output and to files.
-    pub(super) fn write(&self, args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
-        if let Some(path) = &args.iidfile {
-            fs::write(settings.cwd.join(path), self.id.to_string())
-                .with_context(|| format!("cannot write {}", path.display()))?;
+    pub(super) fn write(&self, job: &Job<'_>) -> Result<ExitCode, Failure> {
+        let put = |path: &Path, bytes: &[u8]| {
+            fs::write(job.settings.cwd.join(path), bytes).with_context(|| format!("cannot write {}", path.display()))
+        };
+        if let Some(path) = &job.args.iidfile {
+            put(path, self.id.to_string().as_bytes())?;
         }
-        if args.quiet {
+        if let Some(path) = &job.args.metadata_file {
+            put(path, format!("{:#}\n", self.metadata()).as_bytes())?;
+        }
+        if job.args.quiet {
             writeln!(stdout(), "{}", self.id)?;
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The document of `--metadata-file`: Docker's keys, and rbuild's own under `rbuild.`.
+    fn metadata(&self) -> serde_json::Value {
+        let steps = self.steps.iter().map(|step| {
+            json!({
+                "name": step.name,
+                "layer": step.layer,
+                "content": step.content,
+                "cached": step.cached,
+                "seconds": step.took.as_secs_f64(),
+            })
+        });
+        let mut document = json!({
+            "containerimage.config.digest": self.id,
+            "containerimage.descriptor": self.manifest,
+            "containerimage.digest": self.manifest.digest,
+            "rbuild.steps": steps.collect::<Vec<_>>(),
+        });
+        if !self.names.is_empty() {
+            let names: Vec<String> = self.names.iter().map(ToString::to_string).collect();
+            document["image.name"] = names.join(",").into();
+        }
+        if let Some(content) = self.content {
+            document["rbuild.content.digest"] = content.to_string().into();
+        }
+        document
     }
 }
 
@@ -94,7 +141,20 @@ pub(super) fn finish(job: &Job<'_>, solution: &Solution) -> Result<Report, Failu
     for spec in &job.args.outputs {
         write_output(job, spec, &assembled, &names)?;
     }
-    Ok(Report { id: assembled.image_id, content: assembled.content })
+    let steps = job.plan.steps.iter().zip(&solution.steps).map(|(step, solved)| StepReport {
+        name: step.name.clone(),
+        layer: solved.layer,
+        content: solved.content,
+        cached: solved.cached,
+        took: solved.took,
+    });
+    Ok(Report {
+        id: assembled.image_id,
+        content: assembled.content,
+        manifest: assembled.descriptor(),
+        names,
+        steps: steps.collect(),
+    })
 }
 
 /// The layer of a step in the form that the image lists.
@@ -213,7 +273,7 @@ fn write_output(job: &Job<'_>, spec: &OutputSpec, image: &Assembled, names: &[Re
     let output = Output { kind, dest, compression, force_compression: spec.force_compression, family };
     let label = format!("exporting to {}", spec.kind.name());
     job.reporter.event(Event::Began(&label));
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let manifest = image.manifest.clone();
     let image = OutputImage::new(image.config_bytes.clone(), &image.config, manifest, names.to_vec());
     let written = output::write(&output, &image, job.store, job.lease, job.epoch()).map_err(anyhow::Error::from)?;

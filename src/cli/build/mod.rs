@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use self::input::Dockerfile;
 use super::failure::Failure;
 use super::stdout::stdout;
-use super::args::{BuildArgs, BuildContext, NamedContext, Print};
+use super::args::{BuildArgs, BuildContext, Isolation, NamedContext, Print};
 use super::render::Reporter;
 use super::settings::Settings;
 use crate::context::local::LocalContext;
@@ -42,6 +42,7 @@ use crate::sys::namespace;
 /// Builds.
 pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
+    refuse_later(args)?;
     let file = input::dockerfile(args, settings)?;
     let parsed = dockerfile::parse(&file.source);
     if args.print == Some(Print::Ast) {
@@ -86,6 +87,9 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     for warning in warnings.iter().chain(&more) {
         reporter.event(Event::Warning(warning));
     }
+    if args.outputs.iter().any(|output| output.rewrite_timestamp) && options.epoch.is_none() {
+        reporter.event(Event::Note("warning: rewrite-timestamp=true has no effect without SOURCE_DATE_EPOCH or --timestamp"));
+    }
     let job = Job { args, settings, file: &file, store: &store, lease: &lease, reporter: &reporter, plan: &plan, bases: &bases, cancel: &cancel };
     let result = job.carry_out(now, &swept.suspects);
     if let Ok(report) = &result {
@@ -93,7 +97,7 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     }
     reporter.finish();
     match (result, cancel.signal()) {
-        (Ok(report), _) => report.write(args, settings),
+        (Ok(report), _) => report.write(&job),
         (Err(_), Some(signal)) => Err(Failure::Interrupted(signal)),
         (Err(failure), None) => Err(failure),
     }
@@ -246,6 +250,14 @@ impl Job<'_> {
             _ => Failure::Diagnostics { source, list: vec![diagnostic] },
         }
     }
+}
+
+/// What the command line takes and a build cannot do yet.
+fn refuse_later(args: &BuildArgs) -> Result<(), Failure> {
+    if args.isolation == Isolation::Chroot {
+        return Err(Failure::Usage("not supported yet: --isolation=chroot; RUN needs namespaces".to_owned()));
+    }
+    Ok(())
 }
 
 fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Failure> {

@@ -18,9 +18,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rbuild::event::Stream;
-use rbuild::exec::{ExecError, Exit, ProcessSpec, RootFs, Sandbox, init_hook, run};
+use rbuild::exec::{ExecError, Exit, ProcessSpec, RootFs, Sandbox, init_hook, probe, run};
 use rbuild::plan::step::Network;
-use rbuild::sys::cancel::Cancel;
+use rbuild::sys::cancel::{Cancel, install_signal_handlers};
 use rbuild::sys::idmap::IdMap;
 use rbuild::sys::namespace::{enter_user_namespace, in_initial_user_namespace};
 
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.as_slice() {
         [mode, root] if mode == "run-for-ever" => return run_for_ever(Path::new(root)),
+        [mode, root] if mode == "run-until-signal" => return run_until_signal(Path::new(root)),
         [mode, root] if mode == "run-deleted" => return run_deleted(Path::new(root)),
         _ => {}
     }
@@ -38,6 +39,8 @@ fn main() -> ExitCode {
         eprintln!("skipped: sandbox: no static {BUSYBOX} (Debian: apt-get install busybox-static)");
         return ExitCode::SUCCESS;
     }
+    let facts =
+        if args.first().is_some_and(|arg| arg == "--facts") { probe::facts(&Sandbox::default(), None) } else { vec![] };
     if !rustix_root() {
         let entered = IdMap::of_caller()
             .map_err(|error| error.to_string())
@@ -48,6 +51,16 @@ fn main() -> ExitCode {
         }
     }
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    if args.first().is_some_and(|arg| arg == "--facts") {
+        for fact in facts {
+            println!("{fact:?}");
+        }
+        return ExitCode::SUCCESS;
+    }
+    if args.first().is_some_and(|arg| arg == "--measure") {
+        measure(&Bench::new());
+        return ExitCode::SUCCESS;
+    }
     let (mut failed, mut ran) = (Vec::new(), 0);
     for (name, case) in CASES {
         if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
@@ -77,6 +90,26 @@ fn is_static(path: &Path) -> bool {
         && !bytes[..bytes.len().min(4096)].windows(8).any(|window| window == b"/ld-linu" || window == b"lib/ld-m")
 }
 
+/// What a RUN costs beyond its command: `cargo test --test sandbox -- --measure` prints it.
+fn measure(bench: &Bench) {
+    for folder in ["proc", "sys", "dev"] {
+        fs::create_dir(bench.lower().join(folder)).expect("a folder");
+    }
+    for file in ["hosts", "hostname", "resolv.conf"] {
+        fs::write(bench.lower().join("etc").join(file), "").expect("a file");
+    }
+    let mut times: Vec<_> = (0..200)
+        .map(|_| {
+            let rootfs = bench.rootfs();
+            let began = Instant::now();
+            bench.run_in(&rootfs, &command(&["/bin/busybox", "true"])).ok();
+            began.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!("RUN true: fastest {:?}, median {:?}, slowest {:?}", times[0], times[100], times[199]);
+}
+
 type Case = fn(&Bench);
 
 const CASES: &[(&str, Case)] = &[
@@ -99,6 +132,7 @@ const CASES: &[(&str, Case)] = &[
     ("background_processes_end_with_the_command", background_processes_end_with_the_command),
     ("cancel_ends_everything", cancel_ends_everything),
     ("death_of_rbuild_ends_everything", death_of_rbuild_ends_everything),
+    ("a_signal_cancels", a_signal_cancels),
     ("no_mounts_are_left", no_mounts_are_left),
     ("whiteouts_and_opaque_folders", whiteouts_and_opaque_folders),
     ("many_layers_and_twice_the_same", many_layers_and_twice_the_same),
@@ -108,6 +142,7 @@ const CASES: &[(&str, Case)] = &[
     ("no_lower_layers", no_lower_layers),
     ("descriptors_and_limits", descriptors_and_limits),
     ("the_program_of_the_sandbox_cannot_be_written", the_program_of_the_sandbox_cannot_be_written),
+    ("the_machine_is_probed_without_a_trace", the_machine_is_probed_without_a_trace),
     ("errors_say_what_to_do", errors_say_what_to_do),
     ("several_at_once", several_at_once),
     ("a_program_that_was_replaced_still_works", a_program_that_was_replaced_still_works),
@@ -575,6 +610,52 @@ fn death_of_rbuild_ends_everything(bench: &Bench) {
     eventually("all of them are gone", || processes_with(&marker) == 0);
 }
 
+/// The part of the next case that gets the signal.
+fn run_until_signal(root: &Path) -> ExitCode {
+    let rootfs = RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w") };
+    let cancel = Cancel::new().expect("an event");
+    install_signal_handlers(&cancel).expect("installed");
+    let exit = run(
+        &rootfs,
+        &shell("echo ready; sleep 1000"),
+        &|_, bytes| print!("{}", String::from_utf8_lossy(bytes)),
+        &cancel,
+    );
+    match (exit, cancel.signal()) {
+        (Ok(Exit::Canceled), Some(signal)) => ExitCode::from(u8::try_from(128 + signal).unwrap_or(255)),
+        other => {
+            eprintln!("{other:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn a_signal_cancels(bench: &Bench) {
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        for folder in ["u", "w"] {
+            let path = bench.path().join(folder);
+            if path.exists() {
+                fs::remove_dir_all(&path).expect("removed");
+            }
+            fs::create_dir(path).expect("a folder");
+        }
+        let program = std::env::current_exe().expect("this program");
+        let mut helper = Command::new(program)
+            .arg("run-until-signal")
+            .arg(bench.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut line = String::new();
+        BufReader::new(helper.stdout.take().expect("piped")).read_line(&mut line).expect("readable");
+        assert_eq!(line, "ready\n");
+        let pid = rustix::process::Pid::from_child(&helper);
+        let number = if signal == "INT" { rustix::process::Signal::INT } else { rustix::process::Signal::TERM };
+        rustix::process::kill_process(pid, number).expect("sent");
+        assert_eq!(helper.wait().expect("waited").code(), Some(code), "SIG{signal}");
+    }
+}
+
 fn no_mounts_are_left(bench: &Bench) {
     let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("readable");
     let before = mounts();
@@ -719,6 +800,26 @@ fn the_program_of_the_sandbox_cannot_be_written(bench: &Bench) {
     let ran = bench.run(&command(&["/proc/self/exe"]));
     assert_ne!(ran.exit, Exit::Code(0), "{}", ran.stdout);
     assert_eq!(fs::metadata(&program).expect("there").len(), before);
+}
+
+fn the_machine_is_probed_without_a_trace(bench: &Bench) {
+    let store = bench.path().join("store");
+    fs::create_dir(&store).expect("a folder");
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("readable");
+    let before = mounts();
+    for store in [None, Some(store.as_path()), Some(Path::new("/no/such/store"))] {
+        let facts = probe::facts(&Sandbox::default(), store);
+        for name in ["kernel", "overlay"] {
+            let fact = facts.iter().find(|fact| fact.name == name).unwrap_or_else(|| panic!("no {name}: {facts:?}"));
+            assert!(fact.ok, "{fact:?}");
+        }
+        for fact in &facts {
+            assert!(!fact.value.is_empty() && !fact.value.contains('\n'), "{fact:?}");
+            assert!(fact.ok || fact.remedy.is_some(), "{fact:?}");
+        }
+    }
+    assert_eq!(fs::read_dir(&store).expect("readable").count(), 0, "something is left in the store");
+    assert_eq!(mounts(), before);
 }
 
 fn errors_say_what_to_do(bench: &Bench) {

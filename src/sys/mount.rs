@@ -215,6 +215,11 @@ fn open_folder(path: &Path) -> Result<OwnedFd, MountError> {
         .map_err(MountError::new("open", path))
 }
 
+/// Takes away the mount at `path`.
+pub fn unmount(path: &Path) -> Result<(), MountError> {
+    rustix::mount::unmount(path, UnmountFlags::empty()).map_err(MountError::new("unmount", path))
+}
+
 /// Makes the mount at `new` the root of this mount namespace and of this process, and unmounts all that is not in it.
 pub fn pivot(new: &Path) -> Result<(), MountError> {
     let old = open_folder(Path::new("/"))?;

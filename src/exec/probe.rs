@@ -232,14 +232,10 @@ fn enter() -> Result<(), String> {
 }
 
 fn try_overlay(store: Option<&Path>) -> Result<&'static str, String> {
-    let at = match store {
-        Some(store) => store,
-        None => {
-            let tmp = Path::new("/tmp");
-            file_system(("mount tmpfs", "tmpfs"), tmp, MountFlags::empty(), "").map_err(|error| error.to_string())?;
-            tmp
-        }
-    };
+    let at = store.unwrap_or(Path::new("/tmp"));
+    if store.is_none() {
+        file_system(("mount tmpfs", "tmpfs"), at, MountFlags::empty(), "").map_err(|error| error.to_string())?;
+    }
     let place = |error: io::Error| format!("cannot write to {}: {error}", at.display());
     let folder = tempfile::Builder::new().prefix("probe-").tempdir_in(at).map_err(place)?;
     let [lower, upper, work] = ["lower", "upper", "work"].map(|name| folder.path().join(name));

@@ -18,9 +18,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rbuild::event::Stream;
-use rbuild::exec::{ExecError, Exit, ProcessSpec, RootFs, Sandbox, init_hook, run};
+use rbuild::exec::{ExecError, Exit, ProcessSpec, RootFs, Sandbox, init_hook, probe, run};
 use rbuild::plan::step::Network;
-use rbuild::sys::cancel::Cancel;
+use rbuild::sys::cancel::{Cancel, install_signal_handlers};
 use rbuild::sys::idmap::IdMap;
 use rbuild::sys::namespace::{enter_user_namespace, in_initial_user_namespace};
 
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.as_slice() {
         [mode, root] if mode == "run-for-ever" => return run_for_ever(Path::new(root)),
+        [mode, root] if mode == "run-until-signal" => return run_until_signal(Path::new(root)),
         [mode, root] if mode == "run-deleted" => return run_deleted(Path::new(root)),
         _ => {}
     }
@@ -38,6 +39,8 @@ fn main() -> ExitCode {
         eprintln!("skipped: sandbox: no static {BUSYBOX} (Debian: apt-get install busybox-static)");
         return ExitCode::SUCCESS;
     }
+    let facts =
+        if args.first().is_some_and(|arg| arg == "--facts") { probe::facts(&Sandbox::default(), None) } else { vec![] };
     if !rustix_root() {
         let entered = IdMap::of_caller()
             .map_err(|error| error.to_string())
@@ -48,6 +51,16 @@ fn main() -> ExitCode {
         }
     }
     let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    if args.first().is_some_and(|arg| arg == "--facts") {
+        for fact in facts {
+            println!("{fact:?}");
+        }
+        return ExitCode::SUCCESS;
+    }
+    if args.first().is_some_and(|arg| arg == "--measure") {
+        measure(&Bench::new());
+        return ExitCode::SUCCESS;
+    }
     let (mut failed, mut ran) = (Vec::new(), 0);
     for (name, case) in CASES {
         if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
@@ -77,6 +90,26 @@ fn is_static(path: &Path) -> bool {
         && !bytes[..bytes.len().min(4096)].windows(8).any(|window| window == b"/ld-linu" || window == b"lib/ld-m")
 }
 
+/// What a RUN costs beyond its command: `cargo test --test sandbox -- --measure` prints it.
+fn measure(bench: &Bench) {
+    for folder in ["proc", "sys", "dev"] {
+        fs::create_dir(bench.lower().join(folder)).expect("a folder");
+    }
+    for file in ["hosts", "hostname", "resolv.conf"] {
+        fs::write(bench.lower().join("etc").join(file), "").expect("a file");
+    }
+    let mut times: Vec<_> = (0..200)
+        .map(|_| {
+            let rootfs = bench.rootfs();
+            let began = Instant::now();
+            Bench::run_in(&rootfs, &command(&["/bin/busybox", "true"])).ok();
+            began.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!("RUN true: fastest {:?}, median {:?}, slowest {:?}", times[0], times[100], times[199]);
+}
+
 type Case = fn(&Bench);
 
 const CASES: &[(&str, Case)] = &[
@@ -99,6 +132,7 @@ const CASES: &[(&str, Case)] = &[
     ("background_processes_end_with_the_command", background_processes_end_with_the_command),
     ("cancel_ends_everything", cancel_ends_everything),
     ("death_of_rbuild_ends_everything", death_of_rbuild_ends_everything),
+    ("a_signal_cancels", a_signal_cancels),
     ("no_mounts_are_left", no_mounts_are_left),
     ("whiteouts_and_opaque_folders", whiteouts_and_opaque_folders),
     ("many_layers_and_twice_the_same", many_layers_and_twice_the_same),
@@ -108,6 +142,7 @@ const CASES: &[(&str, Case)] = &[
     ("no_lower_layers", no_lower_layers),
     ("descriptors_and_limits", descriptors_and_limits),
     ("the_program_of_the_sandbox_cannot_be_written", the_program_of_the_sandbox_cannot_be_written),
+    ("the_machine_is_probed_without_a_trace", the_machine_is_probed_without_a_trace),
     ("errors_say_what_to_do", errors_say_what_to_do),
     ("several_at_once", several_at_once),
     ("a_program_that_was_replaced_still_works", a_program_that_was_replaced_still_works),
@@ -212,10 +247,10 @@ impl Bench {
     }
 
     fn run(&self, process: &ProcessSpec) -> Ran {
-        self.run_in(&self.rootfs(), process)
+        Self::run_in(&self.rootfs(), process)
     }
 
-    fn run_in(&self, rootfs: &RootFs, process: &ProcessSpec) -> Ran {
+    fn run_in(rootfs: &RootFs, process: &ProcessSpec) -> Ran {
         let output = Mutex::new((Vec::new(), Vec::new()));
         let cancel = Cancel::new().expect("an event");
         let exit = run(
@@ -224,9 +259,9 @@ impl Bench {
             &|stream, bytes| {
                 let mut output = output.lock().expect("no panic");
                 if stream == Stream::Stdout {
-                    output.0.extend_from_slice(bytes)
+                    output.0.extend_from_slice(bytes);
                 } else {
-                    output.1.extend_from_slice(bytes)
+                    output.1.extend_from_slice(bytes);
                 }
             },
             &cancel,
@@ -273,7 +308,7 @@ fn environment_and_working_directory(bench: &Bench) {
     bench.run(&process).says("B=2 3\nPATH=/bin\nA=\nB=again");
     // A folder that is missing is made, as root's.
     let mut process = nobody("pwd; stat -c '%a %u' . ; umask");
-    process.cwd = "/new/deep".to_owned();
+    process.cwd = String::from("/new/deep");
     let ran = bench.run(&process).says("/new/deep\n755 0\n0022");
     assert_eq!(ran.changes(), ["etc/", "new/", "new/deep/"]);
     // Arguments arrive as they are.
@@ -302,7 +337,7 @@ fn capabilities_are_dockers(bench: &Bench) {
 
 fn host_name_hosts_and_resolver(bench: &Bench) {
     let mut process = shell("hostname; cat /etc/hostname; cat /etc/hosts; cat /etc/resolv.conf > /dev/null");
-    process.hostname = "box".to_owned();
+    process.hostname = String::from("box");
     process.extra_hosts = vec![("db".to_owned(), "10.1.2.3".to_owned())];
     let ran = bench.run(&process).ok();
     assert!(ran.stdout.starts_with("box\nbox\n127.0.0.1\tlocalhost box\n::1\tlocalhost "), "{}", ran.stdout);
@@ -476,12 +511,12 @@ fn output_arrives_while_it_is_written(bench: &Bench) {
     let expected: [(Stream, &[u8]); 3] =
         [(Stream::Stdout, b"one"), (Stream::Stderr, b"two"), (Stream::Stdout, b"thr\xffee")];
     assert_eq!(told, expected);
-    assert!(pieces[2].2 - pieces[0].2 > Duration::from_millis(300), "output was held back: {pieces:?}");
+    assert!(pieces[2].2 > pieces[0].2 + Duration::from_millis(300), "output was held back: {pieces:?}");
 }
 
 fn large_output_arrives_whole(bench: &Bench) {
     let ran = bench.sh("i=0; while [ $i -lt 2000 ]; do echo $i; echo $i >&2; i=$((i+1)); done; head -c 3000000 /dev/zero | tr '\\0' x").ok();
-    let numbers: String = (0..2000).map(|number| format!("{number}\n")).collect();
+    let numbers: String = (0..2000).fold(String::new(), |text, number| text + &number.to_string() + "\n");
     assert_eq!(ran.stderr, numbers);
     assert_eq!(ran.stdout.len(), numbers.len() + 3_000_000);
 }
@@ -575,6 +610,52 @@ fn death_of_rbuild_ends_everything(bench: &Bench) {
     eventually("all of them are gone", || processes_with(&marker) == 0);
 }
 
+/// The part of the next case that gets the signal.
+fn run_until_signal(root: &Path) -> ExitCode {
+    let rootfs = RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w") };
+    let cancel = Cancel::new().expect("an event");
+    install_signal_handlers(&cancel).expect("installed");
+    let exit = run(
+        &rootfs,
+        &shell("echo ready; sleep 1000"),
+        &|_, bytes| print!("{}", String::from_utf8_lossy(bytes)),
+        &cancel,
+    );
+    match (exit, cancel.signal()) {
+        (Ok(Exit::Canceled), Some(signal)) => ExitCode::from(u8::try_from(128 + signal).unwrap_or(255)),
+        other => {
+            eprintln!("{other:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn a_signal_cancels(bench: &Bench) {
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        for folder in ["u", "w"] {
+            let path = bench.path().join(folder);
+            if path.exists() {
+                fs::remove_dir_all(&path).expect("removed");
+            }
+            fs::create_dir(path).expect("a folder");
+        }
+        let program = std::env::current_exe().expect("this program");
+        let mut helper = Command::new(program)
+            .arg("run-until-signal")
+            .arg(bench.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut line = String::new();
+        BufReader::new(helper.stdout.take().expect("piped")).read_line(&mut line).expect("readable");
+        assert_eq!(line, "ready\n");
+        let pid = rustix::process::Pid::from_child(&helper);
+        let number = if signal == "INT" { rustix::process::Signal::INT } else { rustix::process::Signal::TERM };
+        rustix::process::kill_process(pid, number).expect("sent");
+        assert_eq!(helper.wait().expect("waited").code(), Some(code), "SIG{signal}");
+    }
+}
+
 fn no_mounts_are_left(bench: &Bench) {
     let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("readable");
     let before = mounts();
@@ -613,7 +694,7 @@ fn whiteouts_and_opaque_folders(bench: &Bench) {
     // And it is a layer for the next command.
     let mut rootfs = bench.rootfs();
     rootfs.lower.insert(0, ran.upper);
-    bench.run_in(&rootfs, &shell("find /d; test ! -e /gone")).says("/d\n/d/sub\n/d/sub/new");
+    Bench::run_in(&rootfs, &shell("find /d; test ! -e /gone")).says("/d\n/d/sub\n/d/sub/new");
 }
 
 fn many_layers_and_twice_the_same(bench: &Bench) {
@@ -628,7 +709,7 @@ fn many_layers_and_twice_the_same(bench: &Bench) {
     }
     let repeated = rootfs.lower[449].clone();
     rootfs.lower.insert(0, repeated);
-    let ran = bench.run_in(&rootfs, &shell("ls / | grep -c ^file; cat /file0 /file1 /file299"));
+    let ran = Bench::run_in(&rootfs, &shell("ls / | grep -c ^file; cat /file0 /file1 /file299"));
     ran.says("300\n0301299");
 }
 
@@ -690,7 +771,7 @@ fn no_lower_layers(bench: &Bench) {
     let rootfs = RootFs { lower: vec![], ..bench.rootfs() };
     fs::create_dir(rootfs.upper.join("bin")).expect("bin");
     fs::copy(BUSYBOX, rootfs.upper.join("bin/sh")).expect("busybox");
-    let ran = bench.run_in(&rootfs, &shell("echo *")).says("bin dev etc proc sys");
+    let ran = Bench::run_in(&rootfs, &shell("echo *")).says("bin dev etc proc sys");
     assert_eq!(ran.changes(), ["bin/", "bin/sh"]);
 }
 
@@ -719,6 +800,26 @@ fn the_program_of_the_sandbox_cannot_be_written(bench: &Bench) {
     let ran = bench.run(&command(&["/proc/self/exe"]));
     assert_ne!(ran.exit, Exit::Code(0), "{}", ran.stdout);
     assert_eq!(fs::metadata(&program).expect("there").len(), before);
+}
+
+fn the_machine_is_probed_without_a_trace(bench: &Bench) {
+    let store = bench.path().join("store");
+    fs::create_dir(&store).expect("a folder");
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("readable");
+    let before = mounts();
+    for store in [None, Some(store.as_path()), Some(Path::new("/no/such/store"))] {
+        let facts = probe::facts(&Sandbox::default(), store);
+        for name in ["kernel", "overlay"] {
+            let fact = facts.iter().find(|fact| fact.name == name).unwrap_or_else(|| panic!("no {name}: {facts:?}"));
+            assert!(fact.ok, "{fact:?}");
+        }
+        for fact in &facts {
+            assert!(!fact.value.is_empty() && !fact.value.contains('\n'), "{fact:?}");
+            assert!(fact.ok || fact.remedy.is_some(), "{fact:?}");
+        }
+    }
+    assert_eq!(fs::read_dir(&store).expect("readable").count(), 0, "something is left in the store");
+    assert_eq!(mounts(), before);
 }
 
 fn errors_say_what_to_do(bench: &Bench) {
@@ -753,8 +854,7 @@ fn several_at_once(bench: &Bench) {
         for (number, rootfs) in roots.iter().enumerate() {
             scope.spawn(move || {
                 for _ in 0..5 {
-                    bench
-                        .run_in(rootfs, &shell(&format!("echo {number} >> /tmp/x; echo {number}")))
+                    Bench::run_in(rootfs, &shell(&format!("echo {number} >> /tmp/x; echo {number}")))
                         .says(&number.to_string());
                 }
             });

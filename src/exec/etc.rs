@@ -50,7 +50,7 @@ fn names_stub(text: &str) -> bool {
 }
 
 fn hosts(hostname: &str, extra: &[(String, String)]) -> String {
-    let mut text = format!(
+    let own = format!(
         "127.0.0.1\tlocalhost {hostname}\n\
          ::1\tlocalhost ip6-localhost ip6-loopback\n\
          fe00::0\tip6-localnet\n\
@@ -58,10 +58,7 @@ fn hosts(hostname: &str, extra: &[(String, String)]) -> String {
          ff02::1\tip6-allnodes\n\
          ff02::2\tip6-allrouters\n"
     );
-    for (name, address) in extra {
-        text.push_str(&format!("{address}\t{name}\n"));
-    }
-    text
+    extra.iter().fold(own, |text, (name, address)| text + address + "\t" + name + "\n")
 }
 
 #[cfg(test)]

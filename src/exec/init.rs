@@ -237,9 +237,10 @@ fn execute(args: &[String], env: &[String]) -> i32 {
         Missing::Refused(errno) => (126, std::io::Error::from(errno).to_string().to_lowercase()),
     };
     let message = format!("exec: {program:?}: {why}\n");
-    // Nobody left to tell if this fails.
-    let _ = rustix::io::write(rustix::stdio::stderr(), message.as_bytes());
-    code
+    match rustix::io::write(rustix::stdio::stderr(), message.as_bytes()) {
+        // There is nobody else to tell.
+        Ok(_) | Err(_) => code,
+    }
 }
 
 /// Why nothing was executed.

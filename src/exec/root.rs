@@ -248,7 +248,7 @@ fn proc() -> Result<Tree, MountError> {
 /// A read-only /sys. A fresh one shows the network namespace, and only its owner may mount it: with the machine's
 /// network, an ordinary user gets a copy of what is mounted.
 fn sys() -> Result<(Tree, Cgroups), MountError> {
-    const CGROUP2_MAGIC: i64 = 0x6367_7270;
+    const CGROUP2_MAGIC: i128 = 0x6367_7270;
     let fresh = match Tree::of_file_system(("mount sysfs", "sysfs"), Restrict::DATA) {
         Err(error) if refused(&error) => {
             let copy = Tree::copy(CWD, Path::new("/sys"), true)?.restrict(Restrict::DATA, true)?;
@@ -258,7 +258,7 @@ fn sys() -> Result<(Tree, Cgroups), MountError> {
     };
     let folder = Path::new("/sys/fs/cgroup");
     let cgroups = match rustix::fs::statfs(folder) {
-        Ok(system) if system.f_type as i64 == CGROUP2_MAGIC => Cgroups::Unified,
+        Ok(system) if i128::from(system.f_type) == CGROUP2_MAGIC => Cgroups::Unified,
         Ok(_) => Cgroups::Copied(Tree::copy(CWD, folder, true)?.restrict(Restrict::DATA, true)?),
         Err(_) => Cgroups::Nothing,
     };

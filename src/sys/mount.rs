@@ -4,7 +4,6 @@
 //! error names the call and the path; nothing is ever mounted where another process of the machine could see it.
 
 use std::ffi::CString;
-use std::fmt::Write as _;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -188,13 +187,9 @@ impl Overlay {
         // The kernel takes one page of options. Named by path, a few dozen trees fill it; as names in /proc/self/fd,
         // nine hundred fit, more than overlay stacks at all, and no character of a path needs escaping.
         const FOLDER: &str = "/proc/self/fd";
-        let mut options = String::from("lowerdir=");
-        for (position, folder) in self.lower.iter().enumerate() {
-            let separator = if position == 0 { "" } else { ":" };
-            // Writing to a string cannot fail.
-            let _ = write!(options, "{separator}{}", folder.as_raw_fd());
-        }
-        let _ = write!(options, ",upperdir={},workdir={}", self.upper.as_raw_fd(), self.work.as_raw_fd());
+        let lower: Vec<String> = self.lower.iter().map(|folder| folder.as_raw_fd().to_string()).collect();
+        let (upper, work) = (self.upper.as_raw_fd(), self.work.as_raw_fd());
+        let mut options = format!("lowerdir={},upperdir={upper},workdir={work}", lower.join(":"));
         // What distributions set differently by default is set here, else layers would differ between machines.
         // volatile: unmounting would otherwise sync the whole file system below (and each fsync of the command wait for
         // the disk); the store syncs what it keeps.
@@ -213,6 +208,11 @@ impl Overlay {
 fn open_folder(path: &Path) -> Result<OwnedFd, MountError> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(MountError::new("open", path))
+}
+
+/// Takes away the mount at `path`.
+pub fn unmount(path: &Path) -> Result<(), MountError> {
+    rustix::mount::unmount(path, UnmountFlags::empty()).map_err(MountError::new("unmount", path))
 }
 
 /// Makes the mount at `new` the root of this mount namespace and of this process, and unmounts all that is not in it.

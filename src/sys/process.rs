@@ -7,6 +7,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use rustix::process::Pid;
 use rustix::thread::{CapabilitySet, CapabilitySets};
@@ -26,8 +27,8 @@ pub enum Forked {
 /// How many threads this process has.
 pub fn thread_count() -> io::Result<u64> {
     // The kernel counts a folder per thread in the link count: one call, where reading the folder takes four.
-    let folder = rustix::fs::stat("/proc/self/task")?;
-    Ok(u64::from(folder.st_nlink).saturating_sub(2).max(1))
+    let folder = std::fs::metadata("/proc/self/task")?;
+    Ok(folder.nlink().saturating_sub(2).max(1))
 }
 
 /// Makes a copy of this process, which must have one thread.

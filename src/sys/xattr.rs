@@ -41,6 +41,13 @@ pub fn list_at(dir: &Dir, name: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     read(&mut names, |names| fs::llistxattr(&path, names)).map(|_| split(&names))
 }
 
+/// The value of an attribute of entry `name`, if it has it, of a link itself too.
+pub fn get_at(dir: &Dir, name: &[u8], attribute: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let path = path(dir, name);
+    let mut value = Vec::new();
+    Ok(read(&mut value, |value| fs::lgetxattr(&path, attribute, value))?.then_some(value))
+}
+
 /// Removes an attribute of entry `name`, if it has it, of a link itself too.
 pub fn remove_at(dir: &Dir, name: &[u8], attribute: &[u8]) -> io::Result<()> {
     gone(fs::lremovexattr(path(dir, name), attribute))

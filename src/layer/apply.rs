@@ -12,12 +12,12 @@
 
 mod node;
 
-use self::node::{Maker, Place};
+use self::node::{Maker, find};
 use super::stack::{Found, LayerStack, needs_parents, on_parents};
 use super::write::show;
 use crate::layer::entry_ref::KindRef;
 use crate::layer::index::{IndexError, LayerIndex, RootMetadata};
-use crate::sys::root_dir::{Dir, RootDir};
+use crate::sys::root_dir::{Dir, Place, RootDir};
 use crate::sys::{file, xattr};
 use std::collections::HashMap;
 use std::fs::File;
@@ -42,6 +42,14 @@ pub enum Flavour {
 }
 
 impl Flavour {
+    /// What the names of all its attributes begin with.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Trusted => "trusted.overlay.",
+            Self::User => "user.overlay.",
+        }
+    }
+
     /// The attribute that marks a directory as opaque.
     pub fn opaque(self) -> &'static str {
         match self {
@@ -223,7 +231,7 @@ impl<'a> Task<'a> {
         }
         let mut place = Place::new(&self.root);
         for position in &directories {
-            let (dir, name) = place.of(self.index.path(*position))?;
+            let (dir, name) = find(&mut place, self.index.path(*position))?;
             // Only its owner's until all is in it, and without setgid, which would be inherited.
             dir.make_dir(name, 0o700).map_err(|source| self.failed(*position, "make directory", source))?;
         }
@@ -312,8 +320,8 @@ impl<'a> Task<'a> {
     /// Gives the file `old` another name; false when it can have no more.
     fn make_link(&self, path: &[u8], old: &[u8]) -> Result<bool, ApplyError> {
         let (mut new_place, mut old_place) = (Place::new(&self.root), Place::new(&self.root));
-        let (dir, name) = new_place.of(path)?;
-        let (old_dir, old_name) = old_place.of(old)?;
+        let (dir, name) = find(&mut new_place, path)?;
+        let (old_dir, old_name) = find(&mut old_place, old)?;
         match dir.make_link(name, old_dir, old_name) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::TooManyLinks => Ok(false),
@@ -323,7 +331,7 @@ impl<'a> Task<'a> {
 
     fn finish_directory(&self, position: usize, place: &mut Place<'_>) -> Result<(), ApplyError> {
         let entry = self.index.entry_ref(position);
-        let (dir, name) = place.of(entry.path)?;
+        let (dir, name) = find(place, entry.path)?;
         if self.index.place(entry.path).opaque {
             let opened = dir.open_dir(name).map_err(|source| self.failed(position, "open", source))?;
             self.set_opaque(&opened).map_err(|source| self.failed(position, "mark as opaque", source))?;

@@ -6,6 +6,7 @@ use crate::digest::{DiffId, Digest};
 use crate::layer::entry::{Entry, Kind};
 use crate::layer::entry_ref::{EntryRef, KindRef};
 use crate::layer::index::{IndexBuilder, LayerIndex, Origin, RootMetadata};
+use crate::sys::file::owner_of_new_files;
 
 /// One entry: `KIND PATH [MODE UID GID] [what the kind needs]`, as in testdata/content/vectors.txt; what is left out
 /// at the end has a default.
@@ -124,4 +125,36 @@ pub(crate) fn golden(name: &str, found: &str) {
         std::fs::write(&path, found).unwrap();
     }
     assert_eq!(found, std::fs::read_to_string(&path).unwrap_or_default(), "{path}");
+}
+
+/// Whether this process is root with all ids and powers; says so when a test must be left out.
+pub(crate) fn is_full_root(test: &str) -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let full = owner_of_new_files().0 == 0 && map.split_whitespace().eq(["0", "0", "4294967295"]);
+    if !full {
+        eprintln!("skipped: {test}: it needs root and all ids");
+    }
+    full
+}
+
+/// Whether a test that needs to be root can go on here. If not, it is run once more in a user namespace, or it says that
+/// this machine has none.
+pub(crate) fn is_root(module: &str, test: &str) -> bool {
+    if owner_of_new_files().0 == 0 {
+        return true;
+    }
+    let mut command = std::process::Command::new("unshare");
+    command.args(["-U", "-r"]);
+    let works = |command: &mut std::process::Command| command.output().is_ok_and(|output| output.status.success());
+    if !works(std::process::Command::new("unshare").args(["-U", "-r", "true"])) {
+        eprintln!("skipped: {test}: it needs root or a user namespace");
+        return false;
+    }
+    let module = module.split_once("::").map_or(module, |(_, module)| module);
+    command.arg(std::env::current_exe().unwrap()).arg(format!("{module}::{test}")).args(["--exact", "--nocapture"]);
+    let output = command.output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    eprint!("{err}");
+    assert!(output.status.success() && out.contains("1 passed"), "in a user namespace: {out}");
+    false
 }

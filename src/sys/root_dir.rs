@@ -22,6 +22,14 @@ pub struct Dir {
     fd: OwnedFd,
 }
 
+/// A directory that stays open while entries in it are worked on, one after the other.
+#[derive(Debug)]
+pub struct Place<'a> {
+    root: &'a RootDir,
+    path: Vec<u8>,
+    dir: Option<Dir>,
+}
+
 /// What an entry of a directory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
@@ -111,6 +119,29 @@ impl RootDir {
     fn open_beneath(&self, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         retry(|| fs::openat2(&self.dir.fd, or_dot(path), flags | OFlags::CLOEXEC, Mode::empty(), resolve))
+    }
+}
+
+impl<'a> Place<'a> {
+    /// Starts at `root`.
+    pub fn new(root: &'a RootDir) -> Self {
+        Self { root, path: Vec::new(), dir: None }
+    }
+
+    /// The directory and the name of the relative `path`, which is not empty; it is opened through no link.
+    pub fn find<'p>(&mut self, path: &'p [u8]) -> io::Result<(&Dir, &'p [u8])> {
+        let slash = path.iter().rposition(|byte| *byte == b'/');
+        let (dir, name) = slash.map_or((b"" as &[u8], path), |slash| (&path[..slash], &path[slash + 1..]));
+        if self.path != dir {
+            self.dir = None;
+            self.path = dir.to_vec();
+        }
+        let open = match &mut self.dir {
+            _ if dir.is_empty() => self.root.dir(),
+            Some(open) => open,
+            none => none.insert(self.root.open_dir(dir)?),
+        };
+        Ok((open, name))
     }
 }
 

@@ -41,6 +41,13 @@ pub fn list_at(dir: &Dir, name: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     read(&mut names, |names| fs::llistxattr(&path, names)).map(|_| split(&names))
 }
 
+/// The value of an attribute of entry `name`, if it has it, of a link itself too.
+pub fn get_at(dir: &Dir, name: &[u8], attribute: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let path = path(dir, name);
+    let mut value = Vec::new();
+    Ok(read(&mut value, |value| fs::lgetxattr(&path, attribute, value))?.then_some(value))
+}
+
 /// Removes an attribute of entry `name`, if it has it, of a link itself too.
 pub fn remove_at(dir: &Dir, name: &[u8], attribute: &[u8]) -> io::Result<()> {
     gone(fs::lremovexattr(path(dir, name), attribute))
@@ -92,13 +99,12 @@ mod tests {
 
     #[test]
     fn attributes() {
-        // The folder for temporary files may lie where there are no attributes; that of the build does not.
-        let temp = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let temp = tempfile::tempdir().unwrap();
         let root = RootDir::open(temp.path()).unwrap();
         let dir = root.dir();
         let file = dir.make_file(b"f", 0o600).unwrap();
         if let Err(error) = set(&file, b"user.a", b"1") {
-            eprintln!("skipped: attributes: the file system of the sources has none: {error}");
+            eprintln!("skipped: attributes: the file system for temporary files has none: {error}");
             return;
         }
         assert_eq!(get(&file, b"user.a").unwrap().as_deref(), Some(b"1" as &[u8]));

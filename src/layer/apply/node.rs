@@ -1,10 +1,9 @@
 //! Making single entries of a tree.
 
 use super::{ApplyError, Previous};
-use crate::layer::entry::{file_name, parent};
 use crate::layer::entry_ref::{EntryRef, KindRef};
 use crate::layer::index::LayerIndex;
-use crate::sys::root_dir::{Dir, Node, RootDir};
+use crate::sys::root_dir::{Dir, Node, Place, RootDir};
 use crate::sys::{file, xattr};
 use std::collections::HashSet;
 use std::fs::File;
@@ -16,39 +15,6 @@ const WINDOW: usize = 1 << 18;
 
 /// Files from this size on are copied inside the kernel.
 const LARGE: u64 = 1 << 17;
-
-/// A directory that stays open while entries in it are made.
-pub(super) struct Place<'a> {
-    root: &'a RootDir,
-    path: Vec<u8>,
-    dir: Option<Dir>,
-}
-
-impl<'a> Place<'a> {
-    pub(super) fn new(root: &'a RootDir) -> Self {
-        Self { root, path: Vec::new(), dir: None }
-    }
-
-    /// The directory and the name of `path`.
-    pub(super) fn of<'p>(&mut self, path: &'p [u8]) -> Result<(&Dir, &'p [u8]), ApplyError> {
-        let failed = |source| ApplyError::Make { path: path.to_vec(), action: "open the directory of", source };
-        self.find(path).map_err(failed)
-    }
-
-    fn find<'p>(&mut self, path: &'p [u8]) -> io::Result<(&Dir, &'p [u8])> {
-        let dir = parent(path).unwrap_or_default();
-        if self.path != dir {
-            self.dir = None;
-            self.path = dir.to_vec();
-        }
-        let open = match &mut self.dir {
-            _ if dir.is_empty() => self.root.dir(),
-            Some(open) => open,
-            none => none.insert(self.root.open_dir(dir)?),
-        };
-        Ok((open, file_name(path)))
-    }
-}
 
 /// What all threads know.
 pub(super) struct Maker<'a> {
@@ -150,7 +116,7 @@ impl Worker<'_> {
     /// Makes the entry at `position`, which is no directory and no hard link.
     pub(super) fn make(&mut self, position: usize) -> Result<(), ApplyError> {
         let entry = self.maker.index.entry_ref(position);
-        let (dir, name) = self.place.of(entry.path)?;
+        let (dir, name) = find(&mut self.place, entry.path)?;
         match entry.kind {
             KindRef::File { .. } => {
                 if self.link_previous(&entry)? {
@@ -186,7 +152,7 @@ impl Worker<'_> {
         let Ok((old_dir, old_name)) = place.find(entry.path) else {
             return Ok(false);
         };
-        let (dir, name) = self.place.of(entry.path)?;
+        let (dir, name) = find(&mut self.place, entry.path)?;
         match dir.make_link(name, old_dir, old_name) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(failed(entry, "make file")(error)),
@@ -238,7 +204,7 @@ impl Worker<'_> {
     }
 
     fn make_file(&mut self, entry: &EntryRef<'_>, path: &[u8]) -> Result<File, ApplyError> {
-        let (dir, name) = self.place.of(path)?;
+        let (dir, name) = find(&mut self.place, path)?;
         dir.make_file(name, entry.mode & 0o777).map_err(failed(entry, "make file"))
     }
 
@@ -286,6 +252,12 @@ impl Worker<'_> {
         let from = (start - self.window_start) as usize;
         Ok(&self.window[from..from + length])
     }
+}
+
+/// The open directory and the name of `path`.
+pub(super) fn find<'a, 'p>(place: &'a mut Place<'_>, path: &'p [u8]) -> Result<(&'a Dir, &'p [u8]), ApplyError> {
+    let failed = |source| ApplyError::Make { path: path.to_vec(), action: "open the directory of", source };
+    place.find(path).map_err(failed)
 }
 
 fn failed<'e>(entry: &EntryRef<'e>, action: &'static str) -> impl FnOnce(io::Error) -> ApplyError + use<'e> {

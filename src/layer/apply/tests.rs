@@ -11,15 +11,6 @@ use std::sync::Arc;
 
 const OPTIONS: TreeOptions = TreeOptions { flavour: Flavour::Trusted, devices: true };
 
-/// Whether the test runs as root; says so when it does not.
-fn is_root(test: &str) -> bool {
-    let root = file::owner_of_new_files().0 == 0;
-    if !root {
-        eprintln!("skipped: {test}: only root can give files away");
-    }
-    root
-}
-
 /// A layer written from text, and its tar.
 fn layer(text: &str, mtime: i64) -> (File, LayerIndex) {
     let (uid, gid) = file::owner_of_new_files();
@@ -113,6 +104,9 @@ fn list(tree: &Path) -> Vec<String> {
 
 #[test]
 fn makes_what_the_entries_say() {
+    if !sample::is_root(module_path!(), "makes_what_the_entries_say") {
+        return;
+    }
     let temp = tempfile::tempdir().unwrap();
     let (uid, gid) = file::owner_of_new_files();
     let (tar, index) = layer(
@@ -149,7 +143,7 @@ fn makes_what_the_entries_say() {
 
 #[test]
 fn as_root() {
-    if !is_root("as_root") {
+    if !sample::is_full_root("as_root") {
         return;
     }
     let temp = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
@@ -196,7 +190,7 @@ fn as_root() {
 
 #[test]
 fn opaque_directories() {
-    if !is_root("opaque_directories") {
+    if !sample::is_full_root("opaque_directories") {
         return;
     }
     let temp = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
@@ -216,6 +210,9 @@ fn opaque_directories() {
 
 #[test]
 fn on_what_lies_below() {
+    if !sample::is_root(module_path!(), "on_what_lies_below") {
+        return;
+    }
     let temp = tempfile::tempdir().unwrap();
     let (lower_tar, lower) = foreign("symlink lib usr/lib\ndir usr\ndir usr/lib\nfile usr/lib/f lower");
     let (tar, index) = foreign("file lib/x upper\nlink lib/g lib/f\nlink lib/h lib/f");
@@ -246,6 +243,9 @@ fn on_what_lies_below() {
 
 #[test]
 fn unchanged_files_are_links() {
+    if !sample::is_root(module_path!(), "unchanged_files_are_links") {
+        return;
+    }
     let (old_tar, old) = layer(
         "file changed 0644 -1 -1 old
          file linked 0644 -1 -1 text
@@ -298,6 +298,9 @@ fn unchanged_files_are_links() {
 
 #[test]
 fn many_files_of_all_sizes() {
+    if !sample::is_root(module_path!(), "many_files_of_all_sizes") {
+        return;
+    }
     let (uid, gid) = file::owner_of_new_files();
     let mut writer = LayerWriter::new(tempfile::tempfile().unwrap());
     let bytes: Vec<u8> = (0..3_000_000u32).map(|at| (at % 253) as u8).collect();
@@ -338,15 +341,15 @@ fn many_files_of_all_sizes() {
 
 #[test]
 fn sparse_files_stay_sparse() {
+    if !sample::is_root(module_path!(), "sparse_files_stay_sparse") {
+        return;
+    }
     let packed = include_bytes!("../../../testdata/layers/sparse-old.tar.gz").as_slice();
     let mut bytes = Vec::new();
     flate2::read::GzDecoder::new(packed).read_to_end(&mut bytes).unwrap();
     let mut tar = tempfile::tempfile().unwrap();
     tar.write_all(&bytes).unwrap();
     let index = scan(bytes.as_slice()).unwrap();
-    if !is_root("sparse_files_stay_sparse") {
-        return;
-    }
     let temp = tempfile::tempdir().unwrap();
     apply(&index, &tar, temp.path(), &OPTIONS).unwrap();
     let root = RootDir::open(temp.path()).unwrap();
@@ -360,6 +363,9 @@ fn sparse_files_stay_sparse() {
 
 #[test]
 fn owners_that_are_no_ids() {
+    if !sample::is_root(module_path!(), "owners_that_are_no_ids") {
+        return;
+    }
     let (tar, _) = layer("file a", 0);
     let mut builder = crate::layer::index::IndexBuilder::new();
     let entry = Entry { uid: u32::MAX, ..sample::entry("pipe a") };

@@ -14,6 +14,7 @@
 pub mod apply;
 pub mod capability;
 mod chunk;
+pub mod compress;
 pub mod content;
 pub mod data;
 pub mod entry;

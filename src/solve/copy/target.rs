@@ -151,7 +151,7 @@ impl<'a> Target<'a> {
                 // What lies above an entry landed or is below.
                 if let Some(found) = self.below.lookup(dir) {
                     let entry = Entry { path: dir.to_vec(), ..found.entry };
-                    entries.push(LandedEntry { entry, data: FileData::None, is_new: false, file: None });
+                    entries.push(LandedEntry::of_below(entry));
                 }
             }
             entries.push(slot.finish(&mut first_names));
@@ -177,11 +177,17 @@ impl<'a> Target<'a> {
                 if self.slot(&path).is_none() {
                     let entry =
                         Entry { path, kind: Kind::Whiteout, mode: 0, uid: 0, gid: 0, mtime: 0, capability: None };
-                    entries.push(LandedEntry { entry, data: FileData::None, is_new: false, file: None });
+                    entries.push(LandedEntry::of_below(entry));
                 }
             }
         }
         entries
+    }
+}
+
+impl LandedEntry {
+    fn of_below(entry: Entry) -> Self {
+        Self { entry, data: FileData::None, is_new: false, file: None, is_below: true }
     }
 }
 
@@ -218,6 +224,6 @@ impl Slot {
             mtime: self.mtime.unwrap_or_default(),
             capability: self.capability,
         };
-        LandedEntry { entry, data, is_new: self.mtime.is_none(), file }
+        LandedEntry { entry, data, is_new: self.mtime.is_none(), file, is_below: false }
     }
 }

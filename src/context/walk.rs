@@ -158,7 +158,7 @@ impl Walk<'_> {
             if known != FileType::Unknown && known != FileType::Directory && self.patterns.excludes(above, &path) {
                 continue;
             }
-            let Some(stat) = self.stat(&folder, name.file_name(), &path)? else { continue };
+            let Some(stat) = stat(&folder, name.file_name(), &path)? else { continue };
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                 let own = self.patterns.enter(above, &path);
                 let (excluded, enter) = self.patterns.directory(&own, &path);
@@ -180,15 +180,6 @@ impl Walk<'_> {
         let start = dir.len();
         listing.sort_unstable_by(|a, b| a.entry.path[start..].cmp(&b.entry.path[start..]));
         Ok(listing)
-    }
-
-    fn stat(&self, folder: &OwnedFd, name: &CStr, path: &[u8]) -> Result<Option<Stat>, ContextError> {
-        match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(stat)),
-            // Removed since the folder was read: as if it had never been there.
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(ContextError::io("look at", path, error.into())),
-        }
     }
 
     /// The entry of something that is no directory; `None` if it went away.
@@ -229,6 +220,15 @@ impl Walk<'_> {
                 entry.capability = v2.and_then(|value| value.try_into().ok());
             }
         }
+    }
+}
+
+/// The metadata of what is in `folder`; `None` if it was removed since the folder was read: as if it had never been there.
+fn stat(folder: &OwnedFd, name: &CStr, path: &[u8]) -> Result<Option<Stat>, ContextError> {
+    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(ContextError::io("look at", path, error.into())),
     }
 }
 

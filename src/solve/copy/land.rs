@@ -303,17 +303,14 @@ impl Lander<'_> {
         destination: &[u8],
         name: Option<&Vec<u8>>,
     ) -> Result<(), CopyError> {
-        let path = match name {
-            Some(name) => {
-                self.make_directories(destination)?;
-                join(destination, name)
+        let path = if let Some(name) = name {
+            self.make_directories(destination)?;
+            join(destination, name)
+        } else {
+            if let Some(dir) = parent(destination) {
+                self.make_directories(dir)?;
             }
-            None => {
-                if let Some(dir) = parent(destination) {
-                    self.make_directories(dir)?;
-                }
-                destination.to_vec()
-            }
+            destination.to_vec()
         };
         let at = self.target.at(&path);
         self.findings.at(&at);

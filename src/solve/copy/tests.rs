@@ -34,12 +34,11 @@ pub(super) fn cases(text: &str) -> Vec<Case<'_>> {
             continue;
         }
         let Some(case) = cases.last_mut() else { continue };
-        match line.strip_prefix("  ") {
-            Some(line) => case.sections.last_mut().expect("a section is open").2.push(line),
-            None => {
-                let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
-                case.sections.push((kind, rest, Vec::new()));
-            }
+        if let Some(line) = line.strip_prefix("  ") {
+            case.sections.last_mut().expect("a section is open").2.push(line);
+        } else {
+            let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
+            case.sections.push((kind, rest, Vec::new()));
         }
     }
     cases
@@ -106,7 +105,7 @@ pub(super) fn make_context(root: &Path, case: &Case<'_>) -> LocalContext {
     for (path, mode) in modes.into_iter().rev() {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("sets the mode");
     }
-    let ignore: String = case.all("ignore").flat_map(|(_, _, lines)| lines).map(|line| format!("{line}\n")).collect();
+    let ignore = case.all("ignore").flat_map(|(_, _, lines)| lines).copied().collect::<Vec<_>>().join("\n");
     let patterns = Patterns::parse(".dockerignore", &ignore).expect("good patterns");
     LocalContext::open(root, patterns, StatCache::in_memory(), UNIX_EPOCH).expect("opens")
 }
@@ -327,7 +326,7 @@ fn check(text: &str) -> usize {
             }
             (Err(error), Some(expected)) if error.to_string().contains(expected) => {}
             (Ok(outcome), Some(_)) => {
-                wrong.push(format!("{}: no error, but\n  {}", case.name, outcome.lines.join("\n  ")))
+                wrong.push(format!("{}: no error, but\n  {}", case.name, outcome.lines.join("\n  ")));
             }
             (Err(error), _) => wrong.push(format!("{}: {error}", case.name)),
         }

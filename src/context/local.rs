@@ -337,7 +337,9 @@ impl LocalContext {
                 }
             }
             let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-            found.into_iter().for_each(|(index, digest)| results[index] = Some(digest));
+            for (index, digest) in found {
+                results[index] = Some(digest);
+            }
             Ok(())
         };
         let threads = thread::available_parallelism().map_or(1, usize::from).min(files.len().div_ceil(4)).min(16);

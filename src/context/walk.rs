@@ -158,7 +158,7 @@ impl Walk<'_> {
             if known != FileType::Unknown && known != FileType::Directory && self.patterns.excludes(above, &path) {
                 continue;
             }
-            let Some(stat) = self.stat(&folder, name.file_name(), &path)? else { continue };
+            let Some(stat) = stat(&folder, name.file_name(), &path)? else { continue };
             if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
                 let own = self.patterns.enter(above, &path);
                 let (excluded, enter) = self.patterns.directory(&own, &path);
@@ -180,15 +180,6 @@ impl Walk<'_> {
         let start = dir.len();
         listing.sort_unstable_by(|a, b| a.entry.path[start..].cmp(&b.entry.path[start..]));
         Ok(listing)
-    }
-
-    fn stat(&self, folder: &OwnedFd, name: &CStr, path: &[u8]) -> Result<Option<Stat>, ContextError> {
-        match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(stat)),
-            // Removed since the folder was read: as if it had never been there.
-            Err(Errno::NOENT) => Ok(None),
-            Err(error) => Err(ContextError::io("look at", path, error.into())),
-        }
     }
 
     /// The entry of something that is no directory; `None` if it went away.
@@ -225,26 +216,20 @@ impl Walk<'_> {
             let path = self.root_path.join(OsStr::from_bytes(&entry.path));
             // No attribute, no support for any, no permission: for a build all that means none.
             if let Ok(length) = rustix::fs::lgetxattr(&path, c"security.capability", &mut value[..]) {
-                entry.capability = capability_v2(&value[..length.min(value.len())]);
+                let v2 = crate::layer::capability::to_v2(&value[..length.min(value.len())]);
+                entry.capability = v2.and_then(|value| value.try_into().ok());
             }
         }
     }
 }
 
-/// `security.capability` in version 2: version 3 also holds the id of a user namespace's root, which means nothing in an
-/// image. `None` for what is neither.
-fn capability_v2(value: &[u8]) -> Option<[u8; 20]> {
-    const EFFECTIVE: u32 = 1;
-    let (head, rest) = value.split_first_chunk::<4>()?;
-    let (version, flags) = (u32::from_le_bytes(*head) >> 24, u32::from_le_bytes(*head) & EFFECTIVE);
-    let sets = rest.first_chunk::<16>()?;
-    if !matches!((version, rest.len()), (2, 16) | (3, 20)) {
-        return None;
+/// The metadata of what is in `folder`; `None` if it was removed since the folder was read: as if it had never been there.
+fn stat(folder: &OwnedFd, name: &CStr, path: &[u8]) -> Result<Option<Stat>, ContextError> {
+    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stat)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(ContextError::io("look at", path, error.into())),
     }
-    let mut v2 = [0; 20];
-    v2[..4].copy_from_slice(&(2 << 24 | flags).to_le_bytes());
-    v2[4..].copy_from_slice(sets);
-    Some(v2)
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
@@ -285,21 +270,4 @@ fn assemble(mut listings: Vec<Listing>) -> Vec<ContextEntry> {
         }
     }
     entries
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn capabilities_lose_their_namespace() {
-        let sets = [9u8; 16];
-        let v2 = [[1, 0, 0, 2].as_slice(), &sets].concat();
-        let v3 = [[1, 0, 0, 3].as_slice(), &sets, &[1, 2, 3, 4]].concat();
-        assert_eq!(capability_v2(&v2).as_ref().map(|value| value.as_slice()), Some(v2.as_slice()));
-        assert_eq!(capability_v2(&v3).as_ref().map(|value| value.as_slice()), Some(v2.as_slice()));
-        for bad in [&v2[..19], &v3[..23], b"", &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]] {
-            assert_eq!(capability_v2(bad), None, "{bad:?}");
-        }
-    }
 }

@@ -6,7 +6,7 @@
 //! is written.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 
 use tar::EntryType;
@@ -14,7 +14,12 @@ use tar::EntryType;
 use super::source::SourceView;
 use super::{CopyError, FileData, lossy};
 use crate::digest::{Digest, HashingReader};
+use crate::layer::capability::to_v2;
+use crate::layer::compress::decompress;
 use crate::layer::entry::is_clean;
+
+/// So much of a sparse file may be holes: they cost nothing in the archive, and much in the image.
+const MAX_HOLES: u64 = 16 << 30;
 
 /// Where the files of archives are put: one file, one after the other.
 #[derive(Debug)]
@@ -86,7 +91,7 @@ pub(super) fn is_archive(view: &SourceView<'_>, data: &FileData) -> Result<bool,
     let Some(file) = open(view, data)? else { return Ok(false) };
     let mut block = Vec::with_capacity(512);
     // What cannot be decompressed is no archive; it is copied as the file that it is.
-    let read = decompressed(file).and_then(|reader| reader.take(512).read_to_end(&mut block));
+    let read = decompress(Box::new(file)).and_then(|reader| reader.take(512).read_to_end(&mut block));
     Ok(read.is_ok() && is_header(&block))
 }
 
@@ -110,21 +115,6 @@ fn open(view: &SourceView<'_>, data: &FileData) -> Result<Option<File>, CopyErro
     }
 }
 
-/// The bytes of `file` without compression, which its first bytes tell.
-fn decompressed(file: impl Read + 'static) -> io::Result<Box<dyn Read>> {
-    let mut file = BufReader::with_capacity(128 << 10, file);
-    let mut magic = Vec::with_capacity(6);
-    file.by_ref().take(6).read_to_end(&mut magic)?;
-    let whole = io::Cursor::new(magic.clone()).chain(file);
-    Ok(match magic.as_slice() {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::MultiGzDecoder::new(whole)),
-        [b'B', b'Z', b'h', ..] => Box::new(bzip2::read::MultiBzDecoder::new(whole)),
-        [0xfd, b'7', b'z', b'X', b'Z', 0] => Box::new(lzma_rust2::XzReader::new(whole, true)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Box::new(zstd::stream::read::Decoder::new(whole)?),
-        _ => Box::new(whole),
-    })
-}
-
 /// Reads the archive that messages call `name`.
 pub(super) fn unpack(
     view: &SourceView<'_>,
@@ -136,7 +126,7 @@ pub(super) fn unpack(
     let broken = |error: io::Error| fail(error.to_string());
     let Some(file) = open(view, data)? else { return Err(fail("it is not in a build context".to_owned())) };
     let held = file.try_clone().map_err(broken)?;
-    let mut archive = tar::Archive::new(decompressed(file).map_err(broken)?);
+    let mut archive = tar::Archive::new(decompress(Box::new(file)).map_err(broken)?);
     let mut entries = Vec::new();
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
@@ -151,7 +141,13 @@ pub(super) fn unpack(
         if path.contains(&0) {
             return Err(fail(format!("the name {shown:?} has a zero byte in it")));
         }
-        let (mtime, capability) = extensions(&mut entry).map_err(broken)?;
+        let Extended { mtime, capability, is_sparse } = extensions(&mut entry).map_err(broken)?;
+        let header_size = entry.header().entry_size().map_err(broken)?;
+        if is_sparse || entry.size().saturating_sub(header_size) > MAX_HOLES {
+            return Err(fail(format!(
+                "{shown:?} is a sparse file in a form that is not supported yet; make the archive without --sparse"
+            )));
+        }
         let header = entry.header().clone();
         let link = || -> Result<Vec<u8>, CopyError> {
             let target = entry.link_name_bytes().unwrap_or_default().into_owned();
@@ -209,19 +205,28 @@ pub(super) fn unpack(
     Ok(Listing { entries })
 }
 
-/// Time and capability that an extended header gives.
-fn extensions<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<(Option<i64>, Option<Vec<u8>>)> {
-    let (mut mtime, mut capability) = (None, None);
-    let Some(extensions) = entry.pax_extensions()? else { return Ok((None, None)) };
+/// What extended headers say beyond what the reader takes from them itself.
+#[derive(Default)]
+struct Extended {
+    mtime: Option<i64>,
+    capability: Option<Vec<u8>>,
+    /// Its data has a map of holes in front of it.
+    is_sparse: bool,
+}
+
+fn extensions<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Extended> {
+    let mut extended = Extended::default();
+    let Some(extensions) = entry.pax_extensions()? else { return Ok(extended) };
     for extension in extensions {
         let extension = extension?;
         match extension.key_bytes() {
-            b"mtime" => mtime = extension.value().ok().and_then(whole_seconds),
-            b"SCHILY.xattr.security.capability" => capability = Some(extension.value_bytes().to_vec()),
+            b"mtime" => extended.mtime = extension.value().ok().and_then(whole_seconds),
+            b"SCHILY.xattr.security.capability" => extended.capability = to_v2(extension.value_bytes()),
+            key if key.starts_with(b"GNU.sparse.") => extended.is_sparse = true,
             _ => {}
         }
     }
-    Ok((mtime, capability))
+    Ok(extended)
 }
 
 /// `12.5` is 12, `-12.5` is -13.

@@ -13,7 +13,7 @@ use super::{CopyError, FileData, FileId, LandedEntry, lossy, mode};
 use crate::context::glob::clean;
 use crate::digest::{Digest, Hasher};
 use crate::image::accounts::{self, Owner};
-use crate::layer::entry::{is_below, parent};
+use crate::layer::entry::{Entry, Kind, is_below, parent};
 use crate::layer::stack::LayerStack;
 use crate::plan::step::{Chown, CopyOp};
 
@@ -26,8 +26,10 @@ pub struct Landing {
 }
 
 impl Landing {
-    pub(super) fn new(target: Target<'_>, findings: Findings) -> Self {
-        Self { entries: target.finish(), digest: findings.digest() }
+    pub(super) fn new(target: Target<'_>, mut findings: Findings) -> Self {
+        let entries = target.finish();
+        entries.iter().filter(|landed| landed.is_below).for_each(|landed| findings.header(&landed.entry));
+        Self { entries, digest: findings.digest() }
     }
 
     /// The digest of what the destination was found to be: resolved paths, what is there and above, looked-up owners.
@@ -81,6 +83,15 @@ impl Findings {
                 self.0.update(&found.entry.uid.to_le_bytes());
                 self.0.update(&found.entry.gid.to_le_bytes());
             }
+        }
+    }
+
+    /// A header of the layers below that the new layer repeats, or a whiteout for what they hold.
+    fn header(&mut self, entry: &Entry) {
+        self.path(&entry.path);
+        self.0.update(&[u8::from(entry.kind == Kind::Directory)]);
+        for number in [entry.mode, entry.uid, entry.gid] {
+            self.0.update(&number.to_le_bytes());
         }
     }
 
@@ -292,17 +303,14 @@ impl Lander<'_> {
         destination: &[u8],
         name: Option<&Vec<u8>>,
     ) -> Result<(), CopyError> {
-        let path = match name {
-            Some(name) => {
-                self.make_directories(destination)?;
-                join(destination, name)
+        let path = if let Some(name) = name {
+            self.make_directories(destination)?;
+            join(destination, name)
+        } else {
+            if let Some(dir) = parent(destination) {
+                self.make_directories(dir)?;
             }
-            None => {
-                if let Some(dir) = parent(destination) {
-                    self.make_directories(dir)?;
-                }
-                destination.to_vec()
-            }
+            destination.to_vec()
         };
         let at = self.target.at(&path);
         self.findings.at(&at);

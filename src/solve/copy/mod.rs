@@ -54,6 +54,8 @@ pub struct LandedEntry {
     pub is_new: bool,
     /// The file of the selection that it is a copy of.
     pub(super) file: Option<FileId>,
+    /// It says what is there already, or hides it.
+    pub(super) is_below: bool,
 }
 
 /// Where the bytes of a file are.

@@ -387,7 +387,9 @@ impl Selection {
                 }
                 None => vec![id],
             };
-            names.into_iter().for_each(|id| self.set(id, *sha256));
+            for name in names {
+                self.set(name, *sha256);
+            }
         }
         Ok(())
     }

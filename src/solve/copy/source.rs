@@ -179,8 +179,8 @@ impl SourceView<'_> {
     pub(super) fn not_found(&self, source_text: &str, path: &[u8]) -> CopyError {
         let mut reason = None;
         if let Self::Context(context) = self {
-            let parents = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| &path[..end]);
-            let hidden = parents.chain([path]).find_map(|path| Some((path, context.hidden_by(path)?)));
+            let mut upwards = std::iter::successors(Some(path), |path| crate::layer::entry::parent(path));
+            let hidden = upwards.find_map(|path| Some((path, context.hidden_by(path)?)));
             reason = hidden.map(|(hidden, pattern)| {
                 let file = &context.patterns().file;
                 let what = if hidden == path { "it is".to_owned() } else { format!("{:?} is", lossy(hidden)) };

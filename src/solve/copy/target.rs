@@ -110,12 +110,11 @@ impl<'a> Target<'a> {
         }
         let is_directory = slot.kind == NodeKind::Directory;
         slot.hides |= !is_directory;
-        if let Some(number) = self.by_path.get(&slot.path).copied() {
-            if let Some(old) = self.slots[number].take() {
-                slot.hides |= old.hides;
-                if old.kind == NodeKind::Directory && !is_directory {
-                    self.remove_below(&slot.path);
-                }
+        let old = self.by_path.get(&slot.path).and_then(|number| self.slots[*number].take());
+        if let Some(old) = old {
+            slot.hides |= old.hides;
+            if old.kind == NodeKind::Directory && !is_directory {
+                self.remove_below(&slot.path);
             }
         }
         self.by_path.insert(slot.path.clone(), self.slots.len());
@@ -151,7 +150,7 @@ impl<'a> Target<'a> {
                 // What lies above an entry landed or is below.
                 if let Some(found) = self.below.lookup(dir) {
                     let entry = Entry { path: dir.to_vec(), ..found.entry };
-                    entries.push(LandedEntry { entry, data: FileData::None, is_new: false, file: None });
+                    entries.push(LandedEntry::of_below(entry));
                 }
             }
             entries.push(slot.finish(&mut first_names));
@@ -177,11 +176,17 @@ impl<'a> Target<'a> {
                 if self.slot(&path).is_none() {
                     let entry =
                         Entry { path, kind: Kind::Whiteout, mode: 0, uid: 0, gid: 0, mtime: 0, capability: None };
-                    entries.push(LandedEntry { entry, data: FileData::None, is_new: false, file: None });
+                    entries.push(LandedEntry::of_below(entry));
                 }
             }
         }
         entries
+    }
+}
+
+impl LandedEntry {
+    fn of_below(entry: Entry) -> Self {
+        Self { entry, data: FileData::None, is_new: false, file: None, is_below: true }
     }
 }
 
@@ -190,18 +195,17 @@ impl Slot {
     fn finish(self, first_names: &mut HashMap<usize, Vec<u8>>) -> LandedEntry {
         let mut data = self.data;
         let kind = match self.kind {
-            NodeKind::File { size, sha256 } => match self.inode.and_then(|inode| first_names.get(&inode)) {
-                Some(target) => {
+            NodeKind::File { size, sha256 } => {
+                if let Some(target) = self.inode.and_then(|inode| first_names.get(&inode)) {
                     data = FileData::None;
                     Kind::HardLink { target: target.clone() }
-                }
-                None => {
+                } else {
                     if let Some(inode) = self.inode {
                         first_names.insert(inode, self.path.clone());
                     }
                     Kind::File { size, sha256: sha256.unwrap_or(UNREAD) }
                 }
-            },
+            }
             NodeKind::Directory => Kind::Directory,
             NodeKind::Symlink(target) => Kind::Symlink { target },
             NodeKind::CharDevice(major, minor) => Kind::CharDevice { major, minor },
@@ -218,6 +222,6 @@ impl Slot {
             mtime: self.mtime.unwrap_or_default(),
             capability: self.capability,
         };
-        LandedEntry { entry, data, is_new: self.mtime.is_none(), file }
+        LandedEntry { entry, data, is_new: self.mtime.is_none(), file, is_below: false }
     }
 }

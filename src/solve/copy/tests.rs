@@ -34,12 +34,11 @@ pub(super) fn cases(text: &str) -> Vec<Case<'_>> {
             continue;
         }
         let Some(case) = cases.last_mut() else { continue };
-        match line.strip_prefix("  ") {
-            Some(line) => case.sections.last_mut().expect("a section is open").2.push(line),
-            None => {
-                let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
-                case.sections.push((kind, rest, Vec::new()));
-            }
+        if let Some(line) = line.strip_prefix("  ") {
+            case.sections.last_mut().expect("a section is open").2.push(line);
+        } else {
+            let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
+            case.sections.push((kind, rest, Vec::new()));
         }
     }
     cases
@@ -106,7 +105,7 @@ pub(super) fn make_context(root: &Path, case: &Case<'_>) -> LocalContext {
     for (path, mode) in modes.into_iter().rev() {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("sets the mode");
     }
-    let ignore: String = case.all("ignore").flat_map(|(_, _, lines)| lines).map(|line| format!("{line}\n")).collect();
+    let ignore = case.all("ignore").flat_map(|(_, _, lines)| lines).copied().collect::<Vec<_>>().join("\n");
     let patterns = Patterns::parse(".dockerignore", &ignore).expect("good patterns");
     LocalContext::open(root, patterns, StatCache::in_memory(), UNIX_EPOCH).expect("opens")
 }
@@ -117,6 +116,11 @@ fn tarball(lines: &[&str]) -> Vec<u8> {
     for line in lines {
         let words: Vec<&str> = line.split_whitespace().collect();
         let number = |at: usize| words.get(at).map_or(0, |word| word.parse::<u64>().expect("a number"));
+        if words[0] == "pax" {
+            let (key, value) = words[1].split_once('=').expect("a key and a value");
+            builder.append_pax_extensions([(key, bytes(value).as_slice())]).expect("appends");
+            continue;
+        }
         let mut header = tar::Header::new_gnu();
         let name = bytes(words[1]);
         header.as_gnu_mut().expect("it is a GNU header").name[..name.len()].copy_from_slice(&name);
@@ -164,6 +168,8 @@ fn compress(tar: Vec<u8>, compression: &str) -> Vec<u8> {
             out.finish().expect("ends")
         }
         "zstd" => zstd::encode_all(tar.as_slice(), 1).expect("ends"),
+        // There is no encoder here: an archive of `file f 0640 7 8 x`, made once.
+        "xz" => include_bytes!("../../../testdata/copy/f.tar.xz").to_vec(),
         "truncated" => compress(tar[..tar.len().min(700)].to_vec(), "gzip"),
         other => panic!("{other}"),
     }
@@ -299,7 +305,8 @@ fn show(landed: &LandedEntry, contents: &BTreeMap<Vec<u8>, String>) -> String {
         Kind::Opaque => ("opaque", String::new()),
     };
     let path = if entry.path.is_ascii() { lossy(&entry.path) } else { format!("{}", entry.path.escape_ascii()) };
-    let line = format!("{kind} {path} {:04o} {}:{} {rest}", entry.mode, entry.uid, entry.gid);
+    let capability = if entry.capability.is_some() { "(capable) " } else { "" };
+    let line = format!("{kind} {path} {:04o} {}:{} {capability}{rest}", entry.mode, entry.uid, entry.gid);
     line.trim_end().to_owned()
 }
 
@@ -319,7 +326,7 @@ fn check(text: &str) -> usize {
             }
             (Err(error), Some(expected)) if error.to_string().contains(expected) => {}
             (Ok(outcome), Some(_)) => {
-                wrong.push(format!("{}: no error, but\n  {}", case.name, outcome.lines.join("\n  ")))
+                wrong.push(format!("{}: no error, but\n  {}", case.name, outcome.lines.join("\n  ")));
             }
             (Err(error), _) => wrong.push(format!("{}: {error}", case.name)),
         }
@@ -377,4 +384,129 @@ fn digest_cases() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(count > 40, "only {count} expectations");
+}
+
+/// A context, an instruction's selection in it, and where it lands on nothing.
+fn landed(folder: &Path, line: &str) -> (LocalContext, Selection, Landing) {
+    let context = LocalContext::open(folder, Patterns::default(), StatCache::in_memory(), UNIX_EPOCH).expect("opens");
+    let op = copy_op(line);
+    let selection = select(&op, &SourceView::Context(&context)).expect("selects");
+    let landing = land(&op, &selection, &LayerStack::default()).expect("lands");
+    (context, selection, landing)
+}
+
+/// Decision 12: a file that must be hashed is read once, while the layer is written.
+#[test]
+fn digests_can_come_from_writing_the_layer() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("a"), "aa").expect("writes");
+    fs::hard_link(folder.path().join("a"), folder.path().join("b")).expect("links");
+    fs::write(folder.path().join("c"), "cc").expect("writes");
+    let (context, mut selection, mut landing) = landed(folder.path(), "COPY . /out/");
+    assert_eq!((selection.total_bytes(), selection.unknown_bytes()), (6, 6));
+    assert_eq!((selection.is_hashed(), selection.digest()), (false, None));
+    assert!(landing.entries.iter().any(|landed| !landed.is_hashed()));
+    let mut writer = crate::layer::write::LayerWriter::new(Vec::new());
+    for landed in &mut landing.entries {
+        let body = match &landed.data {
+            FileData::Context { path, stamp } => {
+                crate::layer::write::Body::Reader(Box::new(context.open_file(path, stamp).expect("opens")))
+            }
+            _ => crate::layer::write::Body::None,
+        };
+        writer.push(&mut landed.entry, body).expect("writes");
+    }
+    let (_, index) = writer.finish().expect("ends");
+    assert_eq!(index.get(b"out/c").map(|entry| entry.kind), Some(Kind::File { size: 2, sha256: Digest::of(b"cc") }));
+    let view = SourceView::Context(&context);
+    selection.learn(&landing, &view).expect("nothing changed");
+    let learned = selection.digest();
+    let mut again = select(&copy_op("COPY . /out/"), &view).expect("selects");
+    assert_eq!(again.unknown_bytes(), 6, "the walk was made before");
+    context.forget();
+    again = select(&copy_op("COPY . /out/"), &view).expect("selects");
+    assert_eq!((again.unknown_bytes(), again.digest()), (0, learned), "the context remembers");
+    let (context, mut hashed, _) = landed_again(folder.path());
+    hashed.hash_missing(&SourceView::Context(&context)).expect("hashes");
+    assert_eq!(hashed.digest(), learned, "hashing before is the same");
+}
+
+fn landed_again(folder: &Path) -> (LocalContext, Selection, Landing) {
+    landed(folder, "COPY . /out/")
+}
+
+#[test]
+fn what_was_written_must_be_what_the_key_says() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("a"), "aa").expect("writes");
+    let (context, mut selection, mut landing) = landed(folder.path(), "COPY a /");
+    let view = SourceView::Context(&context);
+    selection.hash_missing(&view).expect("hashes");
+    landing.entries[0].entry.kind = Kind::File { size: 2, sha256: Digest::of(b"bb") };
+    assert!(matches!(selection.learn(&landing, &view), Err(CopyError::Changed { path }) if path == "a"));
+}
+
+#[test]
+fn a_file_that_changes_after_selection_is_an_error_by_name() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("a"), "aa").expect("writes");
+    let (context, mut selection, landing) = landed(folder.path(), "COPY a /");
+    let FileData::Context { path, stamp } = &landing.entries[0].data else { panic!("it is a file of the context") };
+    let file = context.open_file(path, stamp).expect("it is as it was");
+    context.check(&file, path, stamp).expect("it still is");
+    fs::write(folder.path().join("a"), "longer").expect("writes");
+    assert!(!context.is_unchanged(path, stamp));
+    assert!(context.check(&file, path, stamp).is_err());
+    let error = selection.hash_missing(&SourceView::Context(&context)).expect_err("it changed").to_string();
+    assert_eq!(error, "\"a\" of the build context changed while it was being copied");
+}
+
+#[test]
+fn times_are_those_of_the_source_and_new_ones_those_of_the_build() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    fs::write(folder.path().join("a"), "aa").expect("writes");
+    let file = fs::File::options().write(true).open(folder.path().join("a")).expect("opens");
+    file.set_modified(UNIX_EPOCH + std::time::Duration::from_millis(1_234_900)).expect("sets the time");
+    let (_context, _selection, mut landing) = landed(folder.path(), "COPY a <<b /out/");
+    landing.date_new(77);
+    let times: Vec<(String, i64)> =
+        landing.entries.iter().map(|landed| (lossy(&landed.entry.path), landed.entry.mtime)).collect();
+    assert_eq!(times, [("out".to_owned(), 77), ("out/a".to_owned(), 1234), ("out/b".to_owned(), 77)]);
+    // What was there keeps its time.
+    let below = LayerStack::new([Arc::new(index(Origin::Foreign, "dir out"))]).expect("a good layer");
+    let mut landing = land(&copy_op("COPY <<b /out/"), &Selection { sources: Vec::new() }, &below).expect("lands");
+    assert!(landing.entries.is_empty(), "nothing selected, nothing landed");
+    let op = copy_op("COPY <<b /out/");
+    let selection = select(&op, &SourceView::Stack(&below)).expect("selects");
+    landing = land(&op, &selection, &below).expect("lands");
+    landing.date_new(77);
+    let times: Vec<i64> = landing.entries.iter().map(|landed| landed.entry.mtime).collect();
+    assert_eq!(times, [7, 77]);
+}
+
+/// Decision 17: `security.capability` of the context's files is kept, and nothing else.
+#[test]
+fn capabilities_of_the_context_are_kept() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("a");
+    fs::write(&path, "aa").expect("writes");
+    let value = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let flags = rustix::fs::XattrFlags::empty();
+    if let Err(error) = rustix::fs::setxattr(&path, c"security.capability", &value, flags) {
+        eprintln!("skipped: capabilities_of_the_context_are_kept: cannot set one: {error}");
+        return;
+    }
+    let (context, mut selection, landing) = landed(folder.path(), "COPY a /");
+    assert_eq!(landing.entries[0].entry.capability.as_deref(), Some(value.as_slice()));
+    let view = SourceView::Context(&context);
+    selection.hash_missing(&view).expect("hashes");
+    let with = selection.digest();
+    context.forget();
+    let again = select(&copy_op("COPY a /"), &view).expect("selects");
+    assert_eq!(again.digest(), with, "remembered with the digest");
+    rustix::fs::removexattr(&path, c"security.capability").expect("removes");
+    context.forget();
+    let mut without = select(&copy_op("COPY a /"), &view).expect("selects");
+    without.hash_missing(&view).expect("hashes");
+    assert_ne!(without.digest(), with);
 }

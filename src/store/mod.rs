@@ -20,10 +20,9 @@ pub mod blobs;
 pub mod images;
 pub mod import;
 pub mod layers;
-pub mod load;
-pub mod recover;
 pub mod layout;
 pub mod lease;
+pub mod load;
 pub mod recover;
 
 pub use layout::{Store, StoreError};

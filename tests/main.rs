@@ -18,4 +18,3 @@ mod plan;
 mod random;
 mod rootless;
 mod scenarios;
-// mod seeds;

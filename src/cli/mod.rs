@@ -5,6 +5,7 @@
 
 pub mod age;
 pub mod args;
+pub mod build;
 pub mod failure;
 mod find;
 mod history;
@@ -64,7 +65,7 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
     match command {
         Command::Build(args) => {
             check_context(args, settings)?;
-            unfinished("build")
+            build::run(args, settings)
         }
         Command::Images(args) => images::run(args, settings),
         Command::History(args) => history::run(args, settings),

@@ -55,8 +55,6 @@ struct Open<'a> {
     folder: OwnedFd,
 }
 
-
-
 impl<'a> Writer<'a> {
     fn item(&mut self, item: &Item<'a>, data: &mut Data<'_>) -> Result<(), OutputError> {
         let entry = item.entry;

@@ -7,11 +7,20 @@ pub mod age;
 pub mod args;
 pub mod build;
 pub mod failure;
+mod find;
+mod history;
+mod images;
+mod import;
+mod inspect;
+mod load;
 pub mod output_spec;
 pub mod render;
 pub mod settings;
 pub mod size;
 pub mod stdout;
+mod rmi;
+mod tag;
+mod template;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -58,13 +67,13 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
             check_context(args, settings)?;
             build::run(args, settings)
         }
-        Command::Images(_) => unfinished("images"),
-        Command::History(_) => unfinished("history"),
-        Command::Inspect(_) => unfinished("inspect"),
-        Command::Tag(_) => unfinished("tag"),
-        Command::Rmi(_) => unfinished("rmi"),
-        Command::Load(_) => unfinished("load"),
-        Command::Import(_) => unfinished("import"),
+        Command::Images(args) => images::run(args, settings),
+        Command::History(args) => history::run(args, settings),
+        Command::Inspect(args) => inspect::run(args, settings),
+        Command::Tag(args) => tag::run(args, settings),
+        Command::Rmi(args) => rmi::run(args, settings),
+        Command::Load(args) => load::run(args, settings),
+        Command::Import(args) => import::run(args, settings),
         Command::Info => unfinished("info"),
         Command::Version => print(&format!("{}\n", args::VERSION)),
     }

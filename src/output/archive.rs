@@ -39,10 +39,8 @@ impl Sink {
         let path = match dest {
             Destination::Stdout => {
                 let place = "standard output".to_owned();
-                let out = io::stdout()
-                    .as_fd()
-                    .try_clone_to_owned()
-                    .map_err(OutputError::io("open", Path::new(&place)))?;
+                let out =
+                    io::stdout().as_fd().try_clone_to_owned().map_err(OutputError::io("open", Path::new(&place)))?;
                 return Ok(Self { place, out: Out::Direct(File::from(out)) });
             }
             Destination::Path(path) => path,

@@ -55,8 +55,6 @@ struct Open<'a> {
     folder: OwnedFd,
 }
 
-
-
 impl<'a> Writer<'a> {
     fn item(&mut self, item: &Item<'a>, data: &mut Data<'_>) -> Result<(), OutputError> {
         let entry = item.entry;
@@ -162,8 +160,7 @@ impl<'a> Writer<'a> {
         let Some(folder) = parent(path) else { return with(self.root.as_fd(), name) };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let folder =
-            rustix::fs::openat2(&self.root, OsStr::from_bytes(folder), flags, Mode::empty(), resolve)?;
+        let folder = rustix::fs::openat2(&self.root, OsStr::from_bytes(folder), flags, Mode::empty(), resolve)?;
         with(folder.as_fd(), name)
     }
 
@@ -192,11 +189,7 @@ impl<'a> Writer<'a> {
 }
 
 /// Makes something, in the place of what is there.
-fn replace<T>(
-    folder: BorrowedFd<'_>,
-    name: &OsStr,
-    mut make: impl FnMut() -> Result<T, Errno>,
-) -> Result<T, Errno> {
+fn replace<T>(folder: BorrowedFd<'_>, name: &OsStr, mut make: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     match make() {
         Err(Errno::EXIST) => {
             match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {

@@ -144,7 +144,9 @@ pub enum OutputError {
     #[error("a folder cannot be written to standard output")]
     FolderToStdout,
     /// The store gave another number of bytes than it should.
-    #[error("{what} should have {expected} bytes and has {found}: the store may be damaged, see `rbuild inspect --verify`")]
+    #[error(
+        "{what} should have {expected} bytes and has {found}: the store may be damaged, see `rbuild inspect --verify`"
+    )]
     Short {
         /// Of what.
         what: String,

@@ -37,15 +37,9 @@ pub(super) fn write(rootfs: &RootFs<'_>, sink: Sink, epoch: Option<i64>) -> Resu
 }
 
 /// Copies a file of the image; anything but `size` bytes is an error.
-pub(super) fn copy_exactly(
-    from: &mut dyn Read,
-    to: &mut dyn Write,
-    size: u64,
-    path: &[u8],
-) -> Result<(), OutputError> {
+pub(super) fn copy_exactly(from: &mut dyn Read, to: &mut dyn Write, size: u64, path: &[u8]) -> Result<(), OutputError> {
     let name = || format!("/{}", String::from_utf8_lossy(path));
     let mut limited = from.take(size);
-    let copied =
-        io::copy(&mut limited, to).map_err(OutputError::io("write the data of", Path::new(&name())))?;
+    let copied = io::copy(&mut limited, to).map_err(OutputError::io("write the data of", Path::new(&name())))?;
     if copied == size { Ok(()) } else { Err(OutputError::Short { what: name(), expected: size, found: copied }) }
 }

@@ -68,11 +68,7 @@ pub(super) fn put_image(
     name: &str,
 ) -> Result<BaseImage, StoreError> {
     let digest = store.put_blob(lease, config_bytes)?;
-    let manifest = Manifest::new(
-        family,
-        Descriptor::new(family.config(), digest, config_bytes.len() as u64),
-        layers,
-    );
+    let manifest = Manifest::new(family, Descriptor::new(family.config(), digest, config_bytes.len() as u64), layers);
     let bytes = manifest.to_bytes();
     let descriptor = Descriptor::new(family.manifest(), store.put_blob(lease, &bytes)?, bytes.len() as u64);
     Ok(BaseImage {

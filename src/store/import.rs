@@ -15,7 +15,7 @@ use super::lease::Lease;
 use super::load::Tee;
 use super::{Store, StoreError};
 use crate::diagnostic::{Diagnostic, Source};
-use crate::digest::{ImageId, Digest};
+use crate::digest::{Digest, ImageId};
 use crate::dockerfile::ast::{Instruction, InstructionKind};
 use crate::image::config::{ContainerConfig, History, ImageConfig};
 use crate::image::manifest::{Descriptor, Encoding, Family};
@@ -188,7 +188,8 @@ fn folded(changes: &[String], platform: &Platform) -> Result<ContainerConfig, Im
 fn refused(span: crate::diagnostic::Span, name: &str) -> Diagnostic {
     let mut diagnostic = Diagnostic::error(span, format!("{name} is no instruction that an import can follow"));
     diagnostic.help.push(
-        "these can: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME, WORKDIR".into(),
+        "these can: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME, WORKDIR"
+            .into(),
     );
     diagnostic
 }

@@ -75,7 +75,9 @@ pub enum LoadError {
         why: String,
     },
     /// Neither a layout nor an archive of an image.
-    #[error("{place} holds no image: it has neither an index.json (OCI layout) nor a manifest.json (docker save){hint}")]
+    #[error(
+        "{place} holds no image: it has neither an index.json (OCI layout) nor a manifest.json (docker save){hint}"
+    )]
     NoImage {
         /// What was looked at.
         place: String,
@@ -236,16 +238,19 @@ pub fn bring_layout(
     };
     let fits = |image: &&docker::Saved| match wanted {
         Selector::Any => true,
-        Selector::Tag(tag) => image.names.iter().any(|name| {
-            name.tag() == Some(tag) || Reference::parse(tag).is_ok_and(|wanted| wanted == *name)
-        }),
+        Selector::Tag(tag) => image
+            .names
+            .iter()
+            .any(|name| name.tag() == Some(tag) || Reference::parse(tag).is_ok_and(|wanted| wanted == *name)),
         Selector::Digest(digest) => Digest::of(&image.config_bytes) == *digest,
     };
     let place = files.place().to_owned();
     match (wanted, saved.iter().filter(fits).collect::<Vec<_>>().as_slice()) {
         (_, [one]) => bring_saved(store, lease, &files, one),
         (Selector::Any, []) => Err(no_image(&files)),
-        (Selector::Tag(tag), []) => Err(LoadError::NoMatch { place, wanted: format!("the tag {tag}"), offered: offered() }),
+        (Selector::Tag(tag), []) => {
+            Err(LoadError::NoMatch { place, wanted: format!("the tag {tag}"), offered: offered() })
+        }
         (Selector::Digest(digest), []) => {
             Err(LoadError::NoMatch { place, wanted: format!("the digest {digest}"), offered: offered() })
         }

@@ -24,5 +24,6 @@ pub mod layout;
 pub mod lease;
 pub mod load;
 pub mod recover;
+pub mod verify;
 
 pub use layout::{Store, StoreError};

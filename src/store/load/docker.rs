@@ -38,14 +38,14 @@ struct Item {
 
 /// The images of an archive; `None` when it is no Docker archive.
 pub(super) fn list(files: &Files) -> Result<Option<Vec<Saved>>, LoadError> {
-    let document = |what: &str, why: String| LoadError::Document {
-        place: files.place().to_owned(),
-        what: what.to_owned(),
-        why,
-    };
+    let document =
+        |what: &str, why: String| LoadError::Document { place: files.place().to_owned(), what: what.to_owned(), why };
     let Some(bytes) = read_small(files, "manifest.json", MAX_MANIFEST_SIZE)? else {
         return match files.open("repositories")? {
-            Some(_) => Err(document("manifest.json", "it is not there: docker wrote such archives before 2016; save the image again with a newer one".into())),
+            Some(_) => Err(document(
+                "manifest.json",
+                "it is not there: docker wrote such archives before 2016; save the image again with a newer one".into(),
+            )),
             None => Ok(None),
         };
     };
@@ -55,17 +55,13 @@ pub(super) fn list(files: &Files) -> Result<Option<Vec<Saved>>, LoadError> {
 }
 
 fn read(files: &Files, item: Item) -> Result<Saved, LoadError> {
-    let document = |what: &str, why: String| LoadError::Document {
-        place: files.place().to_owned(),
-        what: what.to_owned(),
-        why,
-    };
+    let document =
+        |what: &str, why: String| LoadError::Document { place: files.place().to_owned(), what: what.to_owned(), why };
     let config_bytes = read_small(files, &item.config, MAX_CONFIG_SIZE)?.ok_or_else(|| LoadError::Missing {
         place: files.place().to_owned(),
         what: format!("the config {}", item.config),
     })?;
-    let config =
-        ImageConfig::parse(&config_bytes).map_err(|error| document(&item.config, error.to_string()))?;
+    let config = ImageConfig::parse(&config_bytes).map_err(|error| document(&item.config, error.to_string()))?;
     let layers = item.layers.unwrap_or_default();
     let known = config.rootfs.diff_ids.len();
     if layers.len() != known {

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Seek, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -99,9 +99,11 @@ impl Files {
 
     /// Those of a tar, compressed or not; `place` is its name in messages. What cannot be read at any offset is
     /// copied to the lease's folder first.
-    pub(crate) fn archive(file: File, place: &str, lease: &Lease) -> Result<Self, LoadError> {
+    pub(crate) fn archive(mut file: File, place: &str, lease: &Lease) -> Result<Self, LoadError> {
         let failed = |action| LoadError::io(action, place);
-        let regular = file.metadata().map_err(failed("read"))?.is_file();
+        // A file that somebody has read from begins, for us, where they left off.
+        let regular =
+            file.metadata().map_err(failed("read"))?.is_file() && file.stream_position().map_err(failed("read"))? == 0;
         let mut magic = [0; 6];
         let plain = regular && {
             let member = Member { file: Arc::new(file.try_clone().map_err(failed("read"))?), offset: 0, left: 6 };
@@ -128,9 +130,7 @@ impl Files {
                 let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
                 let file = match fs::OpenOptions::new().read(true).custom_flags(flags).open(&path) {
                     Ok(file) => file,
-                    Err(error)
-                        if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
-                    {
+                    Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                         return Ok(None);
                     }
                     Err(error) => return Err(failed(error)),
@@ -190,7 +190,8 @@ fn read_members(file: &File, place: &str) -> Result<BTreeMap<String, Place>, Loa
         }
         let header = Header::from_byte_slice(&block);
         if !checksum_is_right(header) {
-            let why = if offset == 0 { "it is no tar".into() } else { format!("the header at byte {offset} is damaged") };
+            let why =
+                if offset == 0 { "it is no tar".into() } else { format!("the header at byte {offset} is damaged") };
             return Err(malformed(why));
         }
         let kind = header.entry_type();
@@ -239,10 +240,7 @@ fn checksum_is_right(header: &Header) -> bool {
 }
 
 fn is_extension(kind: EntryType) -> bool {
-    matches!(
-        kind,
-        EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader
-    )
+    matches!(kind, EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader)
 }
 
 /// What extended headers say of the entry that follows them.

@@ -48,12 +48,7 @@ pub(super) struct Brought {
 }
 
 /// Brings layers in, several at once. What each became, in order.
-pub(super) fn bring(
-    store: &Store,
-    lease: &Lease,
-    files: &Files,
-    wanted: &[Wanted],
-) -> Result<Vec<Brought>, LoadError> {
+pub(super) fn bring(store: &Store, lease: &Lease, files: &Files, wanted: &[Wanted]) -> Result<Vec<Brought>, LoadError> {
     let mut brought = Vec::with_capacity(wanted.len());
     for layer in wanted {
         brought.push(known(store, layer)?);

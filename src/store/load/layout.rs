@@ -57,7 +57,8 @@ pub(super) fn select(files: &Files, wanted: &Selector, platform: &Platform) -> R
         Selector::Tag(tag) => entries.iter().filter(|entry| has_name(entry, tag)).collect(),
         Selector::Digest(digest) => entries.iter().filter(|entry| entry.digest == *digest).collect(),
     };
-    let no_match = |wanted: String| LoadError::NoMatch { place: files.place().to_owned(), wanted, offered: offer(&entries) };
+    let no_match =
+        |wanted: String| LoadError::NoMatch { place: files.place().to_owned(), wanted, offered: offer(&entries) };
     let mut search = Search { files, documents: 0 };
     let chosen = match (wanted, distinct(&candidates).as_slice()) {
         (_, [one]) => (*one).clone(),
@@ -104,7 +105,10 @@ pub(super) fn list(files: &Files, platform: &Platform) -> Result<Vec<Listed>, Lo
 }
 
 /// Reads the image manifest and its config.
-pub(super) fn read_image(files: &Files, manifest: &Descriptor) -> Result<(Documents, Manifest, ImageConfig), LoadError> {
+pub(super) fn read_image(
+    files: &Files,
+    manifest: &Descriptor,
+) -> Result<(Documents, Manifest, ImageConfig), LoadError> {
     let what = |what: &str, digest: &Digest| format!("the {what} {digest}");
     let manifest_bytes = read_blob(files, manifest, MAX_MANIFEST_SIZE, "manifest")?;
     let document = |what: String, why: String| LoadError::Document { place: files.place().to_owned(), what, why };
@@ -242,8 +246,11 @@ impl Search<'_> {
                 }
                 let bytes = read_blob(self.files, entry, MAX_MANIFEST_SIZE, "index")?;
                 let what = || format!("the index {}", entry.digest);
-                let index = Index::parse(&bytes)
-                    .map_err(|error| LoadError::Document { place: place(), what: what(), why: error.to_string() })?;
+                let index = Index::parse(&bytes).map_err(|error| LoadError::Document {
+                    place: place(),
+                    what: what(),
+                    why: error.to_string(),
+                })?;
                 for child in index.manifests.iter().filter(|child| is_image_or_index(child)) {
                     self.leaves(child, depth + 1, leaves)?;
                 }

@@ -1,6 +1,3 @@
-//! Integration tests: one binary, so that the library is linked once.
-
-mod parse;
 //! The tests that look at rbuild from outside: one binary, the real program, real stores, the real kernel.
 //!
 //! Each module is one subject. `support` holds what they share: a store and a home of its own for each test, a base
@@ -16,7 +13,9 @@ mod ignore;
 mod images;
 mod kill;
 mod layering;
+mod parse;
+mod plan;
 mod random;
 mod rootless;
 mod scenarios;
-// mod seeds;
+mod seeds;

@@ -25,4 +25,4 @@ mod stream;
 pub mod write;
 
 #[cfg(test)]
-mod sample;
+pub(crate) mod sample;

@@ -18,11 +18,11 @@
 pub mod base;
 pub mod blobs;
 pub mod images;
+pub mod import;
 pub mod layers;
-pub mod load;
-pub mod recover;
 pub mod layout;
 pub mod lease;
+pub mod load;
 pub mod recover;
 
 pub use layout::{Store, StoreError};

@@ -182,10 +182,12 @@ fn sources() -> Vec<Source> {
     let for_tests = |file: &Path| {
         // `#[cfg(test)] mod name;` stands in the file of the parent module.
         let (folder, name) = (file.parent().expect("found below the root"), file.file_stem().expect("a file has a name"));
-        let wanted = format!("#[cfg(test)]\nmod {};", name.display());
-        [folder.join("mod.rs"), folder.with_extension("rs"), folder.join("lib.rs")]
-            .iter()
-            .any(|parent| std::fs::read_to_string(parent).is_ok_and(|text| text.contains(&wanted)))
+        let wanted = format!("mod {};", name.display());
+        [folder.join("mod.rs"), folder.with_extension("rs"), folder.join("lib.rs")].iter().any(|parent| {
+            let text = std::fs::read_to_string(parent).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().map(str::trim).collect();
+            lines.windows(2).any(|pair| pair[0] == "#[cfg(test)]" && pair[1].ends_with(&wanted))
+        })
     };
     files
         .into_iter()

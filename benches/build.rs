@@ -130,7 +130,9 @@ fn rootfs(folder: &Path) -> Result<(PathBuf, String)> {
         return Ok((tar, format!("Debian root file system, {megabytes} MB")));
     }
     if let Err(why) = base::busybox() {
-        bail!("no Debian root file system (run examples/quickstart.sh, or set RBUILD_BENCH_ROOTFS), and no busybox: {why}");
+        bail!(
+            "no Debian root file system (run examples/quickstart.sh, or set RBUILD_BENCH_ROOTFS), and no busybox: {why}"
+        );
     }
     let tar = folder.join("busybox.tar");
     std::fs::write(&tar, base::root_tar())?;

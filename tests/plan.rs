@@ -5,19 +5,19 @@
 //! `--- plan`, `--- history`, `--- config`, `--- graph`, `--- needs`, `--- warnings`, `--- errors`. Warnings and errors
 //! that no section expects are failures. `RBUILD_BLESS=1` writes what comes out into the files, to be read in a diff.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rbuild::diagnostic::{Diagnostic, Source};
-use rbuild::dockerfile::parse;
+use rbuild::dockerfile::{Parsed, parse};
 use rbuild::image::assemble::{NewLayer, Parts, assemble};
 use rbuild::image::config::ImageConfig;
 use rbuild::image::manifest::{Descriptor, Encoding, Family};
 use rbuild::image::platform::Platform;
-use rbuild::plan::step::{Network, Plan, StepId};
+use rbuild::plan::step::{CopyFrom, Network, Op, Plan, Stack, StepId};
 use rbuild::plan::{self, BaseImage, BaseRequest, Bases, NoCache, Outcome, PlanOptions, Resolved, print};
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -45,6 +45,10 @@ impl Case {
         if parsed.has_errors() {
             return Err(parsed.diagnostics.into_iter().filter(Diagnostic::is_error).collect());
         }
+        self.make_parsed(&parsed)
+    }
+
+    fn make_parsed(&self, parsed: &Parsed) -> Result<Made, Vec<Diagnostic>> {
         let graph = plan::graph(&parsed.dockerfile, &self.options)?;
         let mut asked = plan::base_requests(&graph, &self.options);
         let mut bases = Bases::new();
@@ -284,6 +288,85 @@ fn dockerfiles_are_planned_as_the_cases_say() {
     assert!(bless || wrong.is_empty(), "{wrong}");
 }
 
+/// Lines of which random Dockerfiles are made. Some are wrong, most together make sense.
+const LINES: [&str; 26] = [
+    "FROM busybox AS a",
+    "FROM scratch AS b",
+    "FROM a",
+    "FROM b AS a",
+    "FROM ctx AS c",
+    "FROM onb AS d",
+    "FROM d",
+    "COPY --from=a / /",
+    "COPY --from=b / /",
+    "COPY --from=d x y",
+    "COPY --from=0 x y",
+    "COPY --from=ctx x y",
+    "COPY --from=nginx x y",
+    "COPY . .",
+    "ADD x.tar /",
+    "RUN make",
+    "WORKDIR sub",
+    "WORKDIR /",
+    "ARG A=1",
+    "ENV A=2 B=$A",
+    "LABEL a=$B",
+    "CMD x",
+    "ENTRYPOINT [\"x\"]",
+    "ONBUILD RUN triggered",
+    "ONBUILD COPY --from=a / /",
+    "USER $A",
+];
+
+proptest::proptest! {
+    /// Whatever the stages are: steps come after what they need, each of the image's layers is in its history once
+    /// and in order, what is planned is what was asked for, and a second time gives the same.
+    #[test]
+    fn plans_hold_together(lines in proptest::collection::vec(proptest::sample::select(&LINES[..]), 1..25)) {
+        let text = format!("FROM busybox AS first\n{}\n", lines.join("\n"));
+        let mut case = Case {
+            source: Source { name: "Dockerfile".into(), text },
+            options: PlanOptions::default(),
+            bases: BTreeMap::new(),
+        };
+        case.options.named_contexts.insert("ctx".into());
+        let mut onb = ordinary(&Platform::new("linux", "amd64", ""));
+        onb.config.on_build = vec!["RUN trigger".into(), "COPY --from=first / /".into()];
+        case.bases.insert("docker.io/library/onb:latest".into(), onb);
+        let again = |case: &Case| case.make().map(|made| print::text(&made.plan)).map_err(|errors| case.show(&errors));
+        proptest::prop_assert_eq!(again(&case), again(&case));
+        let Ok(Made { plan, bases, .. }) = case.make() else { return Ok(()) };
+        let before = |stack: Stack, at: usize| match stack {
+            Stack::Scratch => true,
+            Stack::Base(base) => base.0 < plan.bases.len(),
+            Stack::Step(step) => step.0 < at,
+        };
+        for (at, step) in plan.steps.iter().enumerate() {
+            proptest::prop_assert!(before(step.parent, at));
+            if let Op::Copy(op) = &step.op {
+                let there = match op.from {
+                    CopyFrom::Context(context) => context.0 < plan.contexts.len(),
+                    CopyFrom::Stack(stack) => before(stack, at),
+                };
+                proptest::prop_assert!(there);
+            }
+        }
+        let image = &plan.images[0];
+        let mut chain = Vec::new();
+        let mut stack = image.stack;
+        while let Stack::Step(step) = stack {
+            chain.push(step);
+            stack = plan.steps[step.0].parent;
+        }
+        chain.reverse();
+        let listed: Vec<StepId> = image.history.iter().filter_map(|entry| entry.step).collect();
+        proptest::prop_assert_eq!(listed, chain);
+        for base in &plan.bases {
+            proptest::prop_assert!(bases.contains_key(&(base.name.clone(), base.platform.to_string())));
+        }
+    }
+}
+
 /// The folder with data of other projects, or `None` after saying that `test` was skipped.
 fn corpus(test: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("RBUILD_CORPUS")
@@ -295,6 +378,91 @@ fn corpus(test: &str) -> Option<PathBuf> {
     assert!(!required.split(',').any(|name| name.trim() == "corpus"), "{test}: no corpus in {}", folder.display());
     eprintln!("skipped: {test}: corpus not found in {}", folder.display());
     None
+}
+
+/// What planning every stage of a file says: where which variables are undefined, and the errors.
+fn plan_all_stages(source: Source) -> (Case, BTreeSet<(String, usize)>, Vec<Diagnostic>) {
+    let mut case = Case { source, options: PlanOptions::default(), bases: BTreeMap::new() };
+    let parsed = parse(&case.source);
+    let mut said: Vec<Diagnostic> = Vec::new();
+    if parsed.has_errors() {
+        said.extend(parsed.diagnostics);
+    } else {
+        for target in 0..parsed.dockerfile.stages.len() {
+            case.options.target = Some(target.to_string());
+            match case.make_parsed(&parsed) {
+                Ok(made) => said.extend(made.warnings),
+                Err(list) => said.extend(list),
+            }
+        }
+    }
+    let (errors, warnings): (Vec<_>, Vec<_>) = said.into_iter().partition(Diagnostic::is_error);
+    let undefined = warnings.iter().filter_map(|warning| {
+        let rule = warning.rule.filter(|rule| rule.starts_with("Undefined"))?;
+        Some((rule.to_owned(), case.source.line(warning.span?.start)))
+    });
+    let undefined = undefined.collect();
+    (case, undefined, errors)
+}
+
+fn is_beyond(error: &Diagnostic) -> bool {
+    error.message.starts_with("not supported yet")
+}
+
+/// Dockerfiles of real projects and of BuildKit's tests: what docker accepts can be planned, but for what is not
+/// supported yet; what it refuses is refused; and the variables that it finds undefined are those that we find.
+#[test]
+fn dockerfiles_of_others_are_planned() {
+    let Some(corpus) = corpus("dockerfiles_of_others_are_planned") else { return };
+    let json = |path: &str| -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(corpus.join(path)).unwrap()).unwrap()
+    };
+    // Name, text, docker's error if it has one, docker's warnings.
+    let mut files: Vec<(String, String, Option<String>, serde_json::Value)> = Vec::new();
+    for file in json("real_expect.json")["files"].as_array().unwrap() {
+        let name = file["file"].as_str().unwrap();
+        let bytes = fs::read(corpus.join("real").join(name)).unwrap();
+        let error =
+            (file["expect"] != "accept").then(|| file["buildkit_error"].as_str().unwrap_or("refused").to_owned());
+        files.push((name.to_owned(), String::from_utf8_lossy(&bytes).into_owned(), error, file["warnings"].clone()));
+    }
+    for snippet in json("snippets/buildkit_snippets.json").as_array().unwrap() {
+        let said = &snippet["buildkit"];
+        let error = ["parse_error", "instructions_error", "convert_error"].iter().find_map(|kind| said[kind].as_str());
+        // Lints that are made fatal are not the planner's, and an epoch comes from outside alone (decisions 11).
+        if error.is_some_and(|error| error.starts_with("lint violation") || error.contains("SOURCE_DATE_EPOCH")) {
+            continue;
+        }
+        let text = snippet["dockerfile"].as_str().unwrap().to_owned();
+        files.push((snippet["id"].to_string(), text, error.map(str::to_owned), said["warnings"].clone()));
+    }
+    let (mut planned, mut refused, mut wrong) = (0, 0, String::new());
+    for (name, text, error, warnings) in files {
+        let (case, found, errors) = plan_all_stages(Source { name: name.clone(), text });
+        match error {
+            Some(error) if errors.is_empty() => writeln!(wrong, "{name}: docker refuses it: {error}").unwrap(),
+            None if !errors.iter().all(is_beyond) => {
+                writeln!(wrong, "{name}: docker takes it:\n{}", case.show(&errors)).unwrap();
+            }
+            None if errors.is_empty() => {
+                planned += 1;
+                let expected: BTreeSet<&str> = warnings
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|warning| warning["rule"].as_str())
+                    .filter(|rule| rule.starts_with("Undefined"))
+                    .collect();
+                let rules: BTreeSet<&str> = found.iter().map(|(rule, _)| rule.as_str()).collect();
+                if rules != expected {
+                    writeln!(wrong, "{name}: expected {expected:?} of {warnings}, found {found:?}").unwrap();
+                }
+            }
+            _ => refused += 1,
+        }
+    }
+    eprintln!("{planned} files are planned, {refused} are refused or need what is not supported yet");
+    assert!(wrong.is_empty(), "{wrong}");
 }
 
 /// Config, history and the number of layers of every image that docker built, as far as planning decides them.

@@ -18,7 +18,7 @@
 
 use crate::digest::{CacheKey, ChainId, ContentDigest, Digest, Hasher, StackId};
 use crate::image::platform::Platform;
-use crate::plan::step::{Chmod, Chown, CopyFrom, CopyOp, CopySource, MakeDirOp, ModeClause, Network, Op, RunOp};
+use crate::plan::step::{Chmod, Chown, CopyOp, CopySource, MakeDirOp, ModeClause, Network, Op, RunOp};
 
 /// Goes first into every digest of this module. A change of what is hashed is a change of this number.
 const KEY_VERSION: u64 = 1;
@@ -171,12 +171,12 @@ pub enum SourceId {
     Nothing,
 }
 
-fn feed_source(key: &mut KeyHasher, op: &Op, source: &SourceId) {
+fn feed_source(key: &mut KeyHasher, op: Option<&CopyOp>, source: &SourceId) {
     match source {
         SourceId::Stack(stack) => {
             key.text("stack");
             key.digest(&stack.0);
-            if let Op::Copy(CopyOp { sources, from: CopyFrom::Stack(_) | CopyFrom::Context(_), .. }) = op {
+            if let Some(CopyOp { sources, .. }) = op {
                 key.number(sources.len() as u64);
                 for source in sources {
                     match source {
@@ -209,21 +209,22 @@ pub fn run_key(op: &Digest, below: &StackId) -> CacheKey {
     CacheKey(key.finish())
 }
 
-/// The quick key of COPY, ADD and WORKDIR: needs nothing of the layers below but their name.
-pub fn quick_key(op: &Op, op_digest: &Digest, source: &SourceId, below: &StackId) -> CacheKey {
+/// The quick key of COPY, ADD and WORKDIR: needs nothing of the layers below but their name. `copy` is the operation
+/// itself where it is a COPY or ADD.
+pub fn quick_key(copy: Option<&CopyOp>, op: &Digest, source: &SourceId, below: &StackId) -> CacheKey {
     let mut key = KeyHasher::new("quick key");
-    key.digest(op_digest);
-    feed_source(&mut key, op, source);
+    key.digest(op);
+    feed_source(&mut key, copy, source);
     key.digest(&below.0);
     CacheKey(key.finish())
 }
 
 /// The landing key of COPY, ADD and WORKDIR: holds only what is found where it lands, so the layer survives a change
 /// of anything else below. `landing` covers the owner ids that names were looked up to.
-pub fn landing_key(op: &Op, op_digest: &Digest, source: &SourceId, landing: &Digest) -> CacheKey {
+pub fn landing_key(copy: Option<&CopyOp>, op: &Digest, source: &SourceId, landing: &Digest) -> CacheKey {
     let mut key = KeyHasher::new("landing key");
-    key.digest(op_digest);
-    feed_source(&mut key, op, source);
+    key.digest(op);
+    feed_source(&mut key, copy, source);
     key.digest(landing);
     CacheKey(key.finish())
 }
@@ -231,6 +232,7 @@ pub fn landing_key(op: &Op, op_digest: &Digest, source: &SourceId, landing: &Dig
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::step::CopyFrom;
 
     fn run() -> RunOp {
         RunOp {
@@ -344,19 +346,19 @@ mod tests {
         ] {
             assert!(stacks.insert(stack));
         }
-        let op = Op::Copy(CopyOp { from: CopyFrom::Stack(crate::plan::step::Stack::Scratch), ..copy() });
-        let key = |source| quick_key(&op, &a, &source, &StackId(b));
+        let op = CopyOp { from: CopyFrom::Stack(crate::plan::step::Stack::Scratch), ..copy() };
+        let key = |source| quick_key(Some(&op), &a, &source, &StackId(b));
         let keys = [
             key(SourceId::Nothing),
             key(SourceId::Content(a)),
             key(SourceId::Stack(StackId(a))),
-            landing_key(&op, &a, &SourceId::Nothing, &b),
+            landing_key(Some(&op), &a, &SourceId::Nothing, &b),
             run_key(&a, &StackId(b)),
         ];
         assert_eq!(keys.iter().collect::<std::collections::HashSet<_>>().len(), keys.len());
-        let other = Op::Copy(CopyOp { sources: vec![CopySource::Path("b".into())], ..copy() });
+        let other = CopyOp { sources: vec![CopySource::Path("b".into())], ..copy() };
         assert_ne!(
-            quick_key(&other, &a, &SourceId::Stack(StackId(a)), &StackId(b)),
+            quick_key(Some(&other), &a, &SourceId::Stack(StackId(a)), &StackId(b)),
             key(SourceId::Stack(StackId(a))),
             "a stage counts with its path"
         );
@@ -370,23 +372,19 @@ mod tests {
             ("run", run_key(&digest(&Op::Run(run())), &below)),
             (
                 "copy quick",
-                quick_key(
-                    &Op::Copy(copy()),
-                    &digest(&Op::Copy(copy())),
+                quick_key(Some(&copy()), &digest(&Op::Copy(copy())),
                     &SourceId::Content(Digest::of(b"files")),
                     &below,
                 ),
             ),
             (
                 "copy landing",
-                landing_key(
-                    &Op::Copy(copy()),
-                    &digest(&Op::Copy(copy())),
+                landing_key(Some(&copy()), &digest(&Op::Copy(copy())),
                     &SourceId::Content(Digest::of(b"files")),
                     &Digest::of(b"landing"),
                 ),
             ),
-            ("workdir", quick_key(&Op::MakeDir(make()), &digest(&Op::MakeDir(make())), &SourceId::Nothing, &below)),
+            ("workdir", quick_key(None, &digest(&Op::MakeDir(make())), &SourceId::Nothing, &below)),
         ];
         let found: String = lines.iter().map(|(name, key)| format!("{name} {key}\n")).collect();
         assert_eq!(found, include_str!("../../testdata/keys/golden.txt"));

@@ -5,6 +5,7 @@
 
 pub mod age;
 pub mod args;
+pub mod build;
 pub mod failure;
 pub mod output_spec;
 pub mod render;
@@ -55,7 +56,7 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
     match command {
         Command::Build(args) => {
             check_context(args, settings)?;
-            unfinished("build")
+            build::run(args, settings)
         }
         Command::Images(_) => unfinished("images"),
         Command::History(_) => unfinished("history"),

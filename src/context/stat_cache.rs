@@ -5,15 +5,14 @@
 //! would leave the stamp as it was; a file that cannot be read as a whole and verified is as good as none; it is
 //! replaced by rename, so readers see the old or the new one.
 //!
-//! Format of a file: magic, generation, number of records; records of 104 bytes; SHA-256 of all that. Numbers are little
+//! Format of a file: magic, generation, number of records; records of 104 bytes, sorted; a checksum. Numbers are little
 //! endian. Records that no build asked for while the file was written sixteen times are dropped.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
@@ -22,6 +21,7 @@ use crate::digest::Digest;
 const MAGIC: &[u8; 16] = b"rbuild-files/1\n\0";
 const RECORD: usize = 104;
 const HEADER: usize = 16 + 4 + 4;
+const SUM: usize = 8;
 /// How often a file is written until what nobody asked for is dropped.
 const GENERATIONS: u32 = 16;
 /// Files changed less than this before they were read are not trusted, in nanoseconds.
@@ -86,56 +86,50 @@ pub struct Facts {
     pub capability: Option<[u8; CAPABILITY]>,
 }
 
+/// What this build learned of a file.
 #[derive(Debug)]
-struct Record {
+struct Fresh {
     stamp: Stamp,
     facts: Facts,
-    generation: u32,
     /// Known for this build only: too young when it was read.
     racy: bool,
-    used: AtomicBool,
 }
-
-/// Inode numbers are spread well enough by one multiplication.
-#[derive(Default)]
-struct InodeHasher(u64);
-
-impl Hasher for InodeHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = (self.0.rotate_left(23) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0 ^ self.0 >> 32
-    }
-}
-
-type Records = HashMap<(u64, u64), Record, BuildHasherDefault<InodeHasher>>;
 
 /// The digests of one context's files.
 #[derive(Debug)]
 pub struct StatCache {
     file: Option<PathBuf>,
-    generation: u32,
-    records: RwLock<Records>,
+    known: Known,
+    fresh: RwLock<HashMap<(u64, u64), Fresh>>,
+    has_fresh: AtomicBool,
     changed: AtomicBool,
+}
+
+/// The records of a file, used as they lie in it: sorted by device and inode, found by bisection. Making a map of them
+/// would take longer than all look-ups of a build.
+#[derive(Debug, Default)]
+struct Known {
+    generation: u32,
+    records: Vec<u8>,
+    used: Vec<AtomicBool>,
 }
 
 impl StatCache {
     /// A cache that ends with the build.
     pub fn in_memory() -> Self {
-        Self { file: None, generation: 0, records: RwLock::default(), changed: AtomicBool::new(false) }
+        Self {
+            file: None,
+            known: Known::default(),
+            fresh: RwLock::default(),
+            has_fresh: AtomicBool::new(false),
+            changed: AtomicBool::new(false),
+        }
     }
 
     /// The cache kept in `file`; empty where that is not there or damaged.
     pub fn load(file: PathBuf) -> Self {
-        let (generation, records) =
-            fs::read(&file).ok().and_then(|bytes| decode(&bytes)).unwrap_or_else(|| (0, Records::default()));
-        Self { file: Some(file), generation, records: RwLock::new(records), changed: AtomicBool::new(false) }
+        let known = fs::read(&file).ok().and_then(Known::decode).unwrap_or_default();
+        Self { file: Some(file), known, ..Self::in_memory() }
     }
 
     /// The name of the file that holds the digests of the context at `path`, which is canonical.
@@ -145,22 +139,31 @@ impl StatCache {
 
     /// What is known of the file with this stamp.
     pub fn get(&self, stamp: &Stamp) -> Option<Facts> {
-        let records = self.records.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let record = records.get(&(stamp.dev, stamp.ino)).filter(|record| record.stamp == *stamp)?;
-        if !record.used.load(Ordering::Relaxed) {
-            record.used.store(true, Ordering::Relaxed);
+        if self.has_fresh.load(Ordering::Acquire) {
+            let fresh = self.fresh.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(fresh) = fresh.get(&(stamp.dev, stamp.ino)) {
+                return (fresh.stamp == *stamp).then(|| fresh.facts.clone());
+            }
         }
-        Some(record.facts.clone())
+        let at = self.known.position(stamp.dev, stamp.ino)?;
+        let (known, facts, _) = self.known.record(at)?;
+        if known != *stamp {
+            return None;
+        }
+        self.known.used[at].store(true, Ordering::Relaxed);
+        Some(facts)
     }
 
     /// Takes note of what a file with this stamp holds; reading it began at `read_at`. A file changed shortly before
     /// is remembered for this build only.
     pub fn put(&self, stamp: Stamp, facts: Facts, read_at: SystemTime) {
         let racy = stamp.is_racy(read_at);
-        let record = Record { stamp, facts, generation: self.generation, racy, used: AtomicBool::new(true) };
-        let mut records = self.records.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let old = records.insert((stamp.dev, stamp.ino), record);
-        if !racy || old.is_some_and(|old| !old.racy) {
+        let mut fresh = self.fresh.write().unwrap_or_else(PoisonError::into_inner);
+        let key = (stamp.dev, stamp.ino);
+        let replaces = fresh.insert(key, Fresh { stamp, facts, racy }).is_some_and(|old| !old.racy)
+            || self.known.position(stamp.dev, stamp.ino).is_some();
+        self.has_fresh.store(true, Ordering::Release);
+        if !racy || replaces {
             self.changed.store(true, Ordering::Relaxed);
         }
     }
@@ -179,36 +182,42 @@ impl StatCache {
     }
 
     fn encode(&self) -> Vec<u8> {
-        let records = self.records.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let generation = self.generation.wrapping_add(1);
-        let mut kept: Vec<(&Record, u32)> = records
+        let fresh = self.fresh.read().unwrap_or_else(PoisonError::into_inner);
+        let generation = self.known.generation.wrapping_add(1);
+        let mut kept: Vec<(Stamp, Facts, u32)> = fresh
             .values()
-            .filter(|record| !record.racy)
-            .map(|record| (record, if record.used.load(Ordering::Relaxed) { generation } else { record.generation }))
-            .filter(|(_, used)| generation.wrapping_sub(*used) <= GENERATIONS)
+            .filter(|fresh| !fresh.racy)
+            .map(|fresh| (fresh.stamp, fresh.facts.clone(), generation))
             .collect();
+        for (at, used) in self.known.used.iter().enumerate() {
+            let Some((stamp, facts, last_used)) = self.known.record(at) else { continue };
+            let last_used = if used.load(Ordering::Relaxed) { generation } else { last_used };
+            let is_old = generation.wrapping_sub(last_used) > GENERATIONS;
+            if !is_old && !fresh.contains_key(&(stamp.dev, stamp.ino)) {
+                kept.push((stamp, facts, last_used));
+            }
+        }
         // The count is a u32; no context has that many files, but nothing must depend on it.
         kept.truncate(u32::MAX as usize);
-        kept.sort_unstable_by_key(|(record, _)| (record.stamp.dev, record.stamp.ino));
-        let mut bytes = Vec::with_capacity(HEADER + kept.len() * RECORD + 32);
+        kept.sort_unstable_by_key(|(stamp, ..)| (stamp.dev, stamp.ino));
+        let mut bytes = Vec::with_capacity(HEADER + kept.len() * RECORD + SUM);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&generation.to_le_bytes());
         bytes.extend_from_slice(&(kept.len() as u32).to_le_bytes());
-        for (record, used) in kept {
-            let Record { stamp, facts, .. } = record;
+        for (stamp, facts, last_used) in kept {
             bytes.extend_from_slice(&stamp.dev.to_le_bytes());
             bytes.extend_from_slice(&stamp.ino.to_le_bytes());
             bytes.extend_from_slice(&stamp.size.to_le_bytes());
             bytes.extend_from_slice(&stamp.mtime.to_le_bytes());
             bytes.extend_from_slice(&stamp.ctime.to_le_bytes());
             bytes.extend_from_slice(&stamp.mode.to_le_bytes());
-            bytes.extend_from_slice(&used.to_le_bytes());
+            bytes.extend_from_slice(&last_used.to_le_bytes());
             bytes.extend_from_slice(&u32::from(facts.capability.is_some()).to_le_bytes());
             bytes.extend_from_slice(&facts.capability.unwrap_or_default());
             bytes.extend_from_slice(facts.sha256.as_bytes());
         }
-        let sum = Digest::of(&bytes);
-        bytes.extend_from_slice(sum.as_bytes());
+        let sum = checksum(&bytes);
+        bytes.extend_from_slice(&sum.to_le_bytes());
         bytes
     }
 }
@@ -232,18 +241,43 @@ impl Fields<'_> {
     }
 }
 
-fn decode(bytes: &[u8]) -> Option<(u32, Records)> {
-    let (body, sum) = bytes.split_last_chunk::<32>()?;
-    if !body.starts_with(MAGIC) || Digest::of(body).as_bytes() != sum {
-        return None;
+impl Known {
+    fn decode(mut bytes: Vec<u8>) -> Option<Self> {
+        let (body, sum) = bytes.split_last_chunk::<SUM>()?;
+        if !body.starts_with(MAGIC) || checksum(body).to_le_bytes() != *sum {
+            return None;
+        }
+        let mut fields = Fields(&body[MAGIC.len()..]);
+        let (generation, count) = (fields.u32()?, fields.u32()? as usize);
+        if fields.0.len() != count.checked_mul(RECORD)? {
+            return None;
+        }
+        bytes.truncate(bytes.len() - SUM);
+        let used = std::iter::repeat_with(|| AtomicBool::new(false)).take(count).collect();
+        Some(Self { generation, records: bytes, used })
     }
-    let mut fields = Fields(&body[MAGIC.len()..]);
-    let (generation, count) = (fields.u32()?, fields.u32()? as usize);
-    if fields.0.len() != count.checked_mul(RECORD)? {
-        return None;
+
+    fn key(&self, at: usize) -> Option<(u64, u64)> {
+        let mut fields = Fields(self.records.get(HEADER + at * RECORD..)?);
+        Some((fields.u64()?, fields.u64()?))
     }
-    let mut records = Records::with_capacity_and_hasher(count, BuildHasherDefault::default());
-    for _ in 0..count {
+
+    fn position(&self, dev: u64, ino: u64) -> Option<usize> {
+        let (mut low, mut high) = (0, self.used.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            match self.key(middle)?.cmp(&(dev, ino)) {
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+                std::cmp::Ordering::Equal => return Some(middle),
+            }
+        }
+        None
+    }
+
+    /// A record, and the generation in which it was last used.
+    fn record(&self, at: usize) -> Option<(Stamp, Facts, u32)> {
+        let mut fields = Fields(self.records.get(HEADER + at * RECORD..)?);
         let stamp = Stamp {
             dev: fields.u64()?,
             ino: fields.u64()?,
@@ -252,14 +286,31 @@ fn decode(bytes: &[u8]) -> Option<(u32, Records)> {
             ctime: fields.take().map(i64::from_le_bytes)?,
             mode: fields.u32()?,
         };
-        let generation = fields.u32()?;
+        let last_used = fields.u32()?;
         let has_capability = fields.u32()? != 0;
         let capability = Some(fields.take()?).filter(|_| has_capability);
-        let facts = Facts { sha256: Digest::from_bytes(fields.take()?), capability };
-        let record = Record { stamp, facts, generation, racy: false, used: AtomicBool::new(false) };
-        records.insert((stamp.dev, stamp.ino), record);
+        Some((stamp, Facts { sha256: Digest::from_bytes(fields.take()?), capability }, last_used))
     }
-    Some((generation, records))
+}
+
+/// A checksum against damage, not against malice (the store belongs to the user): many times as fast as SHA-256, which
+/// would take longer than all the rest. Each step is one-to-one, so no change of a single word goes unnoticed.
+fn checksum(bytes: &[u8]) -> u64 {
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut lanes = [1u64, 2, 3, 4];
+    let mix = |lane: u64, word: u64| (lane ^ word).wrapping_mul(FACTOR).rotate_left(29);
+    let (blocks, rest) = bytes.as_chunks::<32>();
+    for block in blocks {
+        let (words, _) = block.as_chunks::<8>();
+        for (lane, word) in lanes.iter_mut().zip(words) {
+            *lane = mix(*lane, u64::from_le_bytes(*word));
+        }
+    }
+    for byte in rest {
+        lanes[0] = mix(lanes[0], u64::from(*byte) + 1);
+    }
+    let sum = lanes.into_iter().fold(bytes.len() as u64, mix);
+    sum ^ sum >> 32
 }
 
 #[cfg(test)]
@@ -350,14 +401,14 @@ mod tests {
         cache.put(stamp(1), facts("a"), at(60_000));
         cache.save().expect("saves");
         let good = fs::read(&file).expect("reads");
-        assert!(decode(&good).is_some());
+        assert!(Known::decode(good.clone()).is_some());
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1;
-            assert!(decode(&bad).is_none(), "byte {at}");
+            assert!(Known::decode(bad).is_none(), "byte {at}");
         }
         for length in 0..good.len() {
-            assert!(decode(&good[..length]).is_none(), "length {length}");
+            assert!(Known::decode(good[..length].to_vec()).is_none(), "length {length}");
         }
         fs::write(&file, &good[..70]).expect("writes");
         let cache = StatCache::load(file.clone());
@@ -376,11 +427,8 @@ mod tests {
             if round == 0 {
                 cache.put(stamp(1), facts("old"), at(60_000));
             }
-            assert!(
-                round < 1 || round > 16 || cache.records.read().expect("no panic").contains_key(&(1, 1)),
-                "{round}"
-            );
-            assert!(round < 18 || !cache.records.read().expect("no panic").contains_key(&(1, 1)), "{round}");
+            assert!(round < 1 || round > 16 || cache.known.position(1, 1).is_some(), "{round}");
+            assert!(round < 18 || !cache.known.position(1, 1).is_some(), "{round}");
             cache.put(stamp(100), facts(&round.to_string()), at(60_000));
             cache.save().expect("saves");
         }

@@ -176,7 +176,9 @@ impl Walk<'_> {
                 listing.push(Child { entry, slot: None, excluded: false });
             }
         }
-        listing.sort_unstable_by(|a, b| a.entry.path.cmp(&b.entry.path));
+        // All begin with the folder's path.
+        let start = dir.len();
+        listing.sort_unstable_by(|a, b| a.entry.path[start..].cmp(&b.entry.path[start..]));
         Ok(listing)
     }
 

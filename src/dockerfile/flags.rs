@@ -159,6 +159,9 @@ fn unknown(node: &Node, flag: &Flag, known: &[(&'static str, Kind)]) -> Diagnost
 
 /// The name that was meant: the nearest, or the only one that begins so.
 pub(super) fn meant<'a>(word: &str, names: impl Iterator<Item = &'a str> + Clone) -> Option<&'a str> {
+    if word.len() > 64 {
+        return None; // no name is nearly so long, and comparing takes its time
+    }
     nearest(word, names.clone()).or_else(|| {
         let mut longer = names.filter(|name| word.len() > 1 && name.starts_with(&word.to_lowercase()));
         longer.next().filter(|_| longer.next().is_none())

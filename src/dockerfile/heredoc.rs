@@ -19,6 +19,15 @@ pub struct Opener {
     pub chomp: bool,
 }
 
+/// A here-document's body, found.
+#[derive(Debug)]
+pub(super) struct Body {
+    pub(super) heredoc: Heredoc,
+    /// Offset of the line after the terminator.
+    pub(super) next: usize,
+    pub(super) terminated: bool,
+}
+
 impl Opener {
     /// Reads one word. `None` where it opens nothing.
     pub fn of_word(word: &str) -> Result<Option<Self>, WordError> {
@@ -39,17 +48,18 @@ impl Opener {
         words.iter().filter_map(|word| Self::of_word(word).transpose()).collect()
     }
 
-    /// Reads the body that begins at `start`. `Err` holds all that is left, if the terminator does not come.
-    pub(super) fn body(&self, source: &str, start: usize) -> Result<Heredoc, Heredoc> {
+    /// Reads the body that begins at `start`; also says where the next line begins. Without a terminator the body is
+    /// all that is left, and its span holds nothing else.
+    pub(super) fn body(&self, source: &str, start: usize) -> Body {
         let mut at = start;
-        let mut terminated = None;
+        let mut terminator = None;
         for line in source[start..].split_inclusive('\n') {
             let mut bare = line.trim_end_matches(['\r', '\n']);
             if self.chomp {
                 bare = bare.trim_start_matches('\t');
             }
             if bare == self.name {
-                terminated = Some(at + line.len());
+                terminator = Some((at + line.trim_end_matches(['\r', '\n']).len(), at + line.len()));
                 break;
             }
             at += line.len();
@@ -62,9 +72,9 @@ impl Opener {
             content,
             expand: self.expand,
             chomp: self.chomp,
-            span: Span::new(start, terminated.unwrap_or(at)),
+            span: Span::new(start, terminator.map_or(at, |(end, _)| end)),
         };
-        if terminated.is_some() { Ok(heredoc) } else { Err(heredoc) }
+        Body { heredoc, next: terminator.map_or(at, |(_, next)| next), terminated: terminator.is_some() }
     }
 }
 
@@ -119,12 +129,13 @@ mod tests {
     #[test]
     fn bodies_end_at_the_exact_word() {
         let opener = |chomp| Opener { name: "EOF".into(), expand: true, chomp };
-        let body = opener(false).body("x\n\ta\n EOF\n\tEOF\nEOF \nEOF\r\nrest", 2).unwrap();
-        assert_eq!((body.content.as_str(), body.raw.is_none()), ("\ta\n EOF\n\tEOF\nEOF \n", true));
-        assert_eq!(body.span, Span::new(2, 25));
-        let body = opener(true).body("\t\ta\n\tEOF\n", 0).unwrap();
-        assert_eq!((body.content.as_str(), body.raw()), ("a\n", "\t\ta\n"));
-        let rest = opener(false).body("a\n", 0).unwrap_err();
-        assert_eq!((rest.content.as_str(), rest.span), ("a\n", Span::new(0, 2)));
+        let body = opener(false).body("x\n\ta\n EOF\n\tEOF\nEOF \nEOF\r\nrest", 2);
+        assert_eq!((body.heredoc.content.as_str(), body.heredoc.raw), ("\ta\n EOF\n\tEOF\nEOF \n", None));
+        assert_eq!((body.heredoc.span, body.next, body.terminated), (Span::new(2, 23), 25, true));
+        let body = opener(true).body("\t\ta\n\tEOF\n", 0);
+        assert_eq!((body.heredoc.content.as_str(), body.heredoc.raw()), ("a\n", "\t\ta\n"));
+        let body = opener(false).body("a\n", 0);
+        assert_eq!((body.heredoc.content.as_str(), body.heredoc.span, body.next), ("a\n", Span::new(0, 2), 2));
+        assert!(!body.terminated);
     }
 }

@@ -113,12 +113,11 @@ impl Checker<'_> {
     fn one_argument(&mut self, example: &str) -> Option<Word> {
         let name = self.node.keyword.name();
         let flags = self.no_flags();
-        match self.node.args.as_slice() {
-            [word] => flags.map(|()| word.clone()),
-            _ => {
-                let error = self.error(format!("{name} requires exactly one argument"));
-                self.fail(error.help(format!("for instance: {example}")))
-            }
+        if let [word] = self.node.args.as_slice() {
+            flags.map(|()| word.clone())
+        } else {
+            let error = self.error(format!("{name} requires exactly one argument"));
+            self.fail(error.help(format!("for instance: {example}")))
         }
     }
 
@@ -175,9 +174,10 @@ impl Checker<'_> {
             let exact = word.span.end - word.span.start == word.text.len();
             let part = |text: &str, start: usize| Word {
                 text: text.to_owned(),
-                span: match exact {
-                    true => Span::new(word.span.start + start, word.span.start + start + text.len()),
-                    false => word.span,
+                span: if exact {
+                    Span::new(word.span.start + start, word.span.start + start + text.len())
+                } else {
+                    word.span
                 },
             };
             declarations.push(ArgDeclaration {
@@ -252,10 +252,7 @@ impl Checker<'_> {
         if sources.is_empty() {
             return self.too_few();
         }
-        let opener = |word: &Word| match self.node.json {
-            true => None,
-            false => Opener::of_word(&word.text).ok().flatten(),
-        };
+        let opener = |word: &Word| if self.node.json { None } else { Opener::of_word(&word.text).ok().flatten() };
         if opener(destination).is_some() {
             return self.fail(
                 Diagnostic::error(destination.span, format!("{name} cannot accept a heredoc as a destination"))
@@ -437,7 +434,12 @@ impl Checker<'_> {
         if !sub.sound {
             return None;
         }
-        let trigger = Node { heredocs: self.node.heredocs.clone(), lines: self.node.lines, ..(**sub).clone() };
+        let trigger = Node {
+            heredocs: self.node.heredocs.clone(),
+            lines: self.node.lines,
+            span: Span::new(sub.span.start, self.node.span.end),
+            ..(**sub).clone()
+        };
         let mut found = Vec::new();
         let instruction = match typed(&trigger, self.escape, &mut found) {
             Some(Typed::Instruction(instruction)) => Some(Box::new(instruction)),

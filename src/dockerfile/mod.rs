@@ -4,9 +4,9 @@
 //! everything that is wrong with them. What always holds: parsing never fails and never panics; every span lies within
 //! the source; time is linear in its size and depth is bounded, whatever the input; nothing is expanded or looked up.
 //!
-//! The road: [`directive`] reads the comments at the top; [`parser`] (the only user of `grammar/dockerfile.pest`) cuts
-//! the text into logical lines ([`line`]) and these into names, flags and arguments; [`node`] and [`heredoc`] make
-//! nodes of them; [`instructions`], [`flags`] and [`mount`] make typed instructions of the nodes. [`word`] expands
+//! The road: `directive` reads the comments at the top; `parser` (the only user of `grammar/dockerfile.pest`) cuts
+//! the text into logical lines (`line`) and these into names, flags and arguments; [`node`] and [`heredoc`] make
+//! nodes of them; `instructions`, [`flags`] and `mount` make typed instructions of the nodes. [`word`] expands
 //! variables later, when the planner knows them.
 
 pub mod ast;
@@ -37,6 +37,9 @@ use crate::diagnostic::{Diagnostic, Severity, Source, Span};
 
 /// A physical line may not be longer: Docker's limit.
 const MAX_LINE: usize = 65_535;
+
+/// So many errors are reported one by one: a file that has more is no Dockerfile.
+const MAX_ERRORS: usize = 100;
 
 /// What a text says, and what is wrong with it.
 #[derive(Debug, Clone, Default)]
@@ -85,6 +88,15 @@ pub fn parse(source: &Source) -> Parsed {
     assemble(&nodes, &mut dockerfile, &mut diagnostics);
     // Errors of the text come before those of the whole file; the sort is stable.
     diagnostics.sort_by_key(|diagnostic| diagnostic.span.map_or(usize::MAX, |span| span.start));
+    let errors = diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).count();
+    if errors > MAX_ERRORS {
+        let mut shown = 0;
+        diagnostics.retain(|diagnostic| {
+            shown += usize::from(diagnostic.is_error());
+            !diagnostic.is_error() || shown <= MAX_ERRORS
+        });
+        diagnostics.push(whole_file(&format!("{} more errors", errors - MAX_ERRORS), "is this file a Dockerfile?"));
+    }
     Parsed { nodes, dockerfile, diagnostics }
 }
 
@@ -226,11 +238,19 @@ impl<'a> Reader<'a> {
             let first_line = self.line;
             self.skip(base + chunk.end - self.offset);
             let line = LogicalLine::new(self.text, base, &statement.pieces);
-            for blank in &statement.blanks {
-                let span = Span::new(base + blank.start, base + blank.start);
+            if let Some(blank) = statement.blanks.first() {
+                // Docker names the last line of the instruction.
+                let last = statement.pieces.last().unwrap_or(&statement.span);
+                let blank = first_line + newlines(&self.text[base + statement.span.start..base + blank.start]);
                 self.diagnostics.push(
-                    Diagnostic::warning(span, "NoEmptyContinuation", "Empty continuation line found")
-                        .help("Docker announces that these will become errors: remove the line, or make it a comment"),
+                    Diagnostic::warning(
+                        Span::new(base + last.start, base + last.end),
+                        "NoEmptyContinuation",
+                        "Empty continuation line found",
+                    )
+                    .help(format!(
+                        "line {blank} is empty: remove it or make it a comment, Docker will refuse it one day"
+                    )),
                 );
             }
             let mut node = Node::read(&line, line.trimmed(), self.escape, &mut self.diagnostics);
@@ -244,10 +264,7 @@ impl<'a> Reader<'a> {
 
     /// The line that ends before the offset.
     fn last_line(&self) -> usize {
-        match self.text[..self.offset].ends_with('\n') {
-            true => self.line - 1,
-            false => self.line,
-        }
+        if self.text[..self.offset].ends_with('\n') { self.line - 1 } else { self.line }
     }
 
     fn heredocs(&mut self, line: &LogicalLine, node: &mut Node) {
@@ -266,27 +283,23 @@ impl<'a> Reader<'a> {
             }
         };
         for opener in openers {
-            match opener.body(self.text, self.offset) {
-                Ok(heredoc) => {
-                    self.skip(heredoc.span.end - self.offset);
-                    node.span.end = heredoc.span.end;
-                    node.heredocs.push(heredoc);
+            let body = opener.body(self.text, self.offset);
+            self.skip(body.next - self.offset);
+            if !body.terminated {
+                node.sound = false;
+                if !self.cut {
+                    let name = &opener.name;
+                    self.diagnostics.push(
+                        Diagnostic::error(node.span, "unterminated heredoc")
+                            .label(format!("no line below is exactly {name}"))
+                            .help(format!("end it with a line that holds {name} and nothing else, no blanks either")),
+                    );
                 }
-                Err(heredoc) => {
-                    node.sound = false;
-                    if !self.cut {
-                        let name = &opener.name;
-                        self.diagnostics.push(
-                            Diagnostic::error(node.span, "unterminated heredoc")
-                                .label(format!("no line below is exactly {name}"))
-                                .help(format!("end the here-document with a line that holds {name} and nothing else, no blanks either")),
-                        );
-                    }
-                    self.skip(heredoc.span.end - self.offset);
-                    node.heredocs.push(heredoc);
-                    return;
-                }
+                node.heredocs.push(body.heredoc);
+                return;
             }
+            node.span.end = body.heredoc.span.end;
+            node.heredocs.push(body.heredoc);
         }
     }
 }

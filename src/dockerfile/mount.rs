@@ -71,9 +71,8 @@ impl Mount {
         };
         // Where the flag was written without quotes and continuations, offsets in its text are offsets in the source.
         let exact = value.span.end - value.span.start == value.text.len();
-        let span = |start: usize, end: usize| match exact {
-            true => Span::new(value.span.start + start, value.span.start + end),
-            false => value.span,
+        let span = |start: usize, end: usize| {
+            if exact { Span::new(value.span.start + start, value.span.start + end) } else { value.span }
         };
         let options = fields.into_iter().map(|field| match field.text.split_once('=') {
             Some((key, text)) => {
@@ -178,7 +177,7 @@ impl Mount {
         match name {
             "type" => {
                 self.kind = choose(&value.text, MountKind::ALL, MountKind::name)
-                    .map_err(|meant| wrong("mount type", value, meant, &MountKind::ALL.map(MountKind::name)))?
+                    .map_err(|meant| wrong("mount type", value, meant, &MountKind::ALL.map(MountKind::name)))?;
             }
             "sharing" => {
                 choose(&value.text, SHARING, |mode| mode)

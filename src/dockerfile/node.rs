@@ -281,20 +281,17 @@ impl Reader<'_> {
         let Some(first) = words.first() else { return };
         if !first.text.contains('=') {
             let legacy = parser::legacy_pair(&self.line.text[rest.clone()]);
-            match legacy {
-                Some((key, Some(value))) => {
-                    let end = Word { text: String::new(), span: self.line.span(rest.end..rest.end) };
-                    node.args = vec![self.word(rest.start, key), self.word(rest.start, value), end];
-                }
-                _ => {
-                    node.sound = false;
-                    node.args = vec![self.word(base, first.clone())];
-                    self.diagnostics.push(
-                        Diagnostic::error(node.args[0].span, format!("{name} must have two arguments"))
-                            .label("a name without a value")
-                            .help(format!("write {name} {}=value, or {0}= for an empty value", first.text)),
-                    );
-                }
+            if let Some((key, Some(value))) = legacy {
+                let end = Word { text: String::new(), span: self.line.span(rest.end..rest.end) };
+                node.args = vec![self.word(rest.start, key), self.word(rest.start, value), end];
+            } else {
+                node.sound = false;
+                node.args = vec![self.word(base, first.clone())];
+                self.diagnostics.push(
+                    Diagnostic::error(node.args[0].span, format!("{name} must have two arguments"))
+                        .label("a name without a value")
+                        .help(format!("write {name} {}=value, or {0}= for an empty value", first.text)),
+                );
             }
             return;
         }

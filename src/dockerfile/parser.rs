@@ -227,12 +227,12 @@ fn json_string(pair: Pair<'_, Rule>) -> Piece {
             Rule::json_unicode => u16::from_str_radix(&raw[2..], 16).ok(),
             _ => None,
         };
-        if let (Some(first), Some(second)) = (high, unit) {
-            if let Some(Ok(character)) = char::decode_utf16([first, second]).next() {
-                text.push(character);
-                high = None;
-                continue;
-            }
+        if let (Some(first), Some(second)) = (high, unit)
+            && let Some(Ok(character)) = char::decode_utf16([first, second]).next()
+        {
+            text.push(character);
+            high = None;
+            continue;
         }
         if high.take().is_some() {
             text.push(char::REPLACEMENT_CHARACTER);

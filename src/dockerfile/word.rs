@@ -56,12 +56,11 @@ pub fn expand_words(word: &str, escape: Escape, lookup: Lookup<'_>) -> Result<Ve
 
 /// Expands the body of a here-document: quotes have no meaning and stay.
 ///
-/// The escape character of bodies is the backslash, whatever `# escape=` says, as with Docker; `escape` is taken so
-/// that all expansions look alike.
-pub fn expand_heredoc(body: &str, escape: Escape, lookup: Lookup<'_>) -> Result<Expanded, WordError> {
+/// The escape character of bodies is the backslash, whatever `# escape=` says, as with Docker; the second argument
+/// is there so that all expansions are called alike.
+pub fn expand_heredoc(body: &str, _escape: Escape, lookup: Lookup<'_>) -> Result<Expanded, WordError> {
     let mut expander = Expander::new(body, Escape::Backslash, lookup);
     expander.mode.quotes = Quotes::Ordinary;
-    let _ = escape;
     let text = expander.until(None, false)?.text;
     Ok(Expanded { text, unset: expander.unset })
 }

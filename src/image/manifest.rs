@@ -272,6 +272,7 @@ impl Index {
 
 /// What stands where an image is named: one image, or several.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // Few of them live at a time.
 pub enum Document {
     /// One image.
     Manifest(Manifest),

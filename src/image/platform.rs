@@ -86,19 +86,17 @@ impl Platform {
         if parts.next().is_some() || !part(os) || ![architecture, variant].into_iter().flatten().all(part) {
             return Err(malformed());
         }
-        let mut platform = match architecture {
-            Some(architecture) => Self::new(os, architecture, variant.unwrap_or_default()),
-            None => {
-                let word = Self::new(os, os, "");
-                if SYSTEMS.contains(&word.os.as_str()) {
-                    let same = word.os == here.os;
-                    let variant = if same { here.variant.as_str() } else { "" };
-                    Self::new(os, &here.architecture, variant)
-                } else if ARCHITECTURES.contains(&word.architecture.as_str()) && os_version.is_empty() {
-                    Self { os: here.os.clone(), ..word }
-                } else {
-                    return Err(PlatformError::UnknownWord(text.to_owned()));
-                }
+        let mut platform = if let Some(architecture) = architecture {
+            Self::new(os, architecture, variant.unwrap_or_default())
+        } else {
+            let word = Self::new(os, os, "");
+            if SYSTEMS.contains(&word.os.as_str()) {
+                let variant = if word.os == here.os { here.variant.as_str() } else { "" };
+                Self::new(os, &here.architecture, variant)
+            } else if ARCHITECTURES.contains(&word.architecture.as_str()) && os_version.is_empty() {
+                Self { os: here.os.clone(), ..word }
+            } else {
+                return Err(PlatformError::UnknownWord(text.to_owned()));
             }
         };
         os_version.clone_into(&mut platform.os_version);

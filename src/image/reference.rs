@@ -94,7 +94,7 @@ impl Reference {
         if text.contains("://") {
             return Err(ReferenceError::Url(name()));
         }
-        if Digest::from_hex(text).is_some() || text.parse::<Digest>().is_ok() {
+        if Digest::from_hex(text).is_some() {
             return Err(ReferenceError::Id(name()));
         }
         let (rest, digest) = match text.split_once('@') {
@@ -120,7 +120,7 @@ impl Reference {
             return Err(ReferenceError::Host { name: name(), host: registry.to_owned() });
         }
         let registry = if registry == OLD_HUB { HUB } else { registry };
-        for part in repository.split('/').filter(|part| !is_component(part)) {
+        if let Some(part) = repository.split('/').find(|part| !is_component(part)) {
             let lower = part.to_ascii_lowercase();
             return Err(if is_component(&lower) {
                 let small = repository.to_ascii_lowercase();
@@ -280,6 +280,7 @@ mod tests {
             ("[::1]:5000/x", "[::1]:5000/x:latest", "[::1]:5000/x:latest"),
             ("Host/x", "Host/x:latest", "Host/x:latest"),
             ("a__b--c.d_e", "docker.io/library/a__b--c.d_e:latest", "a__b--c.d_e:latest"),
+            (SUM, &format!("docker.io/library/{SUM}"), SUM),
             ("a/b/c:V_1.-x", "docker.io/a/b/c:V_1.-x", "a/b/c:V_1.-x"),
         ] {
             let reference: Reference = text.parse().unwrap();
@@ -317,7 +318,6 @@ mod tests {
             ("x:/a", "\"x:\" is no host name"),
             ("https://ghcr.io/a", "is a URL"),
             (&SUM[7..], "is the id"),
-            (SUM, "is the id"),
             (&"a".repeat(300), "at most 255"),
             (&format!("a:{}", "t".repeat(129)), "the tag"),
         ] {

@@ -11,10 +11,12 @@
 //!
 //! `entry`, `entry_ref`, `index`, `content` and `stack` are pure: they touch no file and no clock.
 
+pub mod apply;
 pub mod capability;
 mod chunk;
 pub mod compress;
 pub mod content;
+pub mod data;
 pub mod entry;
 pub mod entry_ref;
 pub mod header;

@@ -12,7 +12,10 @@ use crate::layer::index::{IndexBuilder, LayerIndex, Origin, RootMetadata};
 pub(crate) fn entry(line: &str) -> Entry {
     let words: Vec<&str> = line.split_whitespace().collect();
     let word = |at: usize| words.get(at).copied().unwrap_or_default();
-    let number = |at: usize, default: u32| words.get(at).map_or(default, |word| word.parse().unwrap());
+    let number = |at: usize, default: u32| match words.get(at) {
+        None | Some(&"-1") => default,
+        Some(word) => word.parse().unwrap(),
+    };
     let capability = |at: usize| {
         let hex = word(at);
         (!hex.is_empty() && hex != "-").then(|| {

@@ -7,7 +7,6 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +15,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timest
 use rustix::io::Errno;
 
 use super::OutputError;
-use super::rootfs::{Item, RootFs};
+use super::rootfs::{Data, Item, RootFs};
 use super::tar::copy_exactly;
 use crate::layer::entry::{file_name, parent};
 use crate::layer::entry_ref::{EntryRef, KindRef};
@@ -31,7 +30,7 @@ pub(super) fn write(rootfs: &RootFs<'_>, dest: &Path, epoch: Option<i64>) -> Res
     let mut writer = Writer { dest, root: root.into(), open: Vec::new(), epoch, devices: 0 };
     let mut data = rootfs.data();
     for item in rootfs.walk() {
-        writer.item(&item, &mut |layer, position| data.open(layer, position))?;
+        writer.item(&item, &mut data)?;
     }
     writer.close_down_to(b"")?;
     Ok(match writer.devices {
@@ -56,10 +55,10 @@ struct Open<'a> {
     folder: OwnedFd,
 }
 
-type Opener<'o> = dyn FnMut(usize, usize) -> Result<Box<dyn io::Read + Send>, OutputError> + 'o;
+
 
 impl<'a> Writer<'a> {
-    fn item(&mut self, item: &Item<'a>, data: &mut Opener<'_>) -> Result<(), OutputError> {
+    fn item(&mut self, item: &Item<'a>, data: &mut Data<'_>) -> Result<(), OutputError> {
         let entry = item.entry;
         self.close_down_to(parent(entry.path).unwrap_or_default())?;
         let folder = self.open.last().map_or(self.root.as_fd(), |open| open.folder.as_fd());
@@ -121,7 +120,7 @@ impl<'a> Writer<'a> {
         folder: BorrowedFd<'_>,
         name: &OsStr,
         item: &Item<'a>,
-        data: &mut Opener<'_>,
+        data: &mut Data<'_>,
     ) -> Result<(), OutputError> {
         let (entry, Some((layer, position, size))) = (item.entry, item.data) else { return Ok(()) };
         let failed = |action| self.failed(action, entry.path);
@@ -129,7 +128,7 @@ impl<'a> Writer<'a> {
         let made = replace(folder, name, || rustix::fs::openat(folder, name, flags, Mode::RUSR | Mode::WUSR));
         let mut file = File::from(made.map_err(|errno| self.occupied("make", entry.path, errno))?);
         if size > 0 {
-            copy_exactly(&mut *data(layer, position)?, &mut file, size, entry.path)?;
+            copy_exactly(&mut *data.open(layer, position)?, &mut file, size, entry.path)?;
         }
         if let Some(capability) = entry.capability {
             // Only root may give capabilities; for anyone else the file is there without, as with cp.

@@ -122,7 +122,7 @@ pub(super) struct Data<'a> {
 
 impl Data<'_> {
     /// Opens the data of the file at `position` of `layer`.
-    pub(super) fn open(&mut self, layer: usize, position: usize) -> Result<Box<dyn Read + Send>, OutputError> {
+    pub(super) fn open(&mut self, layer: usize, position: usize) -> Result<Box<dyn Read + '_>, OutputError> {
         let RootFs { store, lease, diff_ids, ref stack, .. } = *self.rootfs;
         let data = match &mut self.layers[layer] {
             Some(data) => data,

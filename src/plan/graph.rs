@@ -31,6 +31,8 @@ pub struct StageGraph {
     pub(super) globals: Variables,
     /// The names of all ARGs.
     pub(super) declared: BTreeSet<String>,
+    /// Those of them before the first FROM.
+    global_names: BTreeSet<String>,
     /// The names of all stages, those that are not resolved yet included.
     names: Vec<Option<String>>,
 }
@@ -80,7 +82,8 @@ pub struct Outside {
     pub context: bool,
 }
 
-/// Resolves the stages of `dockerfile`. The errors are all that there are, not the first.
+/// Resolves the stages of `dockerfile`. What comes instead of a graph is all that there is to say: every error, not
+/// the first, and the warnings.
 pub fn graph(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGraph, Vec<Diagnostic>> {
     if options.platforms.len() > 1 {
         let list = options.platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
@@ -103,20 +106,27 @@ pub fn graph(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGrap
         escape: dockerfile.escape,
         globals,
         declared: BTreeSet::new(),
+        global_names: BTreeSet::new(),
         names: dockerfile.stages.iter().map(|stage| stage.name.as_ref().map(|name| name.text.clone())).collect(),
     };
     graph.declare(&dockerfile.global_args);
+    graph.global_names.clone_from(&graph.declared);
     for stage in &dockerfile.stages {
         graph.add(stage, options, &mut errors);
     }
     match graph.find_target(options.target.as_deref()) {
-        Ok(target) => graph.target = target,
+        Ok(target) => {
+            graph.target = target;
+            errors.extend(graph.problems(&graph.needed()));
+        }
         Err(error) => errors.push(error),
     }
     if errors.is_empty() {
-        errors = graph.problems(&graph.reachable(&[]));
+        return Ok(graph);
     }
-    if errors.is_empty() { Ok(graph) } else { Err(errors) }
+    errors.append(&mut graph.warnings);
+    errors.sort_by_key(|error| error.span);
+    Err(errors)
 }
 
 impl StageGraph {
@@ -198,7 +208,13 @@ impl StageGraph {
     fn platform(&mut self, word: &Word, options: &PlanOptions, errors: &mut Vec<Diagnostic>) -> Option<Platform> {
         let text = self.expand_global(word, errors)?;
         if text.is_empty() {
-            errors.push(Diagnostic::error(word.span, format!("empty platform value from expression {}", word.text)));
+            let error = Diagnostic::error(word.span, format!("empty platform value from expression {}", word.text));
+            let wanted = word.text.trim_matches(['$', '{', '}']);
+            errors.push(match nearest(wanted, self.globals.names()) {
+                Some(near) if near != wanted => error.help(format!("did you mean ${near}?")),
+                _ => error
+                    .help("give the variable a default with ARG before the first FROM, or a value with --build-arg"),
+            });
             return None;
         }
         match Platform::parse(&text, options.platform()) {
@@ -215,8 +231,8 @@ impl StageGraph {
         match self.globals.expand(&word.text, self.escape) {
             Ok(expanded) => {
                 let unset: BTreeSet<&String> = expanded.unset.iter().collect();
-                for name in unset.into_iter().filter(|name| !self.declared.contains(*name)) {
-                    let names = self.declared.iter().map(String::as_str).chain(self.globals.names());
+                for name in unset.into_iter().filter(|name| !self.global_names.contains(*name)) {
+                    let names = self.global_names.iter().map(String::as_str).chain(self.globals.names());
                     let mut message = format!("FROM argument '{name}' is not declared");
                     if let Some(near) = nearest(name, names) {
                         // Writing to a String does not fail.
@@ -250,6 +266,7 @@ impl StageGraph {
 
     /// What `--from` or `from=` of the stage `at` means. `true` with the error: it is one whether or not the stage is
     /// needed.
+    #[allow(clippy::result_large_err)] // Errors end the planning.
     pub(super) fn resolve(&self, from: &Word, at: usize, options: &PlanOptions) -> Result<Origin, (bool, Diagnostic)> {
         let text = &from.text;
         let literal = word::expand(text, self.escape, &|_| None).ok().filter(|expanded| expanded.text == *text);
@@ -334,10 +351,11 @@ impl StageGraph {
             let _ = write!(message, " (did you mean {near}?)");
         }
         let error = no_span(Diagnostic::error(Span::default(), message));
-        Err(match names.is_empty() {
-            true => error.help("no stage of the file has a name; 0 is the first"),
-            false => error.help(format!("the file has the stages {}", names.join(", "))),
-        })
+        Err(error.help(if names.is_empty() {
+            "no stage of the file has a name; 0 is the first".to_owned()
+        } else {
+            format!("the file has the stages {}", names.join(", "))
+        }))
     }
 
     /// Which stages the target needs, itself included. `extra` are further uses: of the stage, by triggers.

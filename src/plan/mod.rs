@@ -9,23 +9,28 @@
 
 pub mod chmod;
 mod config;
+mod files;
 pub mod graph;
 pub mod print;
 pub mod scope;
 mod stage;
 pub mod step;
+mod trigger;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::diagnostic::{Diagnostic, Span, nearest};
 use crate::digest::ImageId;
+use crate::dockerfile::ast::InstructionKind;
 use crate::image::config::ImageConfig;
 use crate::image::manifest::Descriptor;
 use crate::image::platform::Platform;
 
 pub use graph::{StageGraph, base_requests, graph};
 use step::{Network, Plan};
+use trigger::Trigger;
 
 /// What decides a plan beside the Dockerfile.
 #[derive(Debug, Clone)]
@@ -145,10 +150,11 @@ pub enum Outcome {
     NeedBases(Vec<BaseRequest>),
 }
 
-/// Plans the build of the target. The errors are all that there are, not the first.
+/// Plans the build of the target. What comes instead of an outcome is all that there is to say: every error, not the
+/// first, and the warnings.
 pub fn plan(graph: &StageGraph, bases: &Bases, options: &PlanOptions) -> Result<Outcome, Vec<Diagnostic>> {
     // Triggers of base images can need further stages and images, whose triggers can again.
-    let mut triggers: BTreeMap<usize, Vec<stage::Trigger>> = BTreeMap::new();
+    let mut triggers: BTreeMap<usize, Vec<Trigger>> = BTreeMap::new();
     let mut uses = Vec::new();
     let reached = loop {
         let reached = graph.reachable(&uses);
@@ -159,19 +165,18 @@ pub fn plan(graph: &StageGraph, bases: &Bases, options: &PlanOptions) -> Result<
         }
         let mut grown = false;
         for (index, _) in reached.iter().enumerate().filter(|(_, reached)| **reached) {
-            if !triggers.contains_key(&index) {
-                let list = stage::triggers_of(graph, index, bases)?;
-                for trigger in &list {
-                    for from in graph::sources_of(&trigger.instruction) {
-                        match graph.resolve(from, index, options) {
-                            Ok(origin) => uses.push((index, origin)),
-                            Err((_, error)) => return Err(vec![trigger.place(error)]),
-                        }
+            let Entry::Vacant(place) = triggers.entry(index) else { continue };
+            let list = trigger::triggers_of(graph, index, bases)?;
+            for trigger in &list {
+                for from in graph::sources_of(&trigger.instruction) {
+                    match graph.resolve(from, index, options) {
+                        Ok(origin) => uses.push((index, origin)),
+                        Err((_, error)) => return Err(vec![trigger.place(error)]),
                     }
                 }
-                grown |= !list.is_empty();
-                triggers.insert(index, list);
             }
+            grown |= !list.is_empty();
+            place.insert(list);
         }
         if !grown {
             break reached;
@@ -184,7 +189,7 @@ pub fn plan(graph: &StageGraph, bases: &Bases, options: &PlanOptions) -> Result<
     let mut warnings = graph.warnings.clone();
     let mut declared = graph.declared.clone();
     for trigger in triggers.values().flatten() {
-        if let crate::dockerfile::ast::InstructionKind::Arg(list) = &trigger.instruction.kind {
+        if let InstructionKind::Arg(list) = &trigger.instruction.kind {
             declared.extend(list.iter().map(|declaration| declaration.name.text.clone()));
         }
     }
@@ -192,12 +197,13 @@ pub fn plan(graph: &StageGraph, bases: &Bases, options: &PlanOptions) -> Result<
     warnings.extend(unknown_stages(graph, options));
     let mut planner = stage::Planner::new(graph, bases, options);
     for (index, _) in reached.iter().enumerate().filter(|(_, reached)| **reached) {
-        planner.stage(index, triggers.remove(&index).unwrap_or_default());
+        planner.stage(index, triggers.get(&index).map_or(&[], Vec::as_slice));
     }
     let (plan, diagnostics) = planner.finish();
-    let (errors, more): (Vec<_>, Vec<_>) = diagnostics.into_iter().partition(Diagnostic::is_error);
-    warnings.extend(more);
-    if errors.is_empty() { Ok(Outcome::Planned(plan, warnings)) } else { Err(errors) }
+    warnings.extend(diagnostics);
+    // Stable: what has no place comes first.
+    warnings.sort_by_key(|diagnostic| diagnostic.span);
+    if warnings.iter().any(Diagnostic::is_error) { Err(warnings) } else { Ok(Outcome::Planned(plan, warnings)) }
 }
 
 /// What to warn of: stages named by `--no-cache-filter` that the file does not have.

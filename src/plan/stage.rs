@@ -9,118 +9,55 @@ use std::fmt::Write as _;
 
 use crate::diagnostic::{Diagnostic, Span, nearest};
 use crate::dockerfile::ast::{
-    Add, ArgDeclaration, CommandLine, Copy, Escape, Healthcheck, Heredoc, Instruction, InstructionKind, MountKind, Run,
-    Script, Source, Word,
+    ArgDeclaration, CommandLine, Escape, Healthcheck, Instruction, InstructionKind, MountKind, Run, Script, Word,
 };
-use crate::dockerfile::{parse_trigger, word};
+use crate::dockerfile::word;
 use crate::image::config;
 use crate::image::platform::Platform;
 
-use super::chmod::parse_mode;
-use super::config::{Folded, clean, destination, is_signal, near_signal, ports};
+use super::config::{Folded, clean, is_signal, near_signal, ports};
 use super::graph::{Origin, Outside, StageGraph};
-use super::scope::{Variables, is_directive};
+use super::scope::{SOURCE_DATE_EPOCH, Variables, is_directive};
 use super::step::{
-    BaseId, Chown, ContextId, CopyFrom, CopyOp, CopySource, MakeDirOp, Network, Op, Plan, PlannedBase, PlannedContext,
+    BaseId, ContextId, CopyFrom, CopyOp, CopySource, MakeDirOp, Network, Op, Plan, PlannedBase, PlannedContext,
     PlannedImage, RunOp, Stack, Step, StepId,
 };
+use super::trigger::Trigger;
 use super::{Bases, NoCache, PlanOptions, Resolved};
-
-/// An ONBUILD instruction that a FROM sets off.
-#[derive(Debug, Clone)]
-pub(super) struct Trigger {
-    pub(super) instruction: Instruction,
-    /// It stands in the config of an image: the FROM that names the image, since its own spans point into no file.
-    from: Option<(Span, (usize, usize))>,
-}
-
-impl Trigger {
-    /// A diagnostic of the trigger at a place that the user can see.
-    pub(super) fn place(&self, mut diagnostic: Diagnostic) -> Diagnostic {
-        if let Some((span, _)) = self.from {
-            diagnostic.span = Some(span);
-            diagnostic
-                .help
-                .push(format!("it is in a trigger that this stage sets off: ONBUILD {}", self.instruction.text));
-        }
-        diagnostic
-    }
-}
-
-/// The triggers that the FROM of a stage sets off.
-pub(super) fn triggers_of(graph: &StageGraph, index: usize, bases: &Bases) -> Result<Vec<Trigger>, Vec<Diagnostic>> {
-    let stage = &graph.stages[index];
-    match &stage.from {
-        Origin::Stage(earlier) => {
-            let mut triggers = Vec::new();
-            for instruction in &graph.stages[*earlier].instructions {
-                let InstructionKind::OnBuild(text, trigger) = &instruction.kind else { continue };
-                let trigger = match trigger {
-                    Some(trigger) => (**trigger).clone(),
-                    None => {
-                        parse_trigger(text, graph.escape).map_err(|errors| placed(errors, instruction.span, text))?
-                    }
-                };
-                triggers.push(Trigger { instruction: trigger, from: None });
-            }
-            Ok(triggers)
-        }
-        // A stage that a named context stands in for is that context, and does nothing of its own.
-        Origin::Outside(outside) if !stage.replaced => {
-            let key = (outside.name.clone(), stage.platform.to_string());
-            let Some(Resolved::Image(base)) = bases.get(&key) else { return Ok(Vec::new()) };
-            let mut triggers = Vec::new();
-            for text in &base.config.config.on_build {
-                let instruction =
-                    parse_trigger(text, Escape::Backslash).map_err(|errors| placed(errors, stage.span, text))?;
-                triggers.push(Trigger { instruction, from: Some((stage.span, stage.lines)) });
-            }
-            Ok(triggers)
-        }
-        _ => Ok(Vec::new()),
-    }
-}
-
-/// What is wrong with the text of a trigger, at a place that the user can see.
-fn placed(errors: Vec<Diagnostic>, span: Span, text: &str) -> Vec<Diagnostic> {
-    let place = |mut error: Diagnostic| {
-        error.span = Some(span);
-        error.help(format!("it is in a trigger that this stage sets off: ONBUILD {text}"))
-    };
-    errors.into_iter().map(place).collect()
-}
 
 /// Plans stage after stage.
 pub(super) struct Planner<'a> {
-    graph: &'a StageGraph,
-    bases: &'a Bases,
-    options: &'a PlanOptions,
+    pub(super) graph: &'a StageGraph,
+    pub(super) bases: &'a Bases,
+    pub(super) options: &'a PlanOptions,
     plan: Plan,
     diagnostics: Vec<Diagnostic>,
     /// The stages that are done.
-    done: Vec<Option<State>>,
+    pub(super) done: Vec<Option<State>>,
 }
 
 /// Where a stage stands.
 #[derive(Clone)]
-struct State {
-    stack: Stack,
-    base: Option<BaseId>,
-    platform: Platform,
-    folded: Folded,
+pub(super) struct State {
+    pub(super) stack: Stack,
+    pub(super) base: Option<BaseId>,
+    pub(super) platform: Platform,
+    pub(super) folded: Folded,
     /// What words are expanded in, and what RUN gets.
-    variables: Variables,
+    pub(super) variables: Variables,
     /// Every ARG, in order of first appearance, with its last value.
-    arguments: Variables,
+    pub(super) arguments: Variables,
+    /// That a RUN does not see the epoch was told.
+    pub(super) epoch_told: bool,
 }
 
 /// What an instruction needs to know of its place.
 #[derive(Clone, Copy)]
-struct Place<'a> {
-    stage: usize,
-    trigger: Option<&'a Trigger>,
-    escape: Escape,
-    instruction: &'a Instruction,
+pub(super) struct Place<'a> {
+    pub(super) stage: usize,
+    pub(super) trigger: Option<&'a Trigger>,
+    pub(super) escape: Escape,
+    pub(super) instruction: &'a Instruction,
 }
 
 impl Place<'_> {
@@ -141,7 +78,7 @@ impl Place<'_> {
 }
 
 /// An error was told; the instruction has no effect.
-struct Told;
+pub(super) struct Told;
 
 impl<'a> Planner<'a> {
     pub(super) fn new(graph: &'a StageGraph, bases: &'a Bases, options: &'a PlanOptions) -> Self {
@@ -150,10 +87,10 @@ impl<'a> Planner<'a> {
     }
 
     /// Plans a stage all of whose inputs are planned.
-    pub(super) fn stage(&mut self, index: usize, triggers: Vec<Trigger>) {
+    pub(super) fn stage(&mut self, index: usize, triggers: &[Trigger]) {
         let first = self.plan.steps.len();
         let mut state = self.begin(index);
-        for trigger in &triggers {
+        for trigger in triggers {
             // The trigger of an image knows nothing of this file's escape character.
             let escape = if trigger.from.is_some() { Escape::Backslash } else { self.graph.escape };
             let place = Place { stage: index, trigger: Some(trigger), escape, instruction: &trigger.instruction };
@@ -191,7 +128,7 @@ impl<'a> Planner<'a> {
             Origin::Stage(earlier) => {
                 // Proof: stages are planned in order, and what a stage needs is reached and earlier.
                 let parent = self.done[*earlier].as_ref().expect("an earlier stage is planned");
-                return State { folded: parent.folded.child(), ..parent.clone() };
+                return State { folded: parent.folded.child(), epoch_told: false, ..parent.clone() };
             }
             Origin::Scratch => (Stack::Scratch, None, Folded::scratch(&stage.platform)),
             Origin::Outside(outside) => self.begin_outside(index, outside),
@@ -201,41 +138,38 @@ impl<'a> Planner<'a> {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
             variables.set(name, value);
         }
-        State { stack, base, platform: stage.platform.clone(), folded, variables, arguments: Variables::default() }
+        let (platform, arguments) = (stage.platform.clone(), Variables::default());
+        State { stack, base, platform, folded, variables, arguments, epoch_told: false }
     }
 
     fn begin_outside(&mut self, index: usize, outside: &Outside) -> (Stack, Option<BaseId>, Folded) {
         let stage = &self.graph.stages[index];
         let key = (outside.name.clone(), stage.platform.to_string());
-        match self.bases.get(&key) {
-            Some(Resolved::Image(image)) => {
-                let base = self.base(outside, &stage.platform);
-                // The classic way to make an image from nothing has no layers to build on.
-                let empty = image.layers.is_empty() && image.config.rootfs.diff_ids.is_empty();
-                let stack = if empty { Stack::Scratch } else { Stack::Base(base) };
-                (stack, Some(base), Folded::from_base(&image.config))
-            }
-            _ => {
-                let context = self.context(&outside.name);
-                let op = CopyOp {
-                    sources: vec![CopySource::Path("/".to_owned())],
-                    from: CopyFrom::Context(context),
-                    ..plain_copy()
-                };
-                let step = self.push(Step {
-                    parent: Stack::Scratch,
-                    op: Op::Copy(op),
-                    platform: stage.platform.clone(),
-                    span: stage.span,
-                    lines: stage.lines,
-                    name: format!("FROM {}", stage.image),
-                    no_cache: self.no_cache(index),
-                });
-                let mut folded = Folded::scratch(&stage.platform);
-                folded.commit(format!("FROM {}", stage.image), Some(step));
-                (Stack::Step(step), None, folded)
-            }
+        if let Some(Resolved::Image(image)) = self.bases.get(&key) {
+            let base = self.base(outside, &stage.platform);
+            // An image can have no layers to build on.
+            let empty = image.layers.is_empty() && image.config.rootfs.diff_ids.is_empty();
+            let stack = if empty { Stack::Scratch } else { Stack::Base(base) };
+            return (stack, Some(base), Folded::from_base(&image.config));
         }
+        let context = self.context(&outside.name);
+        let op = CopyOp {
+            sources: vec![CopySource::Path("/".to_owned())],
+            from: CopyFrom::Context(context),
+            ..plain_copy()
+        };
+        let step = self.push(Step {
+            parent: Stack::Scratch,
+            op: Op::Copy(op),
+            platform: stage.platform.clone(),
+            span: stage.span,
+            lines: stage.lines,
+            name: format!("FROM {}", stage.image),
+            no_cache: self.no_cache(index),
+        });
+        let mut folded = Folded::scratch(&stage.platform);
+        folded.commit(format!("FROM {}", stage.image), Some(step));
+        (Stack::Step(step), None, folded)
     }
 
     fn no_cache(&self, index: usize) -> bool {
@@ -251,16 +185,16 @@ impl<'a> Planner<'a> {
         StepId(self.plan.steps.len() - 1)
     }
 
-    fn base(&mut self, outside: &Outside, platform: &Platform) -> BaseId {
+    pub(super) fn base(&mut self, outside: &Outside, platform: &Platform) -> BaseId {
         let base = PlannedBase { name: outside.name.clone(), platform: platform.clone() };
         BaseId(position_or_push(&mut self.plan.bases, base))
     }
 
-    fn context(&mut self, name: &str) -> ContextId {
+    pub(super) fn context(&mut self, name: &str) -> ContextId {
         ContextId(position_or_push(&mut self.plan.contexts, PlannedContext { name: Some(name.to_owned()) }))
     }
 
-    fn tell(&mut self, place: Place<'_>, diagnostic: Diagnostic) {
+    pub(super) fn tell(&mut self, place: Place<'_>, diagnostic: Diagnostic) {
         let placed = match place.trigger {
             Some(trigger) => trigger.place(diagnostic),
             None => diagnostic,
@@ -268,12 +202,12 @@ impl<'a> Planner<'a> {
         self.diagnostics.push(placed);
     }
 
-    fn fail<T>(&mut self, place: Place<'_>, span: Span, message: impl Into<String>) -> Result<T, Told> {
+    pub(super) fn fail<T>(&mut self, place: Place<'_>, span: Span, message: impl Into<String>) -> Result<T, Told> {
         self.tell(place, Diagnostic::error(span, message));
         Err(Told)
     }
 
-    fn unsupported(&mut self, place: Place<'_>, span: Span, what: &str) {
+    pub(super) fn unsupported(&mut self, place: Place<'_>, span: Span, what: &str) {
         let error = Diagnostic::error(span, format!("not supported yet: {what}"));
         self.tell(
             place,
@@ -282,10 +216,10 @@ impl<'a> Planner<'a> {
     }
 
     /// Warns of variables that are neither set nor declared.
-    fn note_unset(&mut self, place: Place<'_>, state: &State, span: Span, unset: &[String]) {
+    pub(super) fn note_unset(&mut self, place: Place<'_>, state: &State, span: Span, unset: &[String]) {
         let unset: BTreeSet<&String> = unset.iter().collect();
         for name in unset.into_iter().filter(|name| state.arguments.get(name).is_none()) {
-            let mut message = format!("usage of undefined variable '${name}'");
+            let mut message = format!("Usage of undefined variable '${name}'");
             if let Some(near) = nearest(name, state.variables.names()) {
                 // Writing to a String does not fail.
                 let _ = write!(message, " (did you mean ${near}?)");
@@ -295,7 +229,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Expands one word.
-    fn expand(&mut self, place: Place<'_>, state: &State, word: &Word) -> Result<String, Told> {
+    pub(super) fn expand(&mut self, place: Place<'_>, state: &State, word: &Word) -> Result<String, Told> {
         match state.variables.expand(&word.text, place.escape) {
             Ok(expanded) => {
                 self.note_unset(place, state, word.span, &expanded.unset);
@@ -412,12 +346,11 @@ impl<'a> Planner<'a> {
         let mut list = Vec::new();
         for word in words {
             let lookup = |name: &str| state.variables.get(name).map(str::to_owned);
+            // As with Docker, a variable of EXPOSE that is not set is not told.
             let split = match word::expand_words(&word.text, place.escape, &lookup) {
                 Ok(split) => split,
                 Err(error) => return self.fail(place, word.span, error.message),
             };
-            // For the variables that are not set: splitting does not tell them.
-            self.expand(place, state, word)?;
             for spec in split {
                 match ports(&spec) {
                     Ok(ports) => list.extend(ports),
@@ -443,7 +376,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Adds a step on top of the stage.
-    fn step(&mut self, place: Place<'_>, state: &mut State, op: Op) -> StepId {
+    pub(super) fn step(&mut self, place: Place<'_>, state: &mut State, op: Op) -> StepId {
         let step = self.push(Step {
             parent: state.stack,
             op,
@@ -505,6 +438,7 @@ impl<'a> Planner<'a> {
         if args.is_empty() {
             return self.fail(place, place.instruction.span, "RUN has no command");
         }
+        self.note_epoch(place, state);
         let mut line = String::from("RUN ");
         let arguments: Vec<&str> = state.arguments.names().collect();
         if !arguments.is_empty() {
@@ -532,177 +466,15 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    fn copy(&mut self, place: Place<'_>, state: &mut State, copy: &Copy) -> Result<(), Told> {
-        for word in copy.sources.iter().filter_map(path_of) {
-            let path = self.expand_quietly(place, state, word);
-            if is_git(&path) || is_url(&path) {
-                let what = if is_git(&path) { "git repository" } else { "URL" };
-                let error = Diagnostic::error(word.span, format!("source can't be a {what} for COPY"));
-                self.tell(place, error.help("use ADD"));
-                return Err(Told);
-            }
-        }
-        let from = match &copy.from {
-            None => CopyFrom::Context(ContextId(0)),
-            Some(from) => match self.graph.resolve(from, place.stage, self.options) {
-                Ok(origin) => self.copy_from(&origin),
-                Err((_, error)) => {
-                    self.tell(place, error);
-                    return Err(Told);
-                }
-            },
-        };
-        let files = Files {
-            keyword: "COPY",
-            sources: &copy.sources,
-            destination: &copy.destination,
-            chown: copy.chown.as_ref(),
-            chmod: copy.chmod.as_ref(),
-            exclude: &copy.exclude,
-        };
-        let op = CopyOp { from, link: copy.link, parents: copy.parents, ..plain_copy() };
-        self.files(place, state, &files, op)
-    }
-
-    fn add(&mut self, place: Place<'_>, state: &mut State, add: &Add) -> Result<(), Told> {
-        let mut remote = 0;
-        for word in add.sources.iter().filter_map(path_of) {
-            let path = self.expand_quietly(place, state, word);
-            if is_git(&path) || is_url(&path) {
-                let what = if is_git(&path) { "ADD of a git repository" } else { "ADD of a URL" };
-                self.unsupported(place, word.span, what);
-                remote += 1;
-            }
-        }
-        if let Some(checksum) = &add.checksum {
-            if add.sources.len() > 1 {
-                return self.fail(place, checksum.span, "checksum can't be specified for multiple sources");
-            }
-            if remote == 0 {
-                return self.fail(place, checksum.span, "checksum requires HTTP(S) or Git sources");
-            }
-        }
-        if remote > 0 {
-            return Err(Told);
-        }
-        if add.keep_git_dir == Some(true) {
-            return self.fail(place, place.instruction.span, "--keep-git-dir is for git repositories only");
-        }
-        let files = Files {
-            keyword: "ADD",
-            sources: &add.sources,
-            destination: &add.destination,
-            chown: add.chown.as_ref(),
-            chmod: add.chmod.as_ref(),
-            exclude: &add.exclude,
-        };
-        let op = CopyOp { link: add.link, unpack: add.unpack.unwrap_or(true), ..plain_copy() };
-        self.files(place, state, &files, op)
-    }
-
-    /// The word expanded, for a first look; what is wrong with it is told when it is used.
-    fn expand_quietly(&self, place: Place<'_>, state: &State, word: &Word) -> String {
-        state.variables.expand(&word.text, place.escape).map_or_else(|_| word.text.clone(), |expanded| expanded.text)
-    }
-
-    fn copy_from(&mut self, origin: &Origin) -> CopyFrom {
-        match origin {
-            Origin::Scratch => CopyFrom::Stack(Stack::Scratch),
-            Origin::Stage(stage) => {
-                // Proof: stages are planned in order, and what a stage needs is reached and earlier.
-                CopyFrom::Stack(self.done[*stage].as_ref().expect("an earlier stage is planned").stack)
-            }
-            Origin::Outside(outside) => {
-                let platform = self.options.platform();
-                match self.bases.get(&(outside.name.clone(), platform.to_string())) {
-                    Some(Resolved::Image(_)) => CopyFrom::Stack(Stack::Base(self.base(outside, platform))),
-                    _ => CopyFrom::Context(self.context(&outside.name)),
-                }
-            }
-        }
-    }
-
-    /// What COPY and ADD have in common.
-    fn files(&mut self, place: Place<'_>, state: &mut State, files: &Files<'_>, op: CopyOp) -> Result<(), Told> {
-        let (mut paths, mut inline) = (Vec::new(), Vec::new());
-        for source in files.sources {
-            match source {
-                Source::Path(word) => paths.push(self.expand(place, state, word)?),
-                Source::Heredoc(heredoc) => {
-                    let content = self.heredoc(place, state, heredoc)?;
-                    inline.push(CopySource::Inline { name: heredoc.name.clone(), content });
-                }
-            }
-        }
-        let written = self.expand(place, state, files.destination)?;
-        let chown = self.expand_option(place, state, files.chown)?;
-        let chmod = self.expand_option(place, state, files.chmod)?;
-        let mode = match (&chmod, files.chmod) {
-            (Some(text), Some(word)) => match parse_mode(text) {
-                Ok(mode) => Some(mode),
-                Err(why) => return self.fail(place, word.span, why),
-            },
-            _ => None,
-        };
-        let mut line = files.keyword.to_owned();
-        if op.parents {
-            line.push_str(" --parents");
-        }
-        for (name, value) in [("chown", &chown), ("chmod", &chmod)] {
-            if let Some(value) = value {
-                // Writing to a String does not fail.
-                let _ = write!(line, " --{name}={value}");
-            }
-        }
-        for path in &paths {
-            let _ = write!(line, " {path}");
-        }
-        for source in &inline {
-            if let CopySource::Inline { name, .. } = source {
-                let _ = write!(line, " <<{name}");
-            }
-        }
-        let _ = write!(line, " {written} # buildkit");
-        let op = CopyOp {
-            sources: paths.into_iter().map(CopySource::Path).chain(inline).collect(),
-            destination: destination(state.folded.cwd(), &written),
-            chown: chown.map(|chown| {
-                let (user, group) = match chown.split_once(':') {
-                    Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
-                    None => (chown.as_str(), None),
-                };
-                // `:group` leaves the user at root.
-                let user = if user.is_empty() { "0" } else { user };
-                Chown { user: user.to_owned(), group: group.map(str::to_owned) }
-            }),
-            chmod: mode,
-            exclude: files.exclude.iter().map(|word| word.text.clone()).collect(),
-            ..op
-        };
-        let step = self.step(place, state, Op::Copy(op));
-        state.folded.commit(line, Some(step));
-        Ok(())
-    }
-
-    fn expand_option(&mut self, place: Place<'_>, state: &State, word: Option<&Word>) -> Result<Option<String>, Told> {
-        match word {
-            None => Ok(None),
-            Some(word) => Ok(Some(self.expand(place, state, word)?).filter(|text| !text.is_empty())),
-        }
-    }
-
-    fn heredoc(&mut self, place: Place<'_>, state: &State, heredoc: &Heredoc) -> Result<String, Told> {
-        if !heredoc.expand {
-            return Ok(heredoc.content.clone());
-        }
-        let lookup = |name: &str| state.variables.get(name).map(str::to_owned);
-        // In here-documents it is always the backslash that escapes.
-        match word::expand_heredoc(&heredoc.content, Escape::Backslash, &lookup) {
-            Ok(expanded) => {
-                self.note_unset(place, state, heredoc.span, &expanded.unset);
-                Ok(expanded.text)
-            }
-            Err(error) => self.fail(place, heredoc.span, error.message),
+    /// Hints, once for each stage, that what RUN writes has times of its own.
+    fn note_epoch(&mut self, place: Place<'_>, state: &mut State) {
+        if self.options.epoch.is_some() && !state.epoch_told && state.variables.get(SOURCE_DATE_EPOCH).is_none() {
+            state.epoch_told = true;
+            let message = "SOURCE_DATE_EPOCH is given, but this RUN does not see it";
+            let warning = Diagnostic::warning(place.instruction.span, "EpochNotDeclared", message);
+            let help =
+                "write ARG SOURCE_DATE_EPOCH in the stage, so that tools leave their own times out of what they make";
+            self.tell(place, warning.help(help));
         }
     }
 
@@ -736,18 +508,8 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The parts that COPY and ADD share.
-struct Files<'a> {
-    keyword: &'static str,
-    sources: &'a [Source],
-    destination: &'a Word,
-    chown: Option<&'a Word>,
-    chmod: Option<&'a Word>,
-    exclude: &'a [Word],
-}
-
 /// A copy of nothing from the main context to `/`, to be filled in.
-fn plain_copy() -> CopyOp {
+pub(super) fn plain_copy() -> CopyOp {
     CopyOp {
         sources: Vec::new(),
         from: CopyFrom::Context(ContextId(0)),
@@ -758,13 +520,6 @@ fn plain_copy() -> CopyOp {
         parents: false,
         exclude: Vec::new(),
         unpack: false,
-    }
-}
-
-fn path_of(source: &Source) -> Option<&Word> {
-    match source {
-        Source::Path(word) => Some(word),
-        Source::Heredoc(_) => None,
     }
 }
 
@@ -797,15 +552,4 @@ fn healthcheck(check: &Healthcheck) -> config::Healthcheck {
             retries: *retries,
         },
     }
-}
-
-fn is_url(path: &str) -> bool {
-    path.starts_with("http://") || path.starts_with("https://")
-}
-
-/// Whether ADD takes it for a git repository.
-fn is_git(path: &str) -> bool {
-    let repository = path.split(['#', '?']).next().unwrap_or_default();
-    ["git://", "ssh://", "git@"].iter().any(|prefix| path.starts_with(prefix))
-        || is_url(path) && repository.ends_with(".git")
 }

@@ -3,67 +3,104 @@
 //! In: a [`Landing`]. Out: a new layer as tar and index. What always holds: each file is opened and read once; one
 //! that is no longer what it was when it was looked at stops the step with its name.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry::Vacant;
 use std::fs::File;
 use std::io::{self, Cursor, Read};
+use std::sync::Arc;
 
-use super::copy::{FileData, Landing};
-use super::step::NewLayer;
+use super::copy::{FileData, Landing, Spool};
+use super::step::{Missed, NewLayer};
 use super::{Cause, Solver};
+use crate::context::local::LocalContext;
 use crate::layer::entry::Kind;
+use crate::layer::stack::LayerStack;
 use crate::layer::write::{Body, LayerWriter, WriteError};
 use crate::plan::step::{CopyFrom, CopyOp};
 use crate::store::StoreError;
-use crate::store::layers::Form;
+use crate::store::layers::{Form, LayerData};
 
 impl Solver<'_> {
-    pub(super) fn write_layer(&self, copy: Option<&CopyOp>, landing: Option<&Landing>) -> Result<NewLayer, Cause> {
-        let landing = landing.expect("a step that missed has a landing");
+    /// Writes the layer, and fills the digests of the files into the landing.
+    pub(super) fn write_layer(&self, copy: Option<&CopyOp>, missed: &mut Missed) -> Result<NewLayer, Cause> {
+        let Missed { landing, spool, .. } = missed;
+        let landing = landing.as_mut().expect("a step that missed has a landing");
+        landing.date_new(self.now().as_second());
+        let source = self.source(copy, landing, spool.as_ref())?;
         let path = self.engine.lease.fresh_path();
         let file = File::create_new(&path).map_err(StoreError::io("make", &path))?;
         let mut writer = LayerWriter::new(file);
-        for landed in &landing.entries {
+        for landed in &mut landing.entries {
             if self.engine.cancel.is_canceled() {
                 return Err(Cause::Canceled);
             }
-            let mut entry = landed.entry.clone();
-            let known = match &entry.kind {
-                Kind::File { sha256, .. } => Some(*sha256),
-                _ => None,
+            let known = landed.is_hashed();
+            let expected = landed.entry.kind.clone();
+            let body = match &expected {
+                Kind::File { .. } => Body::Reader(source.open(&landed.data)?),
+                _ => Body::None,
             };
-            let body = match known {
-                Some(_) => Body::Reader(self.open(copy, &landed.data)?),
-                None => Body::None,
-            };
-            match writer.push(&mut entry, body) {
-                Err(WriteError::Changed { path }) => return Err(Cause::Unsteady(path)),
+            match writer.push(&mut landed.entry, body) {
+                Err(WriteError::Changed { path, .. }) => return Err(unsteady(&path)),
                 other => other?,
             }
-            if let (Some(known), Kind::File { sha256, .. }) = (known, &entry.kind)
-                && known != *sha256
-            {
-                return Err(Cause::Unsteady(String::from_utf8_lossy(&entry.path).into_owned().into()));
+            if known && landed.entry.kind != expected {
+                return Err(unsteady(&landed.entry.path));
             }
         }
         let (_, index) = writer.finish()?;
         Ok(NewLayer { index, form: Form::Tar(path) })
     }
 
-    fn open(&self, copy: Option<&CopyOp>, data: &FileData) -> Result<Box<dyn Read + Send>, Cause> {
-        let from = copy.map(|copy| copy.from);
-        Ok(match (data, from) {
-            (FileData::Context(path), Some(CopyFrom::Context(context))) => {
-                Box::new(self.engine.contexts[context.0].open(path).map_err(|_| Cause::Unsteady(path.clone()))?)
+    /// Where the files of a landing are read from; of a stack only the layers that have some of them.
+    fn source<'s>(&'s self, copy: Option<&CopyOp>, landing: &Landing, spool: Option<&'s Spool>) -> Result<Source<'s>, Cause> {
+        let mut source = Source { context: None, view: LayerStack::default(), data: HashMap::new(), spool };
+        match copy.map(|copy| copy.from) {
+            Some(CopyFrom::Context(context)) => source.context = Some(&self.engine.contexts[context.0]),
+            Some(CopyFrom::Stack(stack)) => {
+                let stack = self.stack(stack);
+                source.view = self.view(&stack)?;
+                for landed in &landing.entries {
+                    if let FileData::Layer { layer, .. } = landed.data
+                        && let Vacant(place) = source.data.entry(layer)
+                    {
+                        place.insert(self.stacks.data(&stack.layers[layer])?);
+                    }
+                }
             }
-            (FileData::Inline(bytes), _) => Box::new(Cursor::new(bytes.clone())),
-            (FileData::Layer { layer, position }, Some(CopyFrom::Stack(stack))) => {
-                let layer = self.stack(stack).layers[*layer];
-                let index = self.stacks.index(&layer)?;
-                let data = self.stacks.data(&layer)?;
-                data.open(&index, *position)
-                    .map_err(StoreError::io("read a file of layer", layer.to_string().as_ref()))?
+            None => {}
+        }
+        Ok(source)
+    }
+}
+
+/// What a COPY reads files from.
+struct Source<'a> {
+    context: Option<&'a LocalContext>,
+    view: LayerStack,
+    /// By the layer's place in the view.
+    data: HashMap<usize, Arc<LayerData>>,
+    spool: Option<&'a Spool>,
+}
+
+impl Source<'_> {
+    fn open(&self, data: &FileData) -> Result<Box<dyn Read + '_>, Cause> {
+        Ok(match (data, self.context, self.spool) {
+            (FileData::Context { path, stamp }, Some(context), _) => {
+                Box::new(context.open_file(path, stamp).map_err(|_| unsteady(path))?)
             }
-            (FileData::Spool(spool), _) => Box::new(spool.reader()),
+            (FileData::Inline(bytes), ..) => Box::new(Cursor::new(Arc::clone(bytes))),
+            (FileData::Layer { layer, position }, ..) => {
+                let index = &self.view.layers[*layer];
+                let name = index.diff_id().to_string();
+                self.data[layer].open(index, *position).map_err(StoreError::io("read a file of", name.as_ref()))?
+            }
+            (FileData::Spool { offset, size }, _, Some(spool)) => Box::new(spool.reader(*offset, *size)),
             _ => Box::new(io::empty()),
         })
     }
+}
+
+fn unsteady(path: &[u8]) -> Cause {
+    Cause::Unsteady(String::from_utf8_lossy(path).into_owned().into())
 }

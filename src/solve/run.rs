@@ -34,15 +34,14 @@ impl Solver<'_> {
         let lower = self.stacks.trees(&below.layers, options)?;
 
         let folder = engine.lease.fresh_path();
-        let failed = |path: &Path| StoreError::io("make", path);
         let rootfs = RootFs { lower, upper: folder.join("upper"), work: folder.join("work") };
         for path in [&folder, &rootfs.upper, &rootfs.work] {
-            fs::create_dir(path).map_err(failed(path))?;
+            fs::create_dir(path).map_err(StoreError::io("make", path))?;
         }
-        take_root_metadata(&rootfs.upper, &view).map_err(failed(&rootfs.upper))?;
+        take_root_metadata(&rootfs.upper, &view).map_err(StoreError::io("make", &rootfs.upper))?;
         // The file system's own clock, which is coarser than the system's: files that the command writes are not older.
         let stamp = folder.join("began");
-        let began = File::create(&stamp).and_then(|file| file.metadata()?.modified()).map_err(failed(&stamp))?;
+        let began = File::create(&stamp).and_then(|file| file.metadata()?.modified()).map_err(StoreError::io("make", &stamp))?;
 
         let tail = Mutex::new(Vec::new());
         let exit = engine.sandbox.run(

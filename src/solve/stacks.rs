@@ -13,7 +13,7 @@ use super::Cause;
 use crate::digest::{ChainId, DiffId};
 use crate::layer::apply::{self, TreeOptions};
 use crate::layer::index::LayerIndex;
-use crate::layer::stack::LayerStack;
+use crate::layer::stack::{Found, LayerStack, needs_parents};
 use crate::store::layers::{Form, LayerData};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
@@ -69,7 +69,8 @@ impl<'a> Stacks<'a> {
 
     /// What is seen through these layers, bottom first.
     pub(super) fn view(&self, layers: &[DiffId]) -> Result<LayerStack, StoreError> {
-        Ok(LayerStack { layers: layers.iter().map(|layer| self.index(layer)).collect::<Result<_, _>>()? })
+        let indexes = layers.iter().map(|layer| self.index(layer)).collect::<Result<Vec<_>, _>>()?;
+        LayerStack::new(indexes).map_err(|error| StoreError::Damaged { path: self.store.root().to_owned(), why: error.to_string() })
     }
 
     /// The data of a layer's files.
@@ -103,16 +104,21 @@ impl<'a> Stacks<'a> {
             return Ok(tree);
         }
         let index = self.index(layer)?;
-        let on_parents = apply::needs_parents(&index);
+        let on_parents = needs_parents(&index);
         if on_parents && let Some(tree) = self.store.chain_tree(chain) {
             return Ok(tree);
         }
         let tar = self.store.tar_file(layer, self.lease)?;
         let tree = self.lease.fresh_path();
         if on_parents {
-            apply::apply_on_parents(&index, &self.view(below)?, &tar, &tree, options)?;
+            let view = self.view(below)?;
+            let data = below.iter().map(|layer| self.data(layer)).collect::<Result<Vec<_>, _>>()?;
+            let mut lower = |found: &Found| data[found.layer].open(&view.layers[found.layer], found.position);
+            std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
+            apply::apply_on_parents(&index, &tar, &view, &mut lower, &tree, options)?;
             Ok(self.store.put_chain_tree(self.lease, chain, &tree)?)
         } else {
+            std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
             apply::apply(&index, &tar, &tree, options)?;
             self.store.put_layer(self.lease, &index, Form::Tree(tree))?;
             Ok(self.store.layer_tree(layer).ok_or_else(|| self.store.missing(format!("the tree of {layer}")))?)

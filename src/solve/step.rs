@@ -5,10 +5,10 @@
 //! content keeps the layer that the same operation made before, with its diffID and its times.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
-use super::copy::{Landing, Selection, SourceView, land, make_dir, select};
+use super::copy::{CopyError, Landing, Selection, SourceView, Spool, land, make_dir, select};
 use super::{Cause, Solved, Solver};
 use crate::cache::explain::{self, Ingredients};
 use crate::cache::index::Found;
@@ -19,6 +19,7 @@ use crate::event::{Event, MissReason};
 use crate::layer::index::LayerIndex;
 use crate::layer::stack::LayerStack;
 use crate::plan::step::{BaseId, CopyFrom, CopyOp, Op, Stack, Step, StepId};
+use crate::store::StoreError;
 use crate::store::layers::Form;
 
 /// A stack with all that keys and mounts need of it.
@@ -40,12 +41,14 @@ pub(super) struct NewLayer {
 }
 
 /// What is known of a step when it has missed.
-struct Missed {
+pub(super) struct Missed {
     /// All keys that the result will be found under.
     keys: Vec<CacheKey>,
     record: CacheRecord,
     selection: Option<Selection>,
-    landing: Option<Landing>,
+    pub(super) landing: Option<Landing>,
+    /// Where archives were unpacked.
+    pub(super) spool: Option<Spool>,
 }
 
 enum Look {
@@ -53,15 +56,19 @@ enum Look {
     Miss(Box<Missed>),
 }
 
+/// COPY hashes before it writes only where that costs little: up to so many bytes that nobody has read yet, or up to
+/// half of all. Else files are hashed while they are written, and what was written is thrown away if the key then hits.
+const HASH_FIRST: u64 = 1 << 20;
+
 impl Solver<'_> {
     /// First pass: solves the step if the cache has it.
     pub(super) fn follow(&self, id: StepId) -> Result<bool, Cause> {
-        if self.plan.steps[id.0].no_cache {
-            return Ok(false);
-        }
         match self.look_up(id)? {
             Look::Hit(record, key) => self.hit(id, &record, key).map(|()| true),
-            Look::Miss(_) => Ok(false),
+            Look::Miss(missed) => {
+                *self.missed[id.0].lock().unwrap_or_else(PoisonError::into_inner) = Some(missed);
+                Ok(false)
+            }
         }
     }
 
@@ -70,32 +77,83 @@ impl Solver<'_> {
         if self.engine.cancel.is_canceled() {
             return Err(Cause::Canceled);
         }
-        let step = &self.plan.steps[id.0];
-        let missed = match self.look_up(id)? {
-            Look::Hit(record, key) => return self.hit(id, &record, key),
-            Look::Miss(missed) => missed,
+        let known = self.missed[id.0].lock().unwrap_or_else(PoisonError::into_inner).take();
+        let missed = match known {
+            Some(missed) => missed,
+            None => match self.look_up(id)? {
+                Look::Hit(record, key) => return self.hit(id, &record, key),
+                Look::Miss(missed) => missed,
+            },
         };
         self.engine.events.event(Event::Started(id));
         let began = Instant::now();
-        let below = self.stack(step.parent);
-        let missed = *missed;
-        let (new, missed) = match &step.op {
-            Op::Run(run) => (self.run(id, run, &below)?, missed),
-            Op::Copy(copy) => match self.write_layer(Some(copy), missed.landing.as_ref()) {
-                Err(Cause::Unsteady(_)) => {
+        let step = &self.plan.steps[id.0];
+        let (missed, new) = match &step.op {
+            Op::Run(run) => {
+                let new = self.run(id, run, &self.stack(step.parent))?;
+                (missed, new)
+            }
+            Op::MakeDir(_) => self.write(None, missed)?,
+            Op::Copy(copy) => match self.write(Some(copy), missed) {
+                Err(Cause::Unsteady(_) | Cause::Copy(CopyError::Changed { .. })) => {
                     // A file changed between look and read. Once more with what it is now: its key is another one too.
+                    if let CopyFrom::Context(context) = copy.from {
+                        self.engine.contexts[context.0].forget();
+                    }
                     match self.look_up(id)? {
                         Look::Hit(record, key) => return self.hit(id, &record, key),
-                        Look::Miss(again) => (self.write_layer(Some(copy), again.landing.as_ref())?, *again),
+                        Look::Miss(missed) => self.write(Some(copy), missed)?,
                     }
                 }
-                other => (other?, missed),
+                other => other?,
             },
-            Op::MakeDir(_) => (self.write_layer(None, missed.landing.as_ref())?, missed),
         };
-        let layer = self.keep(id, &missed, new)?;
+        if let Some(hit) = self.written_before(step, &missed)? {
+            return self.hit(id, &hit.0, hit.1);
+        }
+        let layer = self.keep(id, &missed, new, began)?;
         self.engine.events.event(Event::Finished(id, layer, began.elapsed()));
         Ok(())
+    }
+
+    /// Writes the layer of a COPY, ADD or WORKDIR, and finishes what is known of it: digests of files that were read
+    /// for the first time, and so the keys.
+    fn write(&self, copy: Option<&CopyOp>, mut missed: Box<Missed>) -> Result<(Box<Missed>, NewLayer), Cause> {
+        let new = self.write_layer(copy, &mut missed)?;
+        if let (Some(copy), Some(mut selection)) = (copy, missed.selection.take()) {
+            if let (Some(landing), false) = (&missed.landing, selection.is_hashed()) {
+                self.with_source(copy, |view| Ok(selection.learn(landing, view)?))?;
+                let source = selection.digest().ok_or_else(|| Cause::Unsteady(copy.destination.clone().into()))?;
+                missed.record.source = Some(source);
+                let (op, content) = (missed.record.op, SourceId::Content(source));
+                missed.keys.push(key::quick_key(Some(copy), &op, &content, &missed.record.below));
+                missed.keys.push(key::landing_key(Some(copy), &op, &content, &landing.digest()));
+            }
+            missed.selection = Some(selection);
+        }
+        Ok((missed, new))
+    }
+
+    /// The record under a key that became known only when the layer was written: the layer is not needed then.
+    fn written_before(&self, step: &Step, missed: &Missed) -> Result<Option<(CacheRecord, CacheKey)>, Cause> {
+        if step.no_cache || !matches!(step.op, Op::Copy(_)) {
+            return Ok(None);
+        }
+        for key in &missed.keys {
+            if let Found::Hit(record) = self.engine.store.lookup(key)? {
+                self.also_under(&missed.keys, &record, key)?;
+                return Ok(Some((record, *key)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Calls `act` with what a COPY reads from.
+    fn with_source<T>(&self, copy: &CopyOp, act: impl FnOnce(&SourceView<'_>) -> Result<T, Cause>) -> Result<T, Cause> {
+        match copy.from {
+            CopyFrom::Context(context) => act(&SourceView::Context(&self.engine.contexts[context.0])),
+            CopyFrom::Stack(stack) => act(&SourceView::Stack(&self.view(&self.stack(stack))?)),
+        }
     }
 
     /// The state of a stack that is solved.
@@ -141,6 +199,7 @@ impl Solver<'_> {
             },
             selection: None,
             landing: None,
+            spool: None,
         };
         let mut why = MissReason::FirstBuild;
         match &step.op {
@@ -156,15 +215,15 @@ impl Solver<'_> {
             }
             Op::MakeDir(make) => {
                 let source = SourceId::Nothing;
-                let quick = key::quick_key(&step.op, &op, &source, &below.id);
+                let quick = key::quick_key(None, &op, &source, &below.id);
                 if let Some(hit) = self.try_key(step, quick, &mut missed, &mut why)? {
                     return Ok(hit);
                 }
-                let landing = make_dir(make, &self.stacks.view(&below.layers)?)?;
-                let key = key::landing_key(&step.op, &op, &source, &landing.digest());
+                let landing = make_dir(make, &self.view(&below)?)?;
+                let key = key::landing_key(None, &op, &source, &landing.digest());
                 missed.record.landing = Some(landing.digest());
                 if let Some(hit) = self.try_key(step, key, &mut missed, &mut why)? {
-                    return self.also_under(&missed.keys, hit);
+                    return self.hit_also(&missed.keys, hit);
                 }
                 missed.landing = Some(landing);
             }
@@ -183,36 +242,46 @@ impl Solver<'_> {
         why: &mut MissReason,
     ) -> Result<Option<Look>, Cause> {
         let op = missed.record.op;
-        let source_view;
-        let view = match copy.from {
-            CopyFrom::Context(context) => SourceView::Context(&self.engine.contexts[context.0]),
-            CopyFrom::Stack(stack) => {
-                let source = self.stack(stack);
-                let quick = key::quick_key(&step.op, &op, &SourceId::Stack(source.id), &below.id);
-                if let Some(hit) = self.try_key(step, quick, missed, why)? {
-                    return Ok(Some(hit));
-                }
-                source_view = self.stacks.view(&source.layers)?;
-                SourceView::Stack(&source_view)
+        if let CopyFrom::Stack(stack) = copy.from {
+            let source = SourceId::Stack(self.stack(stack).id);
+            let quick = key::quick_key(Some(copy), &op, &source, &below.id);
+            if let Some(hit) = self.try_key(step, quick, missed, why)? {
+                return Ok(Some(hit));
             }
-        };
-        let mut selection = select(copy, &view)?;
-        selection.hash_missing(&view)?;
-        let source = selection.digest();
-        missed.record.source = Some(source);
-        let quick = key::quick_key(&step.op, &op, &SourceId::Content(source), &below.id);
-        if let Some(hit) = self.try_key(step, quick, missed, why)? {
-            return self.also_under(&missed.keys, hit).map(Some);
         }
-        let landing = land(copy, &selection, &self.stacks.view(&below.layers)?)?;
-        missed.record.landing = Some(landing.digest());
-        let key = key::landing_key(&step.op, &op, &SourceId::Content(source), &landing.digest());
-        if let Some(hit) = self.try_key(step, key, missed, why)? {
-            return self.also_under(&missed.keys, hit).map(Some);
-        }
-        missed.selection = Some(selection);
-        missed.landing = Some(landing);
-        Ok(None)
+        self.with_source(copy, |view| {
+            let mut selection = select(copy, view)?;
+            let unread = selection.unknown_bytes();
+            if unread <= HASH_FIRST || unread <= selection.total_bytes() / 2 {
+                selection.hash_missing(view)?;
+            }
+            let source = selection.digest();
+            missed.record.source = source;
+            if let Some(source) = source {
+                let quick = key::quick_key(Some(copy), &op, &SourceId::Content(source), &below.id);
+                if let Some(hit) = self.try_key(step, quick, missed, why)? {
+                    return self.hit_also(&missed.keys, hit).map(Some);
+                }
+            }
+            if selection.has_packed_archives() {
+                let folder = self.engine.lease.folder();
+                let file = tempfile::tempfile_in(folder).map_err(StoreError::io("make a file in", folder))?;
+                let mut spool = Spool::new(file);
+                selection.unpack(view, &mut spool)?;
+                missed.spool = Some(spool);
+            }
+            let landing = land(copy, &selection, &self.view(below)?)?;
+            missed.record.landing = Some(landing.digest());
+            if let Some(source) = source {
+                let key = key::landing_key(Some(copy), &op, &SourceId::Content(source), &landing.digest());
+                if let Some(hit) = self.try_key(step, key, missed, why)? {
+                    return self.hit_also(&missed.keys, hit).map(Some);
+                }
+            }
+            missed.selection = Some(selection);
+            missed.landing = Some(landing);
+            Ok(None)
+        })
     }
 
     /// Looks one key up. A miss adds it to the keys that the result will be recorded under.
@@ -238,13 +307,18 @@ impl Solver<'_> {
     }
 
     /// Records a hit under the keys that missed before it, so that the next look-up needs only the quick one.
-    fn also_under(&self, keys: &[CacheKey], hit: Look) -> Result<Look, Cause> {
+    fn hit_also(&self, keys: &[CacheKey], hit: Look) -> Result<Look, Cause> {
         if let Look::Hit(record, found) = &hit {
-            for key in keys.iter().filter(|key| *key != found) {
-                self.engine.store.record(self.engine.lease, key, record)?;
-            }
+            self.also_under(keys, record, found)?;
         }
         Ok(hit)
+    }
+
+    fn also_under(&self, keys: &[CacheKey], record: &CacheRecord, found: &CacheKey) -> Result<(), Cause> {
+        for key in keys.iter().filter(|key| *key != found) {
+            self.engine.store.record(self.engine.lease, key, record)?;
+        }
+        Ok(())
     }
 
     fn explain(&self, id: StepId, missed: &Missed, why: MissReason) -> Result<(), Cause> {
@@ -326,13 +400,13 @@ impl Solver<'_> {
     }
 
     fn hit(&self, id: StepId, record: &CacheRecord, key: CacheKey) -> Result<(), Cause> {
-        self.solve_as(id, record.content, record.layer, true)?;
+        self.solve_as(id, record.content, record.layer, None)?;
         self.engine.events.event(Event::Cached(id, key));
         Ok(())
     }
 
     /// Puts a new layer into the store, unless the same operation made the same before, and records it.
-    fn keep(&self, id: StepId, missed: &Missed, new: NewLayer) -> Result<DiffId, Cause> {
+    fn keep(&self, id: StepId, missed: &Missed, new: NewLayer, began: Instant) -> Result<DiffId, Cause> {
         let (store, lease) = (self.engine.store, self.engine.lease);
         let content = new.index.content();
         let op = missed.record.op;
@@ -349,24 +423,35 @@ impl Solver<'_> {
             store.record(lease, key, &record)?;
         }
         store.remember_last(lease, &self.place(id), &record)?;
-        self.solve_as(id, content, layer, false)?;
+        self.solve_as(id, content, layer, Some(began.elapsed()))?;
         Ok(layer)
     }
 
-    fn solve_as(&self, id: StepId, content: ContentDigest, layer: DiffId, cached: bool) -> Result<(), Cause> {
+    fn solve_as(&self, id: StepId, content: ContentDigest, layer: DiffId, took: Option<Duration>) -> Result<(), Cause> {
         let mut state = self.stack(self.plan.steps[id.0].parent);
         state.made.push(content);
         let stack = key::stack_id(state.base.as_ref(), &state.made);
-        let now = || jiff::Timestamp::try_from((self.engine.clock)()).unwrap_or_default().to_string();
-        let created = self.engine.store.first_reached(self.engine.lease, &stack, now)?;
+        let created = self.engine.store.first_reached(self.engine.lease, &stack, || self.now().to_string())?;
         // A step is carried out once.
-        let _ = self.solved[id.0].set(Solved { content, layer, stack, created, cached });
+        let _ = self.solved[id.0].set(Solved {
+            content,
+            layer,
+            stack,
+            created,
+            cached: took.is_none(),
+            took: took.unwrap_or_default(),
+        });
         Ok(())
     }
 
-    /// The view of a stack, for identity look-ups and commits.
-    pub(super) fn view(&self, state: &StackState) -> Result<Arc<LayerStack>, Cause> {
-        Ok(Arc::new(self.stacks.view(&state.layers)?))
+    /// What is seen through the layers of a stack.
+    pub(super) fn view(&self, state: &StackState) -> Result<LayerStack, Cause> {
+        Ok(self.stacks.view(&state.layers)?)
+    }
+
+    pub(super) fn now(&self) -> jiff::Timestamp {
+        // A clock before the year -9999 or after 9999 is no clock; 1970 then.
+        jiff::Timestamp::try_from((self.engine.clock)()).unwrap_or_default()
     }
 }
 

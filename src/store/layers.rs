@@ -9,8 +9,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -18,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use super::layout::{Store, StoreError, open_if_there, read_if_there};
 use super::lease::Lease;
 use crate::digest::{ChainId, DiffId, Digest, HashingWriter};
-use crate::layer::compress;
-use crate::layer::entry::Kind;
-use crate::layer::index::{LayerIndex, Origin};
+use crate::layer::{compress, data};
+use crate::layer::index::{HEADER, LayerIndex, Origin, Summary};
 use crate::layer::write::{WriteError, write_form};
+use crate::sys::root_dir::RootDir;
 
 /// A form in which a new layer comes.
 #[derive(Debug)]
@@ -67,8 +65,9 @@ pub struct LayerData {
 }
 
 enum Place {
-    Tree(PathBuf),
-    Tar { tar: File, index: std::sync::Arc<LayerIndex> },
+    Tree(RootDir),
+    /// With its own index: another form of the layer has its data at other offsets.
+    Tar { tar: File, index: LayerIndex },
 }
 
 impl Store {
@@ -91,6 +90,19 @@ impl Store {
             return Err(damaged(format!("it is the index of {}", index.diff_id())));
         }
         Ok(Some(index))
+    }
+
+    /// What the layer's index says of the layer as a whole, without reading all of it.
+    pub fn layer_summary(&self, layer: &DiffId) -> Result<Summary, StoreError> {
+        let path = self.layer_path(layer).join("index");
+        let mut file = open_if_there(&path)?.ok_or_else(|| self.missing(format!("the layer {layer}")))?;
+        let mut header = [0; HEADER];
+        file.read_exact(&mut header).map_err(StoreError::io("read", &path))?;
+        match Summary::parse(&header) {
+            Ok(summary) if summary.diff_id == *layer => Ok(summary),
+            Ok(summary) => Err(StoreError::Damaged { path, why: format!("it is the index of {}", summary.diff_id) }),
+            Err(error) => Err(StoreError::Damaged { path, why: error.to_string() }),
+        }
     }
 
     /// The layer's tree, where it has one.
@@ -232,7 +244,7 @@ impl Store {
             Err(StoreError::Missing { .. }) => {
                 let tar = self.tar_file(&source, lease)?;
                 let index = self.layer_index(&source)?.ok_or_else(|| self.missing(format!("the layer {source}")))?;
-                Ok(LayerData { place: Place::Tar { tar, index: index.into() } })
+                Ok(LayerData { place: Place::Tar { tar, index } })
             }
             other => other,
         }
@@ -241,10 +253,11 @@ impl Store {
     fn layer_data_of(&self, layer: &DiffId) -> Result<LayerData, StoreError> {
         if let Some(tar) = open_if_there(&self.layer_path(layer).join("tar"))? {
             let index = self.layer_index(layer)?.ok_or_else(|| self.missing(format!("the layer {layer}")))?;
-            return Ok(LayerData { place: Place::Tar { tar, index: index.into() } });
+            return Ok(LayerData { place: Place::Tar { tar, index } });
         }
         let tree = self.layer_tree(layer).ok_or_else(|| self.missing(format!("the data of layer {layer}")))?;
-        Ok(LayerData { place: Place::Tree(tree) })
+        let dir = RootDir::open(&tree).map_err(StoreError::io("open", &tree))?;
+        Ok(LayerData { place: Place::Tree(dir) })
     }
 
     /// Whether reading the layer's files needs the ids that the store's trees were made with: it has a tree only.
@@ -264,46 +277,17 @@ impl Store {
 }
 
 impl LayerData {
-    /// Opens the data of the file at `position` of `index`.
-    pub fn open(&self, index: &LayerIndex, position: usize) -> io::Result<Box<dyn Read + Send>> {
-        let entry = index.entry(position);
-        let Kind::File { size, .. } = entry.kind else {
-            return Ok(Box::new(io::empty()));
-        };
+    /// Opens the data of the file at `position` of `index`: of this layer, another form of it, or what it stands for on
+    /// its parents.
+    pub fn open(&self, index: &LayerIndex, position: usize) -> io::Result<Box<dyn Read + '_>> {
         match &self.place {
-            Place::Tree(tree) => {
-                let path = tree.join(std::ffi::OsStr::from_bytes(&entry.path));
-                Ok(Box::new(open_nofollow(&path)?))
-            }
+            Place::Tree(tree) => data::from_tree(index, position, tree).map(|reader| reader as Box<dyn Read>),
+            Place::Tar { tar, index: own } if index.diff_id() == own.diff_id() => data::from_tar(index, position, tar),
             Place::Tar { tar, index: own } => {
-                let position = own.position(&entry.path).ok_or(io::ErrorKind::NotFound)?;
-                Ok(Box::new(Slice { file: tar.try_clone()?, offset: own.offset(position), left: size }))
+                let position = own.position(index.path(position)).ok_or(io::ErrorKind::NotFound)?;
+                data::from_tar(own, position, tar)
             }
         }
-    }
-}
-
-/// Opens a file of a tree: never through a link at the end (trees hold links that point anywhere).
-fn open_nofollow(path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    fs::OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)
-}
-
-/// A part of a file, read by offset.
-struct Slice {
-    file: File,
-    offset: u64,
-    left: u64,
-}
-
-impl Read for Slice {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let read = self.file.read_at(&mut buffer[..wanted], self.offset)?;
-        self.offset += read as u64;
-        self.left -= read as u64;
-        Ok(read)
     }
 }
 

@@ -7,89 +7,106 @@
 
 use super::select::{Selected, Selection, Shape};
 use super::source::NodeKind;
-use crate::digest::{Digest, Hasher};
+use crate::digest::Digest;
+use crate::layer::entry::shared_prefix;
 
 impl Selection {
     /// The digest of what is copied; `None` while there are files that nobody has read.
     pub fn digest(&self) -> Option<Digest> {
-        let mut bytes = Vec::with_capacity(128 * self.sources.iter().map(|source| source.entries.len()).sum::<usize>());
-        field(&mut bytes, b"rbuild copy 1");
-        number(&mut bytes, self.sources.len() as u64);
+        let entries = self.sources.iter().map(|source| source.entries.len()).sum::<usize>();
+        let mut out = Encoder { bytes: Vec::with_capacity(80 * entries), last: &[] };
+        out.field(b"rbuild copy 1");
+        out.number(self.sources.len() as u64);
         for source in &self.sources {
             match &source.shape {
-                Shape::Tree { keep_existing } => bytes.extend_from_slice(&[0, u8::from(*keep_existing)]),
+                Shape::Tree { keep_existing } => out.bytes.extend_from_slice(&[0, u8::from(*keep_existing)]),
                 Shape::Leaf { name } => {
-                    bytes.push(1);
-                    field(&mut bytes, name);
+                    out.bytes.push(1);
+                    out.field(name);
                 }
-                Shape::Archive { .. } => bytes.push(2),
+                Shape::Archive { .. } => out.bytes.push(2),
             }
-            number(&mut bytes, source.entries.len() as u64);
+            out.number(source.entries.len() as u64);
+            out.last = &[];
             for entry in &source.entries {
                 if matches!(source.shape, Shape::Archive { .. }) {
                     // All that counts of an archive is in its bytes.
                     let NodeKind::File { sha256, .. } = entry.kind else { return None };
-                    bytes.extend_from_slice(sha256?.as_bytes());
+                    out.bytes.extend_from_slice(sha256?.as_bytes());
                 } else {
-                    feed(&mut bytes, entry)?;
+                    out.entry(entry)?;
                 }
             }
         }
-        let mut hasher = Hasher::new();
-        hasher.update(&bytes);
-        Some(hasher.finish())
+        Some(Digest::of(&out.bytes))
     }
 }
 
-fn number(bytes: &mut Vec<u8>, number: u64) {
-    bytes.extend_from_slice(&number.to_le_bytes());
+/// Writes so that it could be read again: what differs has different bytes. Short, since hashing the bytes is most of
+/// the work where the processor does not help with it.
+struct Encoder<'a> {
+    bytes: Vec<u8>,
+    /// The path before: of the next one, only what differs is written.
+    last: &'a [u8],
 }
 
-fn field(bytes: &mut Vec<u8>, value: &[u8]) {
-    number(bytes, value.len() as u64);
-    bytes.extend_from_slice(value);
-}
+impl<'a> Encoder<'a> {
+    /// Seven bits a byte, the lowest first.
+    fn number(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.bytes.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        self.bytes.push(number as u8);
+    }
 
-fn feed(bytes: &mut Vec<u8>, entry: &Selected) -> Option<()> {
-    // No time: see above. Where the bytes are is no property of them.
-    let Selected { path, kind, mode, owner, mtime: _, capability, inode, data: _ } = entry;
-    field(bytes, path);
-    match kind {
-        NodeKind::File { size, sha256 } => {
-            bytes.push(b'f');
-            number(bytes, *size);
-            bytes.extend_from_slice((*sha256)?.as_bytes());
-        }
-        NodeKind::Directory => bytes.push(b'd'),
-        NodeKind::Symlink(target) => {
-            bytes.push(b'l');
-            field(bytes, target);
-        }
-        NodeKind::CharDevice(major, minor) => {
-            bytes.push(b'c');
-            number(bytes, u64::from(*major) << 32 | u64::from(*minor));
-        }
-        NodeKind::BlockDevice(major, minor) => {
-            bytes.push(b'b');
-            number(bytes, u64::from(*major) << 32 | u64::from(*minor));
-        }
-        NodeKind::Fifo => bytes.push(b'p'),
+    fn field(&mut self, value: &[u8]) {
+        self.number(value.len() as u64);
+        self.bytes.extend_from_slice(value);
     }
-    number(bytes, u64::from(*mode));
-    match owner {
-        None => bytes.push(0),
-        Some((uid, gid)) => {
-            bytes.push(1);
-            number(bytes, u64::from(*uid) << 32 | u64::from(*gid));
+
+    fn entry(&mut self, entry: &'a Selected) -> Option<()> {
+        // No time: see above. Where the bytes are is no property of them.
+        let Selected { path, kind, mode, owner, mtime: _, capability, inode, data: _ } = entry;
+        let shared = shared_prefix(self.last, path);
+        self.number(shared as u64);
+        self.field(&path[shared..]);
+        self.last = path;
+        match kind {
+            NodeKind::File { size, sha256 } => {
+                self.bytes.push(b'f');
+                self.number(*size);
+                self.bytes.extend_from_slice((*sha256)?.as_bytes());
+            }
+            NodeKind::Directory => self.bytes.push(b'd'),
+            NodeKind::Symlink(target) => {
+                self.bytes.push(b'l');
+                self.field(target);
+            }
+            NodeKind::CharDevice(major, minor) => {
+                self.bytes.push(b'c');
+                self.number(u64::from(*major));
+                self.number(u64::from(*minor));
+            }
+            NodeKind::BlockDevice(major, minor) => {
+                self.bytes.push(b'b');
+                self.number(u64::from(*major));
+                self.number(u64::from(*minor));
+            }
+            NodeKind::Fifo => self.bytes.push(b'p'),
         }
-    }
-    match capability {
-        None => bytes.push(0),
-        Some(value) => {
-            bytes.push(1);
-            field(bytes, value);
+        self.number(u64::from(*mode));
+        match owner {
+            None => self.bytes.push(0),
+            Some((uid, gid)) => {
+                self.bytes.push(1);
+                self.number(u64::from(*uid));
+                self.number(u64::from(*gid));
+            }
         }
+        // No capability has no bytes.
+        self.field(capability.as_deref().unwrap_or_default());
+        self.number(inode.map_or(0, |inode| inode as u64 + 1));
+        Some(())
     }
-    number(bytes, inode.map_or(0, |inode| inode as u64 + 1));
-    Some(())
 }

@@ -266,7 +266,7 @@ impl Lander<'_> {
                     absent = Some(path.clone());
                 }
             }
-            let from = || lossy(&join(source.text.as_bytes(), &selected.path));
+            let from = || lossy(&join(source.text.trim_end_matches('/').as_bytes(), &selected.path));
             match (&at, is_directory) {
                 (At::Directory, true) if keep_existing => continue,
                 (At::Absent | At::Directory, true) | (At::Absent | At::Link(_) | At::Other(_), false) => {}

@@ -31,6 +31,9 @@ pub use select::{Selection, select};
 pub use source::SourceView;
 pub use workdir::make_dir;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use crate::context::glob::BadGlob;

@@ -165,8 +165,7 @@ impl Maker<'_> {
         let Hit { name, node } = hit;
         if node.is_directory() {
             let nodes = view.subtree(&node.path)?;
-            let made = self.tree(text, false, nodes, &node.path);
-            return Ok(Some(made));
+            return Ok(Some(self.tree(text, false, nodes, &node.path)));
         }
         if self.excludes(&name) {
             return Ok(None);
@@ -179,12 +178,20 @@ impl Maker<'_> {
     }
 
     /// The source that `nodes` below `top` make: without what is excluded, but with the directories above what stays.
-    fn tree(&self, text: &str, keep_existing: bool, nodes: Vec<Node>, top: &[u8]) -> Made {
-        let mut entries: Vec<Selected> = Vec::with_capacity(nodes.len());
-        let mut inodes = Vec::with_capacity(nodes.len());
+    fn tree(&self, text: &str, keep_existing: bool, nodes: impl Iterator<Item = Node>, top: &[u8]) -> Made {
+        let (few, many) = nodes.size_hint();
+        let mut entries: Vec<Selected> = Vec::with_capacity(many.unwrap_or(few));
+        let mut inodes = Vec::with_capacity(many.unwrap_or(few));
         // Directories that are excluded, or with `--parents` not matched: they come only with what is in them.
         let mut waiting: Vec<Node> = Vec::new();
-        for node in nodes {
+        for mut node in nodes {
+            if self.exclude.is_none() {
+                let path =
+                    if top.is_empty() { std::mem::take(&mut node.path) } else { relative(&node.path, top).to_vec() };
+                inodes.push(node.inode);
+                entries.push(self.selected(node, path));
+                continue;
+            }
             let path = relative(&node.path, top).to_vec();
             waiting.retain(|dir| crate::layer::entry::is_below(&path, relative(&dir.path, top)));
             if self.excludes(&path) {
@@ -225,7 +232,7 @@ impl Maker<'_> {
             if literal && nodes.is_empty() && !pattern.is_empty() {
                 return Err(view.not_found(text, &join(&base.path, pattern.as_bytes())));
             }
-            made.push(self.tree(text, true, nodes, &base.path));
+            made.push(self.tree(text, true, nodes.into_iter(), &base.path));
         }
         Ok(made)
     }
@@ -251,8 +258,8 @@ fn matches(
             None => return Ok(Vec::new()),
         }
     }
-    let walked = match above.last() {
-        Some(last) if !last.is_directory() => Vec::new(),
+    let walked: Box<dyn Iterator<Item = Node>> = match above.last() {
+        Some(last) if !last.is_directory() => Box::new(std::iter::empty()),
         _ => view.subtree(&dir)?,
     };
     if literal {

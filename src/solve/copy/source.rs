@@ -135,30 +135,32 @@ impl SourceView<'_> {
     pub(super) fn children(&self, dir: &[u8]) -> Result<Vec<Node>, CopyError> {
         match self {
             Self::Context(context) => Ok(context.read_dir(dir)?.iter().map(Node::of_context).collect()),
-            Self::Stack(stack) => {
-                let children = stack.read_dir_ref(dir);
-                Ok(children.iter().map(|(name, found)| Node::of_layer(join(dir, name), found)).collect())
-            }
+            Self::Stack(stack) => Ok(stack_children(stack, dir)),
         }
     }
 
     /// All that is below the directory `dir`, sorted component-wise.
-    pub(super) fn subtree(&self, dir: &[u8]) -> Result<Vec<Node>, CopyError> {
+    pub(super) fn subtree<'b>(&'b self, dir: &[u8]) -> Result<Box<dyn Iterator<Item = Node> + 'b>, CopyError> {
         match self {
-            Self::Context(context) => Ok(context.walk(dir)?.iter().map(Node::of_context).collect()),
-            Self::Stack(_) => {
-                let (mut nodes, mut open) = (Vec::new(), vec![self.children(dir)?.into_iter()]);
-                while let Some(children) = open.last_mut() {
-                    let Some(node) = children.next() else {
+            Self::Context(context) => {
+                let walk = context.walk(dir)?;
+                Ok(Box::new((0..walk.len()).map(move |number| Node::of_context(&walk[number]))))
+            }
+            Self::Stack(stack) => {
+                // Directories that are open: what is left of their children.
+                let mut open = vec![stack_children(stack, dir).into_iter()];
+                Ok(Box::new(std::iter::from_fn(move || {
+                    while let Some(children) = open.last_mut() {
+                        if let Some(node) = children.next() {
+                            if node.is_directory() {
+                                open.push(stack_children(stack, &node.path).into_iter());
+                            }
+                            return Some(node);
+                        }
                         open.pop();
-                        continue;
-                    };
-                    if node.is_directory() {
-                        open.push(self.children(&node.path)?.into_iter());
                     }
-                    nodes.push(node);
-                }
-                Ok(nodes)
+                    None
+                })))
             }
         }
     }
@@ -221,6 +223,11 @@ impl SourceView<'_> {
         }
         Vec::new()
     }
+}
+
+fn stack_children(stack: &LayerStack, dir: &[u8]) -> Vec<Node> {
+    let children = stack.read_dir_ref(dir);
+    children.iter().map(|(name, found)| Node::of_layer(join(dir, name), found)).collect()
 }
 
 /// `dir/name`; `name` in the root.

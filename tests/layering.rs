@@ -334,7 +334,7 @@ fn paths(source: &Source) -> Vec<(usize, String)> {
         }
         let mut reader = PathReader { code, at };
         let mut names = Vec::new();
-        reader.path(String::new(), &mut names);
+        reader.path("", &mut names);
         done = reader.at;
         names.retain(|name| !matches!(name.as_str(), "super" | "self" | "crate")); // `pub(super)`
         found.extend(names.into_iter().map(|name| (at, absolute(&name, source))));
@@ -367,9 +367,9 @@ impl PathReader<'_> {
     }
 
     /// Reads `a::b`, and after `::{` every path of the group.
-    fn path(&mut self, prefix: String, names: &mut Vec<String>) {
+    fn path(&mut self, prefix: &str, names: &mut Vec<String>) {
         let len = self.code[self.at..].bytes().take_while(|byte| is_word(*byte)).count();
-        let name = [prefix.as_str(), &self.code[self.at..self.at + len]].concat();
+        let name = [prefix, &self.code[self.at..self.at + len]].concat();
         self.at += len;
         if !self.code[self.at..].starts_with("::") {
             names.push(name);
@@ -385,13 +385,13 @@ impl PathReader<'_> {
                         self.at += 1;
                         return;
                     }
-                    Some(c) if c == '_' || c.is_ascii_alphabetic() => self.path(format!("{name}::"), names),
+                    Some(c) if c == '_' || c.is_ascii_alphabetic() => self.path(&format!("{name}::"), names),
                     Some(c) => self.at += c.len_utf8(),
                     None => return,
                 }
             }
         } else if self.code[self.at..].starts_with(|c: char| c == '_' || c.is_ascii_alphabetic()) {
-            self.path(format!("{name}::"), names);
+            self.path(&format!("{name}::"), names);
         } else {
             names.push(name);
         }

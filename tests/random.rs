@@ -16,6 +16,8 @@ use crate::support::random::Random;
 const FILES: &[&str] = &["a", "b", "c.txt", "d/a", "d/b", "d/e/f", "d/e/g.txt", "x/y/z", "x/link", "empty"];
 /// What COPY may name as its source.
 const SOURCES: &[&str] = &["a", "b", "c.txt", "d", "d/", "d/e", "x", ".", "*.txt", "d/*", "?", "x/link", "x/y/z"];
+/// What links of the context point at.
+const LINKS: &[&str] = &["a", "../a", "/d/e", "nowhere", "y", "../../etc"];
 /// Where things land.
 const TARGETS: &[&str] =
     &["/", "/t", "/t/", "/t/u/", "/d", "/home/builder/", "/tmp/", "/lib/", "rel", "./", "/t/a", "/link/"];
@@ -84,7 +86,7 @@ impl Project {
                     if random.one_in(2) && !self.ignore.is_empty() {
                         self.ignore.remove(random.below(self.ignore.len()));
                     } else {
-                        self.ignore.push(*random.pick(&patterns));
+                        self.ignore.push(random.pick(&patterns));
                     }
                 }
                 _ => {
@@ -99,20 +101,20 @@ impl Project {
     }
 
     fn edit_file(&mut self, random: &mut Random) {
-        let name = *random.pick(FILES);
+        let name = random.pick(FILES);
         match random.below(8) {
             0 => {
                 self.files.remove(name);
             }
             1 => {
-                self.files.insert(name, File::Link(*random.pick(&["a", "../a", "/d/e", "nowhere", "y", "../../etc"])));
+                self.files.insert(name, File::Link(random.pick(LINKS)));
             }
             2 => {
-                self.files.insert(name, File::Same(*random.pick(FILES)));
+                self.files.insert(name, File::Same(random.pick(FILES)));
             }
             3 => {
                 if let Some(File::Bytes { mode, .. }) = self.files.get_mut(name) {
-                    *mode = *random.pick(&[0o644, 0o600, 0o755, 0o4755, 0o400]);
+                    *mode = random.pick(&[0o644, 0o600, 0o755, 0o4755, 0o400]);
                 }
             }
             _ => {
@@ -161,10 +163,9 @@ impl Project {
             }
             6 | 7 => format!("WORKDIR {}", random.pick(&["/t", "/w/x", "/home/builder", "sub", "/link"])),
             8 => format!("USER {}", random.pick(&["0", "builder", "root", "77:88"])),
-            _ => {
-                (*random.pick(&["ENV E=1", "ENV E=2", "ARG A=1", "LABEL l=1", "CMD [\"x\"]", "VOLUME /t", "# comment"]))
-                    .to_owned()
-            }
+            _ => random
+                .pick(&["ENV E=1", "ENV E=2", "ARG A=1", "LABEL l=1", "CMD [\"x\"]", "VOLUME /t", "# comment"])
+                .to_owned(),
         }
     }
 

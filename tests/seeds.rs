@@ -100,7 +100,7 @@ fn try_all(name: &str, seeds: &[Vec<u8>], rounds: usize, check: fn(&[u8])) {
         attempt(&format!("{name}: seed {number}"), data, check);
     }
     for round in 0..rounds {
-        let mut data = random.pick(seeds).clone();
+        let mut data = seeds[random.below(seeds.len())].clone();
         for _ in 0..=random.below(6) {
             let at = random.below(data.len() + 1);
             match random.below(6) {
@@ -112,7 +112,7 @@ fn try_all(name: &str, seeds: &[Vec<u8>], rounds: usize, check: fn(&[u8])) {
                     data.drain(at..end);
                 }
                 4 => {
-                    let (start, other) = (random.below(data.len() + 1), random.pick(seeds));
+                    let (start, other) = (random.below(data.len() + 1), &seeds[random.below(seeds.len())]);
                     let piece = other[start.min(other.len())
                         ..(start + random.below(60)).min(other.len()).max(start.min(other.len()))]
                         .to_vec();

@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout)]
 
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -75,14 +76,14 @@ impl Bench {
     fn fill(&self) -> Result<()> {
         let mut text = String::new();
         for stage in 0..STAGES {
-            text += &format!("FROM scratch AS s{stage}\n");
+            writeln!(text, "FROM scratch AS s{stage}")?;
             for n in 0..RECORDS / STAGES {
-                text += &format!("WORKDIR /{stage}/{n}\n");
+                writeln!(text, "WORKDIR /{stage}/{n}")?;
             }
         }
         text += "FROM scratch\n";
         for stage in 0..STAGES {
-            text += &format!("COPY --from=s{stage} /{stage}/0 /taken/{stage}\n");
+            writeln!(text, "COPY --from=s{stage} /{stage}/0 /taken/{stage}")?;
         }
         self.dockerfile(&text)?;
         self.build().map(|_| ())
@@ -101,7 +102,7 @@ impl Bench {
             let mut text = "FROM base\n".to_owned();
             for _ in 0..runs {
                 name += 1;
-                text += &format!("RUN true # {name}\n");
+                writeln!(text, "RUN true # {name}")?;
             }
             self.dockerfile(&text)?;
             self.build()
@@ -130,7 +131,9 @@ fn rootfs(folder: &Path) -> Result<(PathBuf, String)> {
         return Ok((tar, format!("Debian root file system, {megabytes} MB")));
     }
     if let Err(why) = base::busybox() {
-        bail!("no Debian root file system (run examples/quickstart.sh, or set RBUILD_BENCH_ROOTFS), and no busybox: {why}");
+        bail!(
+            "no Debian root file system (run examples/quickstart.sh, or set RBUILD_BENCH_ROOTFS), and no busybox: {why}"
+        );
     }
     let tar = folder.join("busybox.tar");
     std::fs::write(&tar, base::root_tar())?;

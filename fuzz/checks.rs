@@ -56,8 +56,12 @@ pub fn word(data: &[u8]) {
 pub fn ignore(data: &[u8]) {
     let mut parts = data.splitn(2, |byte| *byte == 0);
     let text = String::from_utf8_lossy(parts.next().unwrap_or_default());
-    let path: Vec<&[u8]> =
-        parts.next().unwrap_or(b"a/b").split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"." | b"..")).collect();
+    let path: Vec<&[u8]> = parts
+        .next()
+        .unwrap_or(b"a/b")
+        .split(|byte| *byte == b'/')
+        .filter(|name| !matches!(*name, b"" | b"." | b".."))
+        .collect();
     let Ok(patterns) = Patterns::parse(".dockerignore", &text) else { return };
     if path.is_empty() {
         return;
@@ -67,7 +71,11 @@ pub fn ignore(data: &[u8]) {
         let folder = path[..depth].join(&b'/');
         let whole = path.join(&b'/');
         if patterns.matches(&folder) && !patterns.may_match_below(&folder) {
-            assert!(patterns.matches(&whole), "a walk would not have entered, but {:?} stays", String::from_utf8_lossy(&whole));
+            assert!(
+                patterns.matches(&whole),
+                "a walk would not have entered, but {:?} stays",
+                String::from_utf8_lossy(&whole)
+            );
         }
         above = patterns.enter(&above, &folder);
     }

@@ -45,7 +45,8 @@ fn skopeo_and_umoci_take_what_is_written() {
         let built = env.build(&format!("-t example.org/a/b:c -o type=oci,dest=oci.tar,compression={compression}")).ok();
         let image = Image::read(&env.path("oci.tar"));
         assert_eq!(image.names, ["example.org/a/b:c"]);
-        let seen: Value = serde_json::from_str(&tool(&env.path(""), "skopeo inspect --raw oci-archive:oci.tar")).expect("JSON");
+        let seen: Value =
+            serde_json::from_str(&tool(&env.path(""), "skopeo inspect --raw oci-archive:oci.tar")).expect("JSON");
         assert_eq!(seen, image.manifest);
         let config = tool(&env.path(""), "skopeo inspect --config --raw oci-archive:oci.tar");
         assert_eq!(sha256(config.trim_end().as_bytes()), built.image());
@@ -63,7 +64,8 @@ fn skopeo_and_umoci_take_what_is_written() {
     let built = env.build("-t example.org/a/b:c -o type=docker,dest=docker.tar").ok();
     let image = Image::read_docker(&env.path("docker.tar"));
     assert_eq!((image.names.as_slice(), &image.id), (&["example.org/a/b:c".to_owned()][..], &built.image()));
-    let seen: Value = serde_json::from_str(&tool(&env.path(""), "skopeo inspect docker-archive:docker.tar")).expect("JSON");
+    let seen: Value =
+        serde_json::from_str(&tool(&env.path(""), "skopeo inspect docker-archive:docker.tar")).expect("JSON");
     assert_eq!(seen["Layers"].as_array().map(Vec::len), Some(3));
 }
 
@@ -85,11 +87,14 @@ fn streams_and_status() {
         .map(|entry| entry.expect("a whole tar").path().expect("a path").into_owned())
         .collect();
     assert_eq!(names, [Path::new("f")]);
-    for (line, code) in [("--wrong ctx", 2), ("", 2), ("nowhere", 1), ("build", 2), ("images --wrong", 2), ("inspect nosuch", 1)] {
+    for (line, code) in
+        [("--wrong ctx", 2), ("", 2), ("nowhere", 1), ("build", 2), ("images --wrong", 2), ("inspect nosuch", 1)]
+    {
         env.rbuild(line).ends(code).says_nothing_of("panicked");
     }
     // Whoever reads standard output has gone: no panic, no error.
-    let mut child = env.command(["--help"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("rbuild starts");
+    let mut child =
+        env.command(["--help"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("rbuild starts");
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("rbuild ends");
     assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
@@ -185,7 +190,10 @@ fn devices_fifos_and_attributes_come_through_a_stage() {
     }
     let env = TestEnv::new();
     env.import_busybox();
-    env.write("ctx/Dockerfile", "FROM busybox AS a\nRUN mkdir /x && mknod /x/null c 1 3 && mkfifo /x/p\nFROM scratch\nCOPY --from=a /x /x\n");
+    env.write(
+        "ctx/Dockerfile",
+        "FROM busybox AS a\nRUN mkdir /x && mknod /x/null c 1 3 && mkfifo /x/p\nFROM scratch\nCOPY --from=a /x /x\n",
+    );
     env.build("-o type=oci,dest=out.tar").ok();
     let tree = Image::read(&env.path("out.tar")).tree();
     assert_eq!((tree["x/null"].kind, tree["x/null"].link.as_str(), tree["x/p"].kind), ('c', "1,3", 'p'));

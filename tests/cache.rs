@@ -63,10 +63,13 @@ fn rule_01_times_are_no_content_but_all_else_is() {
     for (what, change) in [
         ("bytes", Box::new(|| env.write("ctx/f", "two")) as Box<dyn Fn()>),
         ("mode", Box::new(|| env.mode("ctx/f", 0o600))),
-        ("kind", Box::new(|| {
-            env.remove("ctx/f");
-            env.write("ctx/f/x", "");
-        })),
+        (
+            "kind",
+            Box::new(|| {
+                env.remove("ctx/f");
+                env.write("ctx/f/x", "");
+            }),
+        ),
     ] {
         change();
         let content = build(&env, dockerfile).content();
@@ -453,8 +456,16 @@ fn rule_20_kinds_do_not_mix_but_for_archives() {
     env.write("ctx/a.tar", archive.finish());
     let unpacked = image(&env, "FROM busybox\nADD a.tar /\n").tree();
     assert_eq!((unpacked["etc/motd"].kind, unpacked["etc/motd/inside"].mode), ('d', 0o600));
-    assert_eq!((unpacked["lib"].kind, unpacked["usr/lib/here"].kind), ('l', '-'), "a parent that is a link is followed");
-    assert_eq!((unpacked["home"].mode, unpacked["home"].owner), (0o711, (3, 4)), "a directory takes the archive's metadata");
+    assert_eq!(
+        (unpacked["lib"].kind, unpacked["usr/lib/here"].kind),
+        ('l', '-'),
+        "a parent that is a link is followed"
+    );
+    assert_eq!(
+        (unpacked["home"].mode, unpacked["home"].owner),
+        (0o711, (3, 4)),
+        "a directory takes the archive's metadata"
+    );
 }
 
 #[test]
@@ -465,7 +476,11 @@ fn rule_21_link_replaces_links_and_keeps_ancestors() {
     assert_eq!((found["tmp/l"].kind, found["tmp/l"].owner), ('-', (1000, 1001)));
     assert_eq!(found["tmp"].mode, 0o1777, "/tmp stays what it was");
     let plain = image(&env, "FROM busybox\nRUN ln -s /var/www/y /tmp/l\nCOPY f /tmp/l\n").tree();
-    assert_eq!((plain["tmp/l"].kind, plain["var/www/y"].kind), ('l', '-'), "without the flag a dangling one is followed");
+    assert_eq!(
+        (plain["tmp/l"].kind, plain["var/www/y"].kind),
+        ('l', '-'),
+        "without the flag a dangling one is followed"
+    );
 }
 
 #[test]
@@ -485,7 +500,10 @@ fn rule_23_workdir_belongs_to_the_user() {
 #[test]
 fn rule_24_triggers_bring_in_what_nobody_named_before() {
     let Some(env) = sandbox("rule_24_triggers_bring_in_what_nobody_named_before") else { return };
-    env.write("base/Dockerfile", "FROM busybox\nONBUILD COPY --from=helper /made /from-helper\nONBUILD COPY --from=tools /x /from-tools\n");
+    env.write(
+        "base/Dockerfile",
+        "FROM busybox\nONBUILD COPY --from=helper /made /from-helper\nONBUILD COPY --from=tools /x /from-tools\n",
+    );
     env.write("tools/x", "tool");
     env.write("tools/Dockerfile", "FROM scratch\nCOPY x /x\n");
     env.rbuild("-t parent base").ok();

@@ -18,13 +18,15 @@ const LATER: &[(&str, &str)] = &[
 
 #[test]
 fn builds_are_those_of_docker() {
-    let wanted = [Need::Corpus, Need::Busybox, Need::Run, Need::Root, Need::Program("python3"), Need::Program("bash-static")];
+    let wanted =
+        [Need::Corpus, Need::Busybox, Need::Run, Need::Root, Need::Program("python3"), Need::Program("bash-static")];
     if !needs("builds_are_those_of_docker", &wanted) {
         return;
     }
     let env = TestEnv::new();
     let harness = corpus().expect("asked for above").parent().expect("the data has a folder").join("harness");
-    let python = std::env::var_os("PYTHON").or_else(|| find_program("python3").map(Into::into)).expect("asked for above");
+    let python =
+        std::env::var_os("PYTHON").or_else(|| find_program("python3").map(Into::into)).expect("asked for above");
     let bash = find_program("bash-static").expect("asked for above");
     let run = |script: &str, args: &[&str]| {
         let mut command = Command::new(&python);

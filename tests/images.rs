@@ -85,7 +85,7 @@ fn load_verifies_what_it_reads() {
     assert_eq!(env.rbuild("images -q --no-trunc some/name:tag").ok().stdout.trim(), built.image());
     // One byte of the layer's data is another.
     let mut bytes = std::fs::read(env.path("oci.tar")).expect("written before");
-    let at = bytes.windows(8).position(|window| window == b"f\0\0\0\0\0\0\0" ).expect("the layer holds the name");
+    let at = bytes.windows(8).position(|window| window == b"f\0\0\0\0\0\0\0").expect("the layer holds the name");
     bytes[at] = b'g';
     env.write("bad.tar", &bytes);
     env.empty_store();

@@ -108,7 +108,9 @@ fn an_interrupt_ends_every_process_and_leaves_nothing() {
     if !needs("an_interrupt_ends_every_process_and_leaves_nothing", &[Need::Busybox, Need::Run]) {
         return;
     }
-    for (signal, name, code) in [(rustix::process::Signal::INT, "SIGINT", 130), (rustix::process::Signal::TERM, "SIGTERM", 143)] {
+    for (signal, name, code) in
+        [(rustix::process::Signal::INT, "SIGINT", 130), (rustix::process::Signal::TERM, "SIGTERM", 143)]
+    {
         let env = TestEnv::new();
         env.import_busybox();
         // Two stages at once, grandchildren, one that does not mind signals.
@@ -129,7 +131,8 @@ fn an_interrupt_ends_every_process_and_leaves_nothing() {
             assert!(child.try_wait().expect("a child can be asked").is_none(), "{name}: ended early\n{}", said());
             std::thread::sleep(Duration::from_millis(10));
         }
-        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).expect("a child takes a signal");
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal)
+            .expect("a child takes a signal");
         let begin = Instant::now();
         let status = child.wait().expect("a child can be waited for");
         assert!(begin.elapsed() < Duration::from_secs(20), "{name}: took {:?} to end", begin.elapsed());

@@ -29,8 +29,22 @@ const PURE: &[&str] = &[
 
 /// What pure modules may not name. `std::io` stays: its traits and errors are values.
 const AMBIENT: &[&str] = &[
-    "std::fs", "std::env", "std::net", "std::process", "std::thread", "std::os", "std::time::SystemTime",
-    "std::time::Instant", "SystemTime", "rustix::", "libc::", "tempfile::", "walkdir::", "ignore::", "rayon::", "indicatif::",
+    "std::fs",
+    "std::env",
+    "std::net",
+    "std::process",
+    "std::thread",
+    "std::os",
+    "std::time::SystemTime",
+    "std::time::Instant",
+    "SystemTime",
+    "rustix::",
+    "libc::",
+    "tempfile::",
+    "walkdir::",
+    "ignore::",
+    "rayon::",
+    "indicatif::",
     "clap::",
 ];
 
@@ -114,7 +128,8 @@ fn only_the_command_line_prints() {
             }
             let rest = source.code[at + word.len()..].trim_start();
             let prints = matches!(word, "println" | "print" | "eprintln" | "eprint" | "dbg") && rest.starts_with('!');
-            let takes = matches!(word, "stdout" | "stderr") && source.code[..at].ends_with("io::") && rest.starts_with('(');
+            let takes =
+                matches!(word, "stdout" | "stderr") && source.code[..at].ends_with("io::") && rest.starts_with('(');
             if prints || takes {
                 say(&mut problems, source, at, &format!("{word}: only src/cli prints; emit an event"));
             }
@@ -169,7 +184,9 @@ fn sources() -> Vec<Source> {
             let path = entry.expect("the sources are readable").path();
             if path.is_dir() {
                 walk(&path, files);
-            } else if path.extension().is_some_and(|end| end == "rs") && path.file_stem().is_some_and(|name| name != "tests") {
+            } else if path.extension().is_some_and(|end| end == "rs")
+                && path.file_stem().is_some_and(|name| name != "tests")
+            {
                 files.push(path);
             }
         }
@@ -181,11 +198,14 @@ fn sources() -> Vec<Source> {
     assert!(files.len() > 20, "only {} source files found", files.len());
     let for_tests = |file: &Path| {
         // `#[cfg(test)] mod name;` stands in the file of the parent module.
-        let (folder, name) = (file.parent().expect("found below the root"), file.file_stem().expect("a file has a name"));
-        let wanted = format!("#[cfg(test)]\nmod {};", name.display());
-        [folder.join("mod.rs"), folder.with_extension("rs"), folder.join("lib.rs")]
-            .iter()
-            .any(|parent| std::fs::read_to_string(parent).is_ok_and(|text| text.contains(&wanted)))
+        let (folder, name) =
+            (file.parent().expect("found below the root"), file.file_stem().expect("a file has a name"));
+        let wanted = format!("mod {};", name.display());
+        [folder.join("mod.rs"), folder.with_extension("rs"), folder.join("lib.rs")].iter().any(|parent| {
+            let text = std::fs::read_to_string(parent).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().map(str::trim).collect();
+            lines.windows(2).any(|pair| pair[0] == "#[cfg(test)]" && pair[1].ends_with(&wanted))
+        })
     };
     files
         .into_iter()
@@ -314,7 +334,7 @@ fn paths(source: &Source) -> Vec<(usize, String)> {
         }
         let mut reader = PathReader { code, at };
         let mut names = Vec::new();
-        reader.path(String::new(), &mut names);
+        reader.path("", &mut names);
         done = reader.at;
         names.retain(|name| !matches!(name.as_str(), "super" | "self" | "crate")); // `pub(super)`
         found.extend(names.into_iter().map(|name| (at, absolute(&name, source))));
@@ -347,9 +367,9 @@ impl PathReader<'_> {
     }
 
     /// Reads `a::b`, and after `::{` every path of the group.
-    fn path(&mut self, prefix: String, names: &mut Vec<String>) {
+    fn path(&mut self, prefix: &str, names: &mut Vec<String>) {
         let len = self.code[self.at..].bytes().take_while(|byte| is_word(*byte)).count();
-        let name = [prefix.as_str(), &self.code[self.at..self.at + len]].concat();
+        let name = [prefix, &self.code[self.at..self.at + len]].concat();
         self.at += len;
         if !self.code[self.at..].starts_with("::") {
             names.push(name);
@@ -365,13 +385,13 @@ impl PathReader<'_> {
                         self.at += 1;
                         return;
                     }
-                    Some(c) if c == '_' || c.is_ascii_alphabetic() => self.path(format!("{name}::"), names),
+                    Some(c) if c == '_' || c.is_ascii_alphabetic() => self.path(&format!("{name}::"), names),
                     Some(c) => self.at += c.len_utf8(),
                     None => return,
                 }
             }
         } else if self.code[self.at..].starts_with(|c: char| c == '_' || c.is_ascii_alphabetic()) {
-            self.path(format!("{name}::"), names);
+            self.path(&format!("{name}::"), names);
         } else {
             names.push(name);
         }
@@ -390,7 +410,9 @@ fn the_reader_reads_rust() {
         code: without_tests(&bare(text)),
     };
     let found: Vec<String> = paths(&source).into_iter().map(|(_, path)| path).collect();
-    for wanted in ["std::fs::self", "std::fs::File", "std::io", "crate::layer::entry::Entry", "crate::store::Store::open"] {
+    for wanted in
+        ["std::fs::self", "std::fs::File", "std::io", "crate::layer::entry::Entry", "crate::store::Store::open"]
+    {
         assert!(found.iter().any(|path| path == wanted), "{wanted} not among {found:?}");
     }
     for unwanted in ["net", "env", "process", "thread"] {

@@ -18,3 +18,4 @@ mod plan;
 mod random;
 mod rootless;
 mod scenarios;
+mod seeds;

@@ -16,8 +16,11 @@ use crate::support::random::Random;
 const FILES: &[&str] = &["a", "b", "c.txt", "d/a", "d/b", "d/e/f", "d/e/g.txt", "x/y/z", "x/link", "empty"];
 /// What COPY may name as its source.
 const SOURCES: &[&str] = &["a", "b", "c.txt", "d", "d/", "d/e", "x", ".", "*.txt", "d/*", "?", "x/link", "x/y/z"];
+/// What links of the context point at.
+const LINKS: &[&str] = &["a", "../a", "/d/e", "nowhere", "y", "../../etc"];
 /// Where things land.
-const TARGETS: &[&str] = &["/", "/t", "/t/", "/t/u/", "/d", "/home/builder/", "/tmp/", "/lib/", "rel", "./", "/t/a", "/link/"];
+const TARGETS: &[&str] =
+    &["/", "/t", "/t/", "/t/u/", "/d", "/home/builder/", "/tmp/", "/lib/", "rel", "./", "/t/a", "/link/"];
 /// Commands that leave the same bytes whenever they run in the same tree.
 const COMMANDS: &[&str] = &[
     "true",
@@ -54,7 +57,10 @@ struct Project {
 
 #[derive(Clone, PartialEq)]
 enum File {
-    Bytes { text: String, mode: u32 },
+    Bytes {
+        text: String,
+        mode: u32,
+    },
     Link(&'static str),
     /// A further name of another file.
     Same(&'static str),
@@ -80,7 +86,7 @@ impl Project {
                     if random.one_in(2) && !self.ignore.is_empty() {
                         self.ignore.remove(random.below(self.ignore.len()));
                     } else {
-                        self.ignore.push(*random.pick(&patterns));
+                        self.ignore.push(random.pick(&patterns));
                     }
                 }
                 _ => {
@@ -95,20 +101,20 @@ impl Project {
     }
 
     fn edit_file(&mut self, random: &mut Random) {
-        let name = *random.pick(FILES);
+        let name = random.pick(FILES);
         match random.below(8) {
             0 => {
                 self.files.remove(name);
             }
             1 => {
-                self.files.insert(name, File::Link(*random.pick(&["a", "../a", "/d/e", "nowhere", "y", "../../etc"])));
+                self.files.insert(name, File::Link(random.pick(LINKS)));
             }
             2 => {
-                self.files.insert(name, File::Same(*random.pick(FILES)));
+                self.files.insert(name, File::Same(random.pick(FILES)));
             }
             3 => {
                 if let Some(File::Bytes { mode, .. }) = self.files.get_mut(name) {
-                    *mode = *random.pick(&[0o644, 0o600, 0o755, 0o4755, 0o400]);
+                    *mode = random.pick(&[0o644, 0o600, 0o755, 0o4755, 0o400]);
                 }
             }
             _ => {
@@ -140,24 +146,34 @@ impl Project {
     }
 
     fn instruction(random: &mut Random, stage: usize) -> String {
-        let flags = ["", "", "", "--chown=builder ", "--chmod=640 ", "--chown=5:6 --chmod=go-r ", "--link ", "--exclude=**/f "];
+        let flags =
+            ["", "", "", "--chown=builder ", "--chmod=640 ", "--chown=5:6 --chmod=go-r ", "--link ", "--exclude=**/f "];
         match random.below(10) {
             0..=2 => format!("RUN {} || true", random.pick(COMMANDS)),
             3..=5 => format!("COPY {}{} {}", random.pick(&flags), random.pick(SOURCES), random.pick(TARGETS)),
             6 if stage > 0 => {
                 let from = ["/d", "/t", "/r1", "/etc/passwd", "/home", "/m"];
-                format!("COPY {}--from={} {} {}", random.pick(&flags), random.below(stage), random.pick(&from), random.pick(TARGETS))
+                format!(
+                    "COPY {}--from={} {} {}",
+                    random.pick(&flags),
+                    random.below(stage),
+                    random.pick(&from),
+                    random.pick(TARGETS)
+                )
             }
             6 | 7 => format!("WORKDIR {}", random.pick(&["/t", "/w/x", "/home/builder", "sub", "/link"])),
             8 => format!("USER {}", random.pick(&["0", "builder", "root", "77:88"])),
-            _ => (*random.pick(&["ENV E=1", "ENV E=2", "ARG A=1", "LABEL l=1", "CMD [\"x\"]", "VOLUME /t", "# comment"])).to_owned(),
+            _ => random
+                .pick(&["ENV E=1", "ENV E=2", "ARG A=1", "LABEL l=1", "CMD [\"x\"]", "VOLUME /t", "# comment"])
+                .to_owned(),
         }
     }
 
     fn dockerfile(&self) -> String {
         let mut text = String::new();
         for (number, stage) in self.stages.iter().enumerate() {
-            let base = if number > 0 && stage.len() % 3 == 2 { format!("s{}", number - 1) } else { "busybox".to_owned() };
+            let base =
+                if number > 0 && stage.len() % 3 == 2 { format!("s{}", number - 1) } else { "busybox".to_owned() };
             writeln!(text, "FROM {base} AS s{number}").expect("memory takes every write");
             for line in stage {
                 writeln!(text, "{line}").expect("memory takes every write");
@@ -171,7 +187,9 @@ impl Project {
         let plain = |name: &str| matches!(self.files.get(name), Some(File::Bytes { .. }));
         let same = |name: &&'static str, file: &File| before.get(name) == Some(file) && !matches!(file, File::Same(_));
         for (name, file) in before {
-            if self.files.get(name).is_none_or(|now| !same(name, now)) && env.path(&format!("ctx/{name}")).symlink_metadata().is_ok() {
+            if self.files.get(name).is_none_or(|now| !same(name, now))
+                && env.path(&format!("ctx/{name}")).symlink_metadata().is_ok()
+            {
                 env.remove(&format!("ctx/{name}"));
             }
             debug_assert!(!matches!(file, File::Bytes { mode: 0, .. }));
@@ -197,7 +215,8 @@ impl Project {
             {
                 env.write(&format!("ctx/{name}"), "");
                 env.remove(&format!("ctx/{name}"));
-                std::fs::hard_link(env.path(&format!("ctx/{other}")), env.path(&format!("ctx/{name}"))).expect("links work here");
+                std::fs::hard_link(env.path(&format!("ctx/{other}")), env.path(&format!("ctx/{name}")))
+                    .expect("links work here");
             }
         }
         env.write("ctx/.dockerignore", self.ignore.iter().fold(String::new(), |text, line| text + line + "\n"));
@@ -270,12 +289,22 @@ fn a_warm_store_and_an_empty_one_agree() {
         let ((one, said), (other, said_other)) = (outcome(&warm, epoch), outcome(&cold, epoch));
         built += usize::from(one.code == Some(0));
         if one != other {
-            let differing: Vec<_> =
-                one.tree.iter().filter(|(path, node)| other.tree.get(*path) != Some(*node)).map(|(path, _)| path).collect();
+            let differing: Vec<_> = one
+                .tree
+                .iter()
+                .filter(|(path, node)| other.tree.get(*path) != Some(*node))
+                .map(|(path, _)| path)
+                .collect();
             panic!(
                 "round {round} of RBUILD_RANDOM_SEED={seed}: warm and empty store differ (epoch: {epoch})\n\
                  warm  {:?} {:?} {:?}\nempty {:?} {:?} {:?}\npaths {differing:?}\n{}\n--- warm\n{said}\n--- empty\n{said_other}",
-                one.code, one.content, one.image, other.code, other.content, other.image, project.dockerfile()
+                one.code,
+                one.content,
+                one.image,
+                other.code,
+                other.content,
+                other.image,
+                project.dockerfile()
             );
         }
     }

@@ -83,10 +83,16 @@ fn umask_cores_and_locale_do_not_count() {
         for n in 0..50 {
             env.write(&format!("ctx/many/{n}/é{n}"), n.to_string());
         }
-        env.write("ctx/Dockerfile", "FROM scratch AS a\nCOPY many /a\nFROM scratch\nWORKDIR /w\nCOPY --from=a /a .\nCOPY many /b/\n");
+        env.write(
+            "ctx/Dockerfile",
+            "FROM scratch AS a\nCOPY many /a\nFROM scratch\nWORKDIR /w\nCOPY --from=a /a .\nCOPY many /b/\n",
+        );
         let rbuild = env.command(["build", "--jobs", jobs, "ctx"]);
         let mut shell = std::process::Command::new("/bin/sh");
-        shell.args(["-c", &format!("umask {umask:04o}; exec \"$0\" \"$@\"")]).arg(rbuild.get_program()).args(rbuild.get_args());
+        shell
+            .args(["-c", &format!("umask {umask:04o}; exec \"$0\" \"$@\"")])
+            .arg(rbuild.get_program())
+            .args(rbuild.get_args());
         shell.current_dir(env.path("")).env_clear();
         shell.envs(rbuild.get_envs().filter_map(|(name, value)| value.map(|value| (name, value))));
         Run::of(&mut shell).ok().image()

@@ -14,13 +14,14 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
     www-data:x:33:33:www-data:/var/www:/sbin/nologin\n\
     builder:x:1000:1001:builder:/home/builder:/bin/sh\n\
     nobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin\n";
-const GROUP: &str = "root:x:0:\ndaemon:x:1:\nwww-data:x:33:builder\nwheel:x:10:builder\nbuilder:x:1001:\nnogroup:x:65534:\n";
+const GROUP: &str =
+    "root:x:0:\ndaemon:x:1:\nwww-data:x:33:builder\nwheel:x:10:builder\nbuilder:x:1001:\nnogroup:x:65534:\n";
 
 /// The bytes of the static busybox, or why there are none.
 pub fn busybox() -> Result<(PathBuf, Vec<u8>), String> {
     let path = std::env::var_os("BUSYBOX").map_or_else(|| PathBuf::from("/bin/busybox"), PathBuf::from);
-    let bytes = std::fs::read(&path)
-        .map_err(|error| format!("{}: {error} (Debian package busybox-static)", path.display()))?;
+    let bytes =
+        std::fs::read(&path).map_err(|error| format!("{}: {error} (Debian package busybox-static)", path.display()))?;
     if has_interpreter(&bytes) {
         return Err(format!("{} is not static (Debian package busybox-static)", path.display()));
     }
@@ -30,7 +31,8 @@ pub fn busybox() -> Result<(PathBuf, Vec<u8>), String> {
 /// Whether a 64-bit little-endian ELF file wants a dynamic loader: a program header of type `PT_INTERP`.
 fn has_interpreter(elf: &[u8]) -> bool {
     let number = |at: usize, len: usize| {
-        elf.get(at..at + len).map_or(0, |bytes| bytes.iter().rev().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte)))
+        elf.get(at..at + len)
+            .map_or(0, |bytes| bytes.iter().rev().fold(0_usize, |sum, byte| sum << 8 | usize::from(*byte)))
     };
     let (start, size, count) = (number(32, 8), number(54, 2), number(56, 2));
     (0..count).any(|i| number(start + i * size, 4) == 3)
@@ -45,9 +47,22 @@ pub fn root_tar() -> &'static [u8] {
         let applets = String::from_utf8(listed.stdout).expect("names of applets are ASCII");
         let mut tar = RootTar::new();
         for (name, mode) in [
-            ("bin", 0o755), ("dev", 0o755), ("etc", 0o755), ("home", 0o755), ("home/builder", 0o755), ("proc", 0o555),
-            ("root", 0o700), ("run", 0o755), ("sys", 0o555), ("tmp", 0o1777), ("usr", 0o755), ("usr/bin", 0o755),
-            ("usr/lib", 0o755), ("var", 0o755), ("var/log", 0o755), ("var/www", 0o755),
+            ("bin", 0o755),
+            ("dev", 0o755),
+            ("etc", 0o755),
+            ("home", 0o755),
+            ("home/builder", 0o755),
+            ("proc", 0o555),
+            ("root", 0o700),
+            ("run", 0o755),
+            ("sys", 0o555),
+            ("tmp", 0o1777),
+            ("usr", 0o755),
+            ("usr/bin", 0o755),
+            ("usr/lib", 0o755),
+            ("var", 0o755),
+            ("var/log", 0o755),
+            ("var/www", 0o755),
         ] {
             tar.directory(name, mode, if name == "home/builder" { (1000, 1001) } else { (0, 0) });
         }
@@ -91,7 +106,15 @@ impl RootTar {
     }
 
     /// Any entry.
-    pub fn push(&mut self, kind: tar::EntryType, name: &str, mode: u32, owner: (u64, u64), link: Option<&str>, data: &[u8]) {
+    pub fn push(
+        &mut self,
+        kind: tar::EntryType,
+        name: &str,
+        mode: u32,
+        owner: (u64, u64),
+        link: Option<&str>,
+        data: &[u8],
+    ) {
         let mut header = tar::Header::new_ustar();
         header.set_entry_type(kind);
         header.set_mode(mode);

@@ -37,11 +37,11 @@ impl TestEnv {
     fn make(user: Option<TestUser>) -> Self {
         let folder = tempfile::Builder::new().prefix("rb-").tempdir().expect("a temporary folder").keep();
         let env = Self { folder, user, variables: BTreeMap::new() };
+        env.own(&env.folder);
         for part in ["ctx", "home", "tmp"] {
             std::fs::create_dir(env.path(part)).expect("a folder in a new folder");
+            env.own(&env.path(part));
         }
-        env.own(&env.folder);
-        ["ctx", "home", "tmp"].iter().for_each(|part| env.own(&env.path(part)));
         env
     }
 

@@ -45,9 +45,9 @@ impl Need {
             Self::Busybox => static_answer(&BUSYBOX, || super::base::busybox().err()),
             Self::Root => (!is_root()).then(|| "this test has to be root".to_owned()),
             Self::User => test_user().err(),
-            Self::Corpus => corpus().is_none().then(|| {
-                "no ../shared/corpus/open beside the project, and RBUILD_CORPUS does not name one".to_owned()
-            }),
+            Self::Corpus => corpus()
+                .is_none()
+                .then(|| "no ../shared/corpus/open beside the project, and RBUILD_CORPUS does not name one".to_owned()),
             Self::Program(name) => find_program(name).is_none().then(|| format!("no program {name} in PATH")),
         }
     }
@@ -68,7 +68,11 @@ pub fn needs(test: &str, needs: &[Need]) -> bool {
         if listed("RBUILD_TEST_ELSEWHERE", need.word()) {
             return false; // the same run of tests/run.sh makes this test as somebody who has it
         }
-        assert!(!listed("RBUILD_TEST_REQUIRE", need.word()), "{test}: needs {}, and this run must have it: {why}", need.word());
+        assert!(
+            !listed("RBUILD_TEST_REQUIRE", need.word()),
+            "{test}: needs {}, and this run must have it: {why}",
+            need.word()
+        );
         say(&format!("skipped: {test}: {why}"));
         return false;
     }
@@ -154,7 +158,8 @@ fn run_lacking() -> Option<String> {
         std::fs::create_dir(folder.path().join(part)).expect("a folder in a new folder");
     }
     let options = if is_root() { "" } else { ",userxattr" };
-    let script = format!("cd \"$1\" && mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work{options} merged");
+    let script =
+        format!("cd \"$1\" && mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work{options} merged");
     let mut command = Command::new(find_program("unshare")?);
     if !is_root() {
         if find_program("newuidmap").is_none() {
@@ -173,7 +178,8 @@ fn run_lacking() -> Option<String> {
 
 fn has_subordinate_ids() -> bool {
     let uid = rustix::process::getuid().as_raw().to_string();
-    let name = Command::new("id").arg("-un").output().ok().map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned());
+    let name =
+        Command::new("id").arg("-un").output().ok().map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned());
     std::fs::read_to_string("/etc/subuid").is_ok_and(|text| {
         text.lines().filter_map(|line| line.split(':').next()).any(|who| who == uid || Some(who) == name.as_deref())
     })

@@ -92,8 +92,13 @@ impl Image {
             serde_json::from_slice(bytes).unwrap_or_else(|error| panic!("{name}: {error}"))
         };
         assert_eq!(json("oci-layout")["imageLayoutVersion"], "1.0.0");
-        for (name, bytes) in files.iter().filter(|(name, _)| name.starts_with("blobs/sha256/") && !name.ends_with('/')) {
-            assert_eq!(sha256(bytes), format!("sha256:{}", &name["blobs/sha256/".len()..]), "a blob that is not its name");
+        for (name, bytes) in files.iter().filter(|(name, _)| name.starts_with("blobs/sha256/") && !name.ends_with('/'))
+        {
+            assert_eq!(
+                sha256(bytes),
+                format!("sha256:{}", &name["blobs/sha256/".len()..]),
+                "a blob that is not its name"
+            );
         }
         let mut used = BTreeSet::new();
         let mut blob = |descriptor: &Value| -> Vec<u8> {
@@ -169,7 +174,11 @@ impl Image {
         assert_eq!(diff_ids, found, "diffIDs of the config against the layers");
         let history = self.history();
         let filled = history.iter().filter(|(_, empty)| !empty).count();
-        assert!(history.is_empty() || filled == found.len(), "{filled} entries of the history for {} layers", found.len());
+        assert!(
+            history.is_empty() || filled == found.len(),
+            "{filled} entries of the history for {} layers",
+            found.len()
+        );
         for layer in &self.layers {
             canonical(layer);
         }
@@ -240,7 +249,9 @@ fn uncompressed(descriptor: &Value, blob: &[u8]) -> Vec<u8> {
     let media = descriptor["mediaType"].as_str().expect("a descriptor has a media type");
     let expected: &[u8] = match media {
         "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => b"",
-        "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => b"\x1f\x8b",
+        "application/vnd.oci.image.layer.v1.tar+gzip" | "application/vnd.docker.image.rootfs.diff.tar.gzip" => {
+            b"\x1f\x8b"
+        }
         "application/vnd.oci.image.layer.v1.tar+zstd" => b"\x28\xb5\x2f\xfd",
         other => panic!("media type {other} of a layer"),
     };

@@ -133,22 +133,30 @@ fn run(env: &TestEnv, line: &str) -> Result<Run, String> {
         return Ok(Run::of(command.envs(variables)));
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let said = match (program.as_str(), args.as_slice()) {
-        ("base", []) => {
-            env.import_busybox();
-            String::new()
-        }
-        ("rm", [path]) => done(env.remove(path)),
-        ("mkdir", [path]) => done(env.directory(&env.path(path))),
+    if let Some(said) = look(env, program, &args)? {
+        return Ok(Run::of_text(line, said));
+    }
+    match (program.as_str(), args.as_slice()) {
+        ("base", []) => env.import_busybox(),
+        ("rm", [path]) => env.remove(path),
+        ("mkdir", [path]) => env.directory(&env.path(path)),
         ("chmod", [mode, path]) => {
-            done(env.mode(path, u32::from_str_radix(mode, 8).map_err(|_| format!("mode {mode}"))?))
+            env.mode(path, u32::from_str_radix(mode, 8).map_err(|_| format!("mode {mode}"))?);
         }
-        ("touch", [time, path]) => done(env.time(path, time.parse().map_err(|_| format!("time {time}"))?)),
-        ("ln", ["-s", target, path]) => done(env.link(path, target)),
+        ("touch", [time, path]) => env.time(path, time.parse().map_err(|_| format!("time {time}"))?),
+        ("ln", ["-s", target, path]) => env.link(path, target),
         ("ln", [old, new]) => {
             std::fs::hard_link(env.path(old), env.path(new)).map_err(|error| format!("ln: {error}"))?;
-            String::new()
         }
+        _ => return Err(format!("unknown command {line}")),
+    }
+    Ok(Run::of_text(line, String::new()))
+}
+
+/// What a command that looks at something prints; `None` when it is no such command.
+fn look(env: &TestEnv, program: &str, args: &[&str]) -> Result<Option<String>, String> {
+    let image = |archive: &str| Image::read(&env.path(archive));
+    Ok(Some(match (program, args) {
         ("cat", [path]) => std::fs::read_to_string(env.path(path)).map_err(|error| format!("{path}: {error}"))?,
         ("ls", [path]) => {
             let entries = std::fs::read_dir(env.path(path)).map_err(|error| format!("{path}: {error}"))?;
@@ -157,21 +165,16 @@ fn run(env: &TestEnv, line: &str) -> Result<Run, String> {
             names.sort();
             names.into_iter().map(|name| name + "\n").collect()
         }
-        ("tree", [archive]) => Image::read(&env.path(archive)).listing(""),
-        ("tree", [archive, prefix]) => Image::read(&env.path(archive)).listing(prefix),
-        ("layer", [archive]) => Image::read(&env.path(archive)).top_layer().join("\n"),
-        ("config", [archive, key]) => format!("{}\n", Image::read(&env.path(archive)).config["config"][*key]),
+        ("tree", [archive]) => image(archive).listing(""),
+        ("tree", [archive, prefix]) => image(archive).listing(prefix),
+        ("layer", [archive]) => image(archive).top_layer().join("\n"),
+        ("config", [archive, key]) => format!("{}\n", image(archive).config["config"][*key]),
         ("history", [archive]) => {
-            let image = Image::read(&env.path(archive));
-            image.history().into_iter().map(|(by, empty)| format!("{} {by}\n", if empty { "-" } else { "+" })).collect()
+            let lines = image(archive).history().into_iter();
+            lines.map(|(by, empty)| [if empty { "- " } else { "+ " }, by.as_str(), "\n"].concat()).collect()
         }
-        _ => return Err(format!("unknown command {line}")),
-    };
-    Ok(Run::of_text(line, said))
-}
-
-fn done((): ()) -> String {
-    String::new()
+        _ => return Ok(None),
+    }))
 }
 
 /// What names of digests stand for so far.
@@ -247,16 +250,13 @@ fn matches(pattern: &str, line: &str, names: &mut Names) -> bool {
             return false;
         }
         let other = token.contains('!');
-        match name {
-            Some(name) => match names.get(name) {
-                Some(known) if known.starts_with(value) == other => return false,
-                Some(_) => {}
-                None if other => return false,
-                None => {
-                    names.insert(name.to_owned(), value.to_owned());
-                }
-            },
-            None => {}
+        match (name, name.and_then(|name| names.get(name))) {
+            (Some(_), Some(known)) if known.starts_with(value) == other => return false,
+            (Some(_), None) if other => return false,
+            (Some(name), None) => {
+                names.insert(name.to_owned(), value.to_owned());
+            }
+            _ => {}
         }
         return matches(rest, &line[prefix.len() + len..], names);
     }

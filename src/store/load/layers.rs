@@ -8,15 +8,17 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::LoadError;
 use super::files::{Files, Member};
 use crate::digest::{DiffId, Digest};
 use crate::image::manifest::{Encoding, Family};
 use crate::layer::compress::{self, Format};
+use crate::layer::entry_ref::{EntryRef, KindRef};
 use crate::layer::index::LayerIndex;
 use crate::layer::scan::{ScanError, scan};
+use crate::layer::stack::LayerStack;
 use crate::store::layers::{Form, KnownBlob};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
@@ -244,6 +246,39 @@ fn check_diff_id(files: &Files, wanted: &Wanted, index: &LayerIndex) -> Result<(
     }
     let layer = wanted.name.clone();
     Err(LoadError::DiffId { place: files.place().to_owned(), layer, expected, found })
+}
+
+/// A hard link may name a file of a layer below, and of nothing else: whether there is one, no layer tells by itself.
+pub(super) fn check_links(store: &Store, files: &Files, diff_ids: &[DiffId]) -> Result<(), LoadError> {
+    let mut indexes = Vec::with_capacity(diff_ids.len());
+    for layer in diff_ids {
+        let index = store.layer_index(layer)?.ok_or_else(|| store.missing(format!("the layer {layer}")))?;
+        indexes.push(Arc::new(index));
+    }
+    let failed = |layer: &DiffId, why| LoadError::layer(files.place(), &layer.to_string(), why);
+    let Some(top) = diff_ids.last() else { return Ok(()) };
+    let stack = LayerStack::new(indexes).map_err(|error| failed(top, error.to_string()))?;
+    for (height, layer) in stack.layers.iter().enumerate() {
+        let is_link = |entry: &EntryRef<'_>| matches!(entry.kind, KindRef::HardLink { .. });
+        let links = layer.entries().enumerate().filter(|(_, entry)| is_link(entry));
+        let mut open = links.filter(|(position, _)| layer.data_position(*position).is_none()).peekable();
+        if open.peek().is_none() {
+            continue;
+        }
+        let below = LayerStack { layers: stack.layers[..=height].to_vec() };
+        for (_, link) in open {
+            if let (None, KindRef::HardLink { target }) = (below.lookup_ref(link.path), link.kind) {
+                let shown = |path| String::from_utf8_lossy(path).into_owned();
+                let why = format!(
+                    "/{} is a hard link to /{}, which is no file of the image",
+                    shown(link.path),
+                    shown(target)
+                );
+                return Err(failed(&diff_ids[height], why));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn scan_failed(files: &Files, wanted: &Wanted, error: ScanError) -> LoadError {

@@ -121,13 +121,16 @@ impl Solver<'_> {
     fn write(&self, copy: Option<&CopyOp>, mut missed: Box<Missed>) -> Result<(Box<Missed>, NewLayer), Cause> {
         let new = self.write_layer(copy, &mut missed)?;
         if let (Some(copy), Some(mut selection)) = (copy, missed.selection.take()) {
-            if let (Some(landing), false) = (&missed.landing, selection.is_hashed()) {
+            if let Some(landing) = &missed.landing {
+                let was_hashed = selection.is_hashed();
                 self.with_source(copy, |view| Ok(selection.learn(landing, view)?))?;
-                let source = selection.digest().ok_or_else(|| Cause::Unsteady(copy.destination.clone().into()))?;
-                missed.record.source = Some(source);
-                let (op, content) = (missed.record.op, SourceId::Content(source));
-                missed.keys.push(key::quick_key(Some(copy), &op, &content, &missed.record.below));
-                missed.keys.push(key::landing_key(Some(copy), &op, &content, &landing.digest()));
+                if !was_hashed {
+                    let source = selection.digest().ok_or_else(|| Cause::Unsteady(copy.destination.clone().into()))?;
+                    missed.record.source = Some(source);
+                    let (op, content) = (missed.record.op, SourceId::Content(source));
+                    missed.keys.push(key::quick_key(Some(copy), &op, &content, &missed.record.below));
+                    missed.keys.push(key::landing_key(Some(copy), &op, &content, &landing.digest()));
+                }
             }
             missed.selection = Some(selection);
         }

@@ -366,7 +366,8 @@ impl Selection {
     }
 
     /// Takes over the digests of files that were read while the layer was written, and has the context remember them.
-    /// An error if a file was not what its digest said: the key that was looked up is not that of what was written.
+    /// An error if a file was not what its digest said (the key that was looked up is not that of what was written), or
+    /// changed while it was read.
     pub fn learn(&mut self, landing: &Landing, source: &SourceView<'_>) -> Result<(), CopyError> {
         for landed in landing.entries.iter().filter(|landed| landed.is_hashed()) {
             let (Some(id), Kind::File { sha256, .. }) = (landed.file, &landed.entry.kind) else { continue };
@@ -375,9 +376,13 @@ impl Selection {
             if known.is_some_and(|known| known != *sha256) {
                 return Err(CopyError::Changed { path: lossy(&landed.entry.path) });
             }
-            if let (SourceView::Context(context), FileData::Context { stamp, .. }, None) =
+            if let (SourceView::Context(context), FileData::Context { path, stamp }, None) =
                 (source, &selected.data, known)
             {
+                // The stamp was right when the file was opened; was it still when it had been read?
+                if !context.is_unchanged(path, stamp) {
+                    return Err(CopyError::Changed { path: lossy(&landed.entry.path) });
+                }
                 let capability = selected.capability.as_deref().and_then(|value| value.try_into().ok());
                 context.remember(*stamp, Facts { sha256: *sha256, capability });
             }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::LoadError;
 use super::files::{Files, Member};
-use crate::digest::{DiffId, Digest};
+use crate::digest::{DiffId, Digest, HashingReader};
 use crate::image::manifest::{Encoding, Family};
 use crate::layer::compress::{self, Format};
 use crate::layer::entry_ref::{EntryRef, KindRef};
@@ -36,6 +36,13 @@ pub(super) struct Wanted {
     pub(super) blob: Option<(Digest, u64)>,
     /// What the config says.
     pub(super) diff_id: DiffId,
+}
+
+impl Wanted {
+    /// As messages name it.
+    fn shown(&self) -> String {
+        self.blob.map_or_else(|| self.name.clone(), |(digest, _)| digest.to_string())
+    }
 }
 
 /// How a layer is kept.
@@ -92,7 +99,7 @@ pub(super) fn bring(store: &Store, lease: &Lease, files: &Files, wanted: &[Wante
 }
 
 fn files_lost(files: &Files, wanted: &Wanted) -> LoadError {
-    LoadError::Missing { place: files.place().to_owned(), what: format!("the layer {}", wanted.name) }
+    LoadError::Missing { place: files.place().to_owned(), what: format!("the layer {}", wanted.shown()) }
 }
 
 /// What is here already, without a look at the file.
@@ -124,7 +131,7 @@ fn bring_one(store: &Store, lease: &Lease, files: &Files, wanted: &Wanted) -> Re
     let member = files.open(&wanted.name)?.ok_or_else(|| files_lost(files, wanted))?;
     let size = member.size();
     if let Some((_, expected)) = wanted.blob.filter(|(_, expected)| *expected != size) {
-        let what = format!("the layer {}", wanted.name);
+        let what = format!("the layer {}", wanted.shown());
         return Err(LoadError::Size { place: files.place().to_owned(), what, expected, found: size });
     }
     let mut magic = [0; 6];
@@ -135,7 +142,7 @@ fn bring_one(store: &Store, lease: &Lease, files: &Files, wanted: &Wanted) -> Re
         Some(Format::Zstd) => Encoding::Zstd,
         Some(other) => {
             let why = format!("it is compressed by {other}, which no image may use for its layers");
-            return Err(LoadError::layer(files.place(), &wanted.name, why));
+            return Err(LoadError::layer(files.place(), &wanted.shown(), why));
         }
     };
     bring_blob(store, lease, files, member, wanted, encoding)
@@ -153,7 +160,7 @@ fn bring_tar(
     let path = lease.fresh_path();
     let file = File::create_new(&path).map_err(StoreError::io("make", &path))?;
     let mut tee = Tee { from: member, to: BufWriter::with_capacity(1 << 20, file) };
-    let index = scan(&mut tee).map_err(|error| scan_failed(files, wanted, error))?;
+    let index = scan(&mut tee).map_err(|error| scan_failed(files, wanted, &error))?;
     tee.to.flush().map_err(StoreError::io("write", &path))?;
     let found = index.diff_id();
     if let Some((expected, _)) = wanted.blob.filter(|(expected, _)| *expected != found.0) {
@@ -192,7 +199,7 @@ fn bring_blob(
     });
     read.map_err(LoadError::io("read", files.place()))?;
     let index = match scanned {
-        Ok(scanned) => scanned.map_err(|error| scan_failed(files, wanted, error))?,
+        Ok(scanned) => scanned.map_err(|error| scan_failed(files, wanted, &error))?,
         Err(panic) => std::panic::resume_unwind(panic),
     };
     check_diff_id(files, wanted, &index)?;
@@ -244,7 +251,7 @@ fn check_diff_id(files: &Files, wanted: &Wanted, index: &LayerIndex) -> Result<(
     if expected == found {
         return Ok(());
     }
-    let layer = wanted.name.clone();
+    let layer = wanted.shown();
     Err(LoadError::DiffId { place: files.place().to_owned(), layer, expected, found })
 }
 
@@ -281,8 +288,22 @@ pub(super) fn check_links(store: &Store, files: &Files, diff_ids: &[DiffId]) -> 
     Ok(())
 }
 
-fn scan_failed(files: &Files, wanted: &Wanted, error: ScanError) -> LoadError {
-    LoadError::layer(files.place(), &wanted.name, chain(&error))
+/// Why a layer cannot be indexed: most often it is damaged, which its digest tells better than the place where the tar
+/// makes no sense.
+fn scan_failed(files: &Files, wanted: &Wanted, error: &ScanError) -> LoadError {
+    let found = wanted.blob.and_then(|(expected, _)| {
+        let member = files.open(&wanted.name).ok()??;
+        let mut reader = HashingReader::new(member);
+        io::copy(&mut reader, &mut io::sink()).ok()?;
+        Some(reader.finish().1).filter(|found| *found != expected)
+    });
+    match found {
+        Some(found) => {
+            let what = format!("the layer {}", wanted.shown());
+            LoadError::Digest { place: files.place().to_owned(), what, found }
+        }
+        None => LoadError::layer(files.place(), &wanted.shown(), chain(error)),
+    }
 }
 
 /// An error and what it came from, in one line.

@@ -186,7 +186,7 @@ pub enum LoadError {
         /// The layout or archive.
         place: String,
         /// What was asked for.
-        wanted: Platform,
+        wanted: String,
         /// What there is.
         offered: String,
     },

@@ -70,14 +70,14 @@ fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Opti
     // Bytes after the compressed stream belong to the blob too.
     io::copy(&mut packed, &mut io::sink()).map_err(StoreError::io("read", &path))?;
     let (_, found, size) = packed.finish();
-    Ok(if (found, size) != (blob.digest, blob.size) {
-        Some(format!("the blob {} of layer {layer} has {size} bytes with the digest {found}", blob.digest))
-    } else {
-        match unpacked {
-            Ok(found) if found == layer.0 => None,
-            Ok(found) => Some(format!("the blob {} does not hold layer {layer} but {found}", blob.digest)),
-            Err(error) => Some(format!("the blob {} cannot be unpacked: {error}", blob.digest)),
-        }
+    if (found, size) != (blob.digest, blob.size) {
+        let why = format!("the blob {} of layer {layer} has {size} bytes with the digest {found}", blob.digest);
+        return Ok(Some(why));
+    }
+    Ok(match unpacked {
+        Ok(found) if found == layer.0 => None,
+        Ok(found) => Some(format!("the blob {} does not hold layer {layer} but {found}", blob.digest)),
+        Err(error) => Some(format!("the blob {} cannot be unpacked: {error}", blob.digest)),
     })
 }
 
@@ -180,7 +180,7 @@ mod tests {
             (
                 "the index of another layer",
                 Box::new(|store, _| {
-                    assert!(fs::copy(layer(store, 1).join("index"), layer(store, 0).join("index")).unwrap() > 0)
+                    assert!(fs::copy(layer(store, 1).join("index"), layer(store, 0).join("index")).unwrap() > 0);
                 }),
                 "it is the index of",
             ),

@@ -178,6 +178,9 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
     }
     if let Some(first) = done.iter().position(|done| !done) {
         if solver.needs_trees(&done) {
+            // The one to name when that fails: RUN is what most often wants a tree.
+            let runs = |index: &usize| !done[*index] && matches!(plan.steps[*index].op, Op::Run(_));
+            let first = (0..done.len()).find(runs).unwrap_or(first);
             solver.prepare_trees().map_err(|cause| StepError { step: StepId(first), cause })?;
         }
         schedule::run(&needs, &done, engine.jobs, &|index| {

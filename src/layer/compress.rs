@@ -336,6 +336,7 @@ mod tests {
     use super::*;
     use crate::digest::Digest;
     use crate::layer::sample;
+    use std::fmt::Write as _;
 
     /// Bytes that compress somewhat, the same on every machine.
     fn bytes(length: usize) -> Vec<u8> {
@@ -367,7 +368,7 @@ mod tests {
                     continue;
                 }
                 let out = compressed(&bytes, compression, 2, 100_000);
-                found += &format!("{} {:8} {length:8} {compression:?}\n", Digest::of(&out), out.len());
+                writeln!(found, "{} {:8} {length:8} {compression:?}", Digest::of(&out), out.len()).unwrap();
             }
         }
         sample::golden("compressed.txt", &found);

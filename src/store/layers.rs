@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use super::layout::{Store, StoreError, open_if_there, read_if_there};
 use super::lease::Lease;
 use crate::digest::{ChainId, DiffId, Digest, HashingWriter};
-use crate::layer::{compress, data};
 use crate::layer::index::{HEADER, LayerIndex, Origin, Summary};
 use crate::layer::write::{WriteError, write_form};
+use crate::layer::{compress, data};
 use crate::sys::root_dir::RootDir;
 
 /// A form in which a new layer comes.
@@ -67,7 +67,10 @@ pub struct LayerData {
 enum Place {
     Tree(RootDir),
     /// With its own index: another form of the layer has its data at other offsets.
-    Tar { tar: File, index: LayerIndex },
+    Tar {
+        tar: File,
+        index: LayerIndex,
+    },
 }
 
 impl Store {

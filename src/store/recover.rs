@@ -9,6 +9,7 @@ use std::io;
 use std::path::Path;
 
 use super::layout::{Store, StoreError};
+use super::verify::is_damage;
 use crate::cache::record::CacheRecord;
 use crate::digest::{DiffId, Digest, HashingReader};
 use crate::layer::data;
@@ -58,7 +59,7 @@ impl Store {
                 Ok(()) => true,
                 // A form that cannot be read to its end is as good as none.
                 Err(StoreError::Damaged { .. } | StoreError::Missing { .. }) => false,
-                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidData => false,
+                Err(StoreError::Io { source, .. }) if is_damage(&source) => false,
                 Err(error) => return Err(error),
             },
             // A tree on parents is not named after what it holds, and is made again from its layer.

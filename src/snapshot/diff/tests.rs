@@ -64,8 +64,8 @@ fn run(machine: &Machine, dir: &Path, trees: &[PathBuf], writable: bool, script:
     }
     let script = format!(
         "set -e; export LC_ALL=C; mount -t overlay overlay -o {options} {dir}/merged; cd {dir}/merged; {script}\n\
-         cd {dir}/merged; find . -mindepth 1 ! -type s -printf '%P|%y|%m|%l|' \\( -type f -exec sha256sum '{{}}' ';' \
-         -o -printf '\\n' \\) | sed 's/|\\([0-9a-f]*\\)  .*/|\\1/' | sort"
+         cd {dir}/merged; find . -mindepth 1 ! -type s -printf '%P|%y|%m|%l\\n' | sort; \
+         find . -type f -exec sha256sum '{{}}' + | sort"
     );
     let output = Command::new("unshare").args(machine.unshare).args(["sh", "-c", &script]).output();
     let output = output.map_err(|error| format!("no unshare: {error}"))?;
@@ -78,26 +78,34 @@ fn run(machine: &Machine, dir: &Path, trees: &[PathBuf], writable: bool, script:
 
 /// What the merged view shows, in the form of [`run`].
 fn view(stack: &LayerStack) -> String {
-    fn walk(stack: &LayerStack, dir: &[u8], lines: &mut Vec<String>) {
+    fn walk(stack: &LayerStack, dir: &[u8], lines: &mut Vec<String>, sums: &mut Vec<String>) {
         for (_, Found { entry, .. }) in stack.read_dir(dir) {
-            let (kind, tail) = match &entry.kind {
-                Kind::File { sha256, .. } => ("f", format!("|{}", sha256.hex())),
-                Kind::Directory => ("d", "|".to_owned()),
-                Kind::Symlink { target } => ("l", format!("{}|", String::from_utf8_lossy(target))),
-                Kind::Fifo => ("p", "|".to_owned()),
+            let path = String::from_utf8_lossy(&entry.path);
+            let mut target = String::new();
+            let kind = match &entry.kind {
+                Kind::File { sha256, .. } => {
+                    sums.push(format!("{}  ./{path}\n", sha256.hex()));
+                    "f"
+                }
+                Kind::Directory => {
+                    walk(stack, &entry.path, lines, sums);
+                    "d"
+                }
+                Kind::Symlink { target: to } => {
+                    target = String::from_utf8_lossy(to).into_owned();
+                    "l"
+                }
+                Kind::Fifo => "p",
                 other => panic!("{other:?}"),
             };
-            let path = String::from_utf8_lossy(&entry.path);
-            lines.push(format!("{path}|{kind}|{:o}|{tail}\n", entry.mode));
-            if entry.kind == Kind::Directory {
-                walk(stack, &entry.path, lines);
-            }
+            lines.push(format!("{path}|{kind}|{:o}|{target}\n", entry.mode));
         }
     }
-    let mut lines = Vec::new();
-    walk(stack, b"", &mut lines);
+    let (mut lines, mut sums) = (Vec::new(), Vec::new());
+    walk(stack, b"", &mut lines, &mut sums);
     lines.sort();
-    lines.concat()
+    sums.sort();
+    lines.concat() + &sums.concat()
 }
 
 /// A layer written from text, with its tree.

@@ -222,7 +222,9 @@ impl Job<'_> {
 
     /// After a power cut: checks what the builds of then had made.
     fn recover(&self, suspects: &[String]) -> Result<(), Failure> {
-        self.prepare_trees().map_err(anyhow::Error::msg)?;
+        if self.store.recovering_takes_ids(suspects) {
+            self.prepare_trees().map_err(anyhow::Error::msg)?;
+        }
         let gone = self.store.recover(suspects).map_err(anyhow::Error::from)?;
         self.store.forget().map_err(anyhow::Error::from)?;
         if !gone.is_empty() {

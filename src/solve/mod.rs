@@ -238,7 +238,7 @@ impl<'a> Solver<'a> {
             solved: (0..count).map(|_| OnceLock::new()).collect(),
             missed: (0..count).map(|_| Mutex::new(None)).collect(),
             told: (0..count).map(|_| OnceLock::new()).collect(),
-            stacks: stacks::Stacks::new(engine.store, engine.lease),
+            stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events),
             trees: OnceLock::new(),
         }
     }

@@ -1,2 +1,8 @@
 //! The rbuild command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rbuild::exec::init_hook();
+    rbuild::cli::run(std::env::args_os())
+}

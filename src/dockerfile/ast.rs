@@ -114,8 +114,9 @@ pub enum InstructionKind {
     StopSignal(Word),
     /// HEALTHCHECK.
     Healthcheck(Healthcheck),
-    /// ONBUILD: the trigger's text as the image config stores it, and the parsed trigger.
-    OnBuild(String, Box<Instruction>),
+    /// ONBUILD: the trigger's text as the image config stores it, and the parsed trigger; `None` where the trigger is
+    /// wrong, which is a warning: Docker takes it, and the builds that use the image fail.
+    OnBuild(String, Option<Box<Instruction>>),
     /// MAINTAINER.
     Maintainer(Word),
 }
@@ -183,14 +184,23 @@ pub enum Script {
 pub struct Heredoc {
     /// The terminating word, quotes removed.
     pub name: String,
-    /// The body; every line ends in a newline.
+    /// The body, as the file or script gets it; every line ends in a newline.
     pub content: String,
+    /// The body as it stands in the source, where `<<-` made a difference.
+    pub raw: Option<String>,
     /// Whether variables are expanded: no part of the opening word was quoted.
     pub expand: bool,
     /// `<<-`: leading tabs were removed.
     pub chomp: bool,
     /// Where the body stands, terminator included.
     pub span: Span,
+}
+
+impl Heredoc {
+    /// The body as it stands in the source, tabs included.
+    pub fn raw(&self) -> &str {
+        self.raw.as_deref().unwrap_or(&self.content)
+    }
 }
 
 /// `--mount=…`, its options checked but not expanded.
@@ -222,6 +232,11 @@ pub struct Mount {
     pub read_only: Option<bool>,
     /// `required`.
     pub required: bool,
+    /// All options in order, as written: key in lower case, and value. [`Mount::expand`] reads them again.
+    pub options: Vec<(String, Option<Word>)>,
+    /// Whether `type`, `sharing`, `ro`, `rw` or `required` hold a variable, so that their fields are known only after
+    /// [`Mount::expand`].
+    pub deferred: bool,
     /// The whole flag.
     pub span: Span,
 }

@@ -194,6 +194,19 @@ pub enum At {
     Hidden,
 }
 
+/// What an index says of its layer as a whole; read from the first [`HEADER`] bytes alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// Digest of the uncompressed tar.
+    pub diff_id: DiffId,
+    /// Digest of what the layer holds.
+    pub content: ContentDigest,
+    /// Bytes of the uncompressed tar.
+    pub tar_size: u64,
+    /// Sum of the sizes of the files.
+    pub files_size: u64,
+}
+
 impl LayerIndex {
     /// The bytes of the index file.
     pub fn as_bytes(&self) -> &[u8] {

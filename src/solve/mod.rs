@@ -1,1 +1,292 @@
-//! (being built)
+//! The engine: carries out a plan.
+//!
+//! In: a [`Plan`] and an [`Engine`] (store, contexts, bases, sandbox). Out: a [`Solution`]: for each step its layer,
+//! from the cache or made now. What always holds: cached steps are found before anything runs, and a build in which
+//! every step is cached starts no thread and enters no namespace; after the first error nothing further begins.
+//!
+//! Two passes. The first follows keys as far as they hit, in the thread of the caller. If something is left that needs
+//! a file tree, an ordinary user enters a user namespace now, which takes a process of one thread. The second pass runs
+//! what is left, each step as soon as what it needs is there; a step may still hit then, when the steps below it ran
+//! again and gave what they gave before.
+
+pub mod copy;
+mod layer;
+mod run;
+mod schedule;
+mod stacks;
+mod step;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use crate::context::local::LocalContext;
+use crate::digest::{ContentDigest, DiffId, StackId};
+use crate::event::{Event, EventSink};
+use crate::exec::{ExecError, Exit, Sandbox};
+use crate::layer::apply::{ApplyError, TreeOptions};
+use crate::layer::header::WRITER_VERSION;
+use crate::layer::write::WriteError;
+use crate::plan::BaseImage;
+use crate::plan::step::{CopyFrom, Op, Plan, Stack, Step, StepId};
+use crate::snapshot::diff::CommitError;
+use crate::store::lease::Lease;
+use crate::store::{Store, StoreError};
+use crate::sys::cancel::Cancel;
+
+/// What a plan is carried out with.
+pub struct Engine<'a> {
+    /// Where layers and records are.
+    pub store: &'a Store,
+    /// The claim of this build on it.
+    pub lease: &'a Lease,
+    /// The build contexts, by `ContextId`.
+    pub contexts: &'a [LocalContext],
+    /// The images from outside, by `BaseId`; their layers are in the store.
+    pub bases: &'a [Arc<BaseImage>],
+    /// How RUN is contained.
+    pub sandbox: &'a Sandbox,
+    /// Makes this process able to make trees: enters a user namespace where that takes one. Called at most once,
+    /// while no other thread runs.
+    pub prepare_trees: &'a (dyn Fn() -> Result<TreeOptions, String> + Sync),
+    /// What is read of the layers after the build.
+    pub exports: Exports,
+    /// Steps at once.
+    pub jobs: usize,
+    /// Lines for `/etc/hosts`: name and address.
+    pub extra_hosts: &'a [(String, String)],
+    /// Size of `/dev/shm` in bytes.
+    pub shm_size: u64,
+    /// Which build this is, for `--explain`: the same from one build of a Dockerfile to the next.
+    pub identity: &'a str,
+    /// Receives what happens.
+    pub events: &'a dyn EventSink,
+    /// Tells when to stop.
+    pub cancel: &'a Cancel,
+    /// The clock.
+    pub clock: fn() -> SystemTime,
+}
+
+/// What is read of the layers when a solution stands: bytes of layers that RUN made take file trees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exports {
+    /// Nothing: the image goes to the store.
+    Nothing,
+    /// The bytes of all layers.
+    Bytes,
+    /// The bytes of new layers whose form under this epoch is not known yet.
+    Epoch(i64),
+}
+
+/// The result of one step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Solved {
+    /// What its layer holds.
+    pub content: ContentDigest,
+    /// Its layer, with true times.
+    pub layer: DiffId,
+    /// The stack that it is the top of.
+    pub stack: StackId,
+    /// When this store first reached that stack: RFC 3339.
+    pub created: String,
+    /// Whether the cache had it.
+    pub cached: bool,
+    /// How long making it took.
+    pub took: Duration,
+}
+
+/// What a plan gave: one [`Solved`] for each step.
+#[derive(Debug)]
+pub struct Solution {
+    /// By `StepId`.
+    pub steps: Vec<Solved>,
+    /// How trees are made here; `None` where none was needed.
+    pub trees: Option<TreeOptions>,
+}
+
+/// Why a step failed.
+#[derive(Debug)]
+pub struct StepError {
+    /// Which one.
+    pub step: StepId,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// The cause of a failed step.
+#[derive(Debug, thiserror::Error)]
+pub enum Cause {
+    /// The command ended with a status other than 0.
+    #[error("the command failed: {}", describe_exit(exit))]
+    Command {
+        /// How it ended.
+        exit: Exit,
+        /// The last lines of its output, both streams.
+        tail: Vec<u8>,
+    },
+    /// The sandbox could not be set up.
+    #[error(transparent)]
+    Sandbox(#[from] ExecError),
+    /// What COPY or ADD asks for cannot be done.
+    #[error(transparent)]
+    Copy(#[from] copy::CopyError),
+    /// USER names somebody who is not there.
+    #[error("{0}")]
+    User(String),
+    /// What the command changed cannot be made a layer.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The layer cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// A layer cannot be unpacked.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The store fails.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file of the context changed while it was read, twice.
+    #[error("{} changes while it is being copied; try again when nothing writes to it", .0.display())]
+    Unsteady(PathBuf),
+    /// Trees cannot be made on this machine by this user.
+    #[error("{0}")]
+    Trees(String),
+    /// The user wished it, or another step failed.
+    #[error("stopped")]
+    Canceled,
+}
+
+/// In words: `exit status 1`, `killed by signal 9`.
+pub fn describe_exit(exit: &Exit) -> String {
+    match exit {
+        Exit::Code(code) => format!("exit status {code}"),
+        Exit::Signal(signal) => format!("killed by signal {signal}"),
+        Exit::Canceled => "stopped".to_owned(),
+    }
+}
+
+/// Carries out all steps of `plan`.
+pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
+    let solver = Solver::new(plan, engine);
+    engine.events.event(Event::Planned(plan));
+    let needs: Vec<Vec<usize>> = plan.steps.iter().map(needs).collect();
+    let mut done = vec![false; plan.steps.len()];
+    for index in 0..plan.steps.len() {
+        if needs[index].iter().all(|need| done[*need]) {
+            done[index] = solver.follow(StepId(index)).map_err(|cause| StepError { step: StepId(index), cause })?;
+        }
+    }
+    if let Some(first) = done.iter().position(|done| !done) {
+        if solver.needs_trees(&done) {
+            // The one to name when that fails: RUN is what most often wants a tree.
+            let runs = |index: &usize| !done[*index] && matches!(plan.steps[*index].op, Op::Run(_));
+            let first = (0..done.len()).find(runs).unwrap_or(first);
+            solver.prepare_trees().map_err(|cause| StepError { step: StepId(first), cause })?;
+        }
+        schedule::run(&needs, &done, engine.jobs, &|index| {
+            let id = StepId(index);
+            solver.carry_out(id).map_err(|cause| {
+                if matches!(cause, Cause::Canceled) {
+                    engine.events.event(Event::Canceled(id));
+                } else {
+                    engine.events.event(Event::Failed(id, &cause.to_string()));
+                    // The other steps' commands end; their layers would belong to no image.
+                    engine.cancel.cancel();
+                }
+                StepError { step: id, cause }
+            })
+        })?;
+    } else if solver.needs_trees(&done) {
+        solver.prepare_trees().map_err(|cause| StepError { step: StepId(0), cause })?;
+    }
+    Ok(solver.into_solution())
+}
+
+/// The steps whose results a step needs.
+fn needs(step: &Step) -> Vec<usize> {
+    let mut needs = Vec::new();
+    if let Stack::Step(StepId(parent)) = step.parent {
+        needs.push(parent);
+    }
+    if let Op::Copy(copy) = &step.op
+        && let CopyFrom::Stack(Stack::Step(StepId(source))) = copy.from
+        && !needs.contains(&source)
+    {
+        needs.push(source);
+    }
+    needs
+}
+
+/// A plan being carried out.
+struct Solver<'a> {
+    plan: &'a Plan,
+    engine: &'a Engine<'a>,
+    solved: Vec<OnceLock<Solved>>,
+    /// What the first pass found out about steps that missed.
+    missed: Vec<Mutex<Option<Box<step::Missed>>>>,
+    /// Misses whose reason was already told, so that the second pass does not tell it again.
+    told: Vec<OnceLock<()>>,
+    stacks: stacks::Stacks<'a>,
+    trees: OnceLock<TreeOptions>,
+}
+
+impl<'a> Solver<'a> {
+    fn new(plan: &'a Plan, engine: &'a Engine<'a>) -> Self {
+        let count = plan.steps.len();
+        Self {
+            plan,
+            engine,
+            solved: (0..count).map(|_| OnceLock::new()).collect(),
+            missed: (0..count).map(|_| Mutex::new(None)).collect(),
+            told: (0..count).map(|_| OnceLock::new()).collect(),
+            stacks: stacks::Stacks::new(engine.store, engine.lease),
+            trees: OnceLock::new(),
+        }
+    }
+
+    /// Whether anything that is not done yet, or the export after it, must read or make file trees.
+    fn needs_trees(&self, done: &[bool]) -> bool {
+        let steps = || self.plan.steps.iter().zip(done);
+        let runs = steps().any(|(step, done)| !done && matches!(step.op, Op::Run(_)));
+        let made_by_run = |stack: Stack| match stack {
+            Stack::Scratch => false,
+            Stack::Base(base) => self.base_needs_ids(base),
+            // Whatever is under a step may have been made by RUN, now or long ago.
+            Stack::Step(_) => true,
+        };
+        let copies = steps().any(|(step, done)| match &step.op {
+            Op::Copy(copy) if !done => matches!(copy.from, CopyFrom::Stack(stack) if made_by_run(stack)),
+            _ => false,
+        });
+        let any_run = || self.plan.steps.iter().any(|step| matches!(step.op, Op::Run(_)));
+        let bases = || (0..self.engine.bases.len()).any(|base| self.base_needs_ids(crate::plan::step::BaseId(base)));
+        let exports = match self.engine.exports {
+            Exports::Nothing => false,
+            Exports::Bytes => any_run() || bases(),
+            Exports::Epoch(epoch) => any_run() && !self.has_epoch_forms(epoch),
+        };
+        runs || copies || exports
+    }
+
+    /// Whether the forms of all layers under the epoch are in the store.
+    fn has_epoch_forms(&self, epoch: i64) -> bool {
+        let known = |solved: &Solved| {
+            let form = self.engine.store.epoch_form(&solved.content, epoch, WRITER_VERSION);
+            // What cannot be told is taken to be needed.
+            form.is_ok_and(|form| form.is_some())
+        };
+        self.solved.iter().all(|solved| solved.get().is_some_and(known))
+    }
+
+    fn prepare_trees(&self) -> Result<(), Cause> {
+        let options = (self.engine.prepare_trees)().map_err(Cause::Trees)?;
+        // Set once: this is called once, before any thread.
+        let _ = self.trees.set(options);
+        Ok(())
+    }
+
+    fn into_solution(self) -> Solution {
+        let steps = self.solved.into_iter().map(|cell| cell.into_inner().expect("every step ended without an error"));
+        Solution { steps: steps.collect(), trees: self.trees.into_inner() }
+    }
+}

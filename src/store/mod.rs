@@ -1,1 +1,29 @@
-//! (being built)
+//! Durable state under one root folder.
+//!
+//! In: bytes and values of the upper tiers. Out: files that appear complete, by rename, or not at all.
+//! What always holds: a blob or layer is named by its digest and never changes; whoever loses the race to write one
+//! has succeeded; every write is noted in a [`lease::Lease`] first, so that what a power cut damaged is found again.
+//!
+//! ```text
+//! format                       version of this layout
+//! images.json                  names → manifests, under images.lock
+//! blobs/sha256/<hex>           configs, manifests, compressed layers
+//! layers/<diffID hex>/         index, and forms of the layer: tar, tree/, blobs (descriptors), epoch (a form of another layer)
+//! trees/<chainID hex>/tree/    a layer from outside that is no tree by itself, applied over its parents
+//! cache/                       see `cache::index` and `context::stat_cache`
+//! leases/<id>, tmp/<id>/       running builds, and their unfinished files
+//! trash/                       on its way out
+//! ```
+
+pub mod base;
+pub mod blobs;
+pub mod images;
+pub mod import;
+pub mod layers;
+pub mod layout;
+pub mod lease;
+pub mod load;
+pub mod recover;
+pub mod verify;
+
+pub use layout::{Store, StoreError};

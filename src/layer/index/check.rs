@@ -1,12 +1,31 @@
 //! Reading an index file: everything that look-ups rely on is checked here, once.
 
 use super::{
-    FORMAT_VERSION, HEADER, IndexError, KEPT_LIMIT, LayerIndex, MAGIC, Origin, RECORD, RootMetadata, SPARSE, digest_at,
-    flag, kind, u32_at, u64_at,
+    FORMAT_VERSION, HEADER, IndexError, KEPT_LIMIT, LayerIndex, MAGIC, Origin, RECORD, RootMetadata, SPARSE, Summary,
+    digest_at, flag, kind, u32_at, u64_at,
 };
 use crate::digest::{ContentDigest, DiffId};
 use crate::layer::entry::{is_clean, shared_prefix};
 use std::ops::Range;
+
+impl Summary {
+    /// Reads the first [`HEADER`] bytes of an index file; its checksum, which covers the whole file, is not looked at.
+    pub fn parse(bytes: &[u8; HEADER]) -> Result<Self, IndexError> {
+        if !bytes.starts_with(MAGIC) {
+            return Err(IndexError::NotAnIndex);
+        }
+        match u32_at(bytes, 8) {
+            FORMAT_VERSION => {}
+            found => return Err(IndexError::Version { found }),
+        }
+        Ok(Self {
+            diff_id: DiffId(digest_at(bytes, 16)),
+            content: ContentDigest(digest_at(bytes, 48)),
+            tar_size: u64_at(bytes, 80),
+            files_size: u64_at(bytes, 88),
+        })
+    }
+}
 
 impl LayerIndex {
     /// Takes the bytes of an index file, and checks them.

@@ -109,6 +109,10 @@ impl Tree {
             return Ok(());
         }
         let key = join(&dir, name);
+        // Whether such a link leads anywhere only the layers below could tell, and nobody asks them about what is gone.
+        if matches!(self.nodes.get(&key), Some(Node::Link(..))) {
+            return Err("takes the place of a hard link to a file that the layer does not hold");
+        }
         let node = match kind {
             NodeKind::File(data) => {
                 self.files.push((data, metadata));

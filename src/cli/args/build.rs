@@ -1,0 +1,481 @@
+//! The flags of a build.
+//!
+//! In: what clap matched, and the settings (for build arguments without a value, and for defaults that the
+//! environment gives). Out: [`BuildArgs`], in which every value is checked as far as it can be without a look at a
+//! file. What always holds: a flag that rbuild cannot carry out has been refused by name.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::epoch::{self, Epoch};
+use super::values::{NamedContext, build_arg, build_context, bytes, host, is_remote, label, some, yes_no};
+use crate::cli::output_spec::{self, Destination, OutputSpec};
+use crate::cli::settings::Settings;
+use crate::plan::step::Network;
+
+/// What a build is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildArgs {
+    /// What it is built from; `None` where `--print` needs none and none is given.
+    pub context: Option<BuildContext>,
+    /// `-t`, as written.
+    pub tags: Vec<String>,
+    /// `-f`; `None` is the first of the usual names in the context.
+    pub file: Option<DockerfilePath>,
+    /// `--target`.
+    pub target: Option<String>,
+    /// `--build-arg`, in order; those without a value have that of the environment, or are left out.
+    pub build_args: Vec<(String, String)>,
+    /// `--label`, in order.
+    pub labels: Vec<(String, String)>,
+    /// `--build-context`, in order.
+    pub build_contexts: Vec<(String, NamedContext)>,
+    /// `--platform`, else `DOCKER_DEFAULT_PLATFORM`, as written.
+    pub platform: Option<String>,
+    /// `--no-cache`.
+    pub no_cache: bool,
+    /// `--no-cache-filter`: stages, as written.
+    pub no_cache_filter: Vec<String>,
+    /// `--pull=never`, or `--offline`: what is not in the store is not asked for elsewhere.
+    pub offline: bool,
+    /// `-o`; where it is empty, the image goes to the local store.
+    pub outputs: Vec<OutputSpec>,
+    /// How progress is shown; `-q` is [`Progress::Quiet`].
+    pub progress: Progress,
+    /// `-q`: the image id alone goes to standard output.
+    pub quiet: bool,
+    /// `--iidfile`.
+    pub iidfile: Option<PathBuf>,
+    /// `--metadata-file`.
+    pub metadata_file: Option<PathBuf>,
+    /// The epoch that holds; `None` where nothing gives one.
+    pub epoch: Option<Epoch>,
+    /// `--jobs`.
+    pub jobs: NonZeroUsize,
+    /// `--explain`.
+    pub explain: bool,
+    /// `--print`: build nothing.
+    pub print: Option<Print>,
+    /// `--format json` (with `--print`).
+    pub print_json: bool,
+    /// `--isolation`.
+    pub isolation: Isolation,
+    /// `--network`.
+    pub network: Network,
+    /// `--add-host`, in order.
+    pub add_hosts: Vec<(String, IpAddr)>,
+    /// `--shm-size`, in bytes.
+    pub shm_size: Option<u64>,
+    /// `--allow`.
+    pub allow: Vec<Entitlement>,
+}
+
+/// What a build is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BuildContext {
+    /// A directory: relative to the working directory.
+    Directory(PathBuf),
+    /// `-`: a Dockerfile or a tar on standard input.
+    Stdin,
+}
+
+/// Where the Dockerfile is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DockerfilePath {
+    /// `-f -`.
+    Stdin,
+    /// A file: relative to the working directory.
+    Path(PathBuf),
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Progress {
+    /// `tty` where standard error is a terminal, else `plain`
+    #[default]
+    Auto,
+    /// Live: a line for each step that runs
+    Tty,
+    /// Line by line, with all output
+    Plain,
+    /// One JSON object per line
+    Json,
+    /// The same, as BuildKit writes it
+    Rawjson,
+    /// Errors alone
+    Quiet,
+    /// Errors alone
+    None,
+}
+
+/// What `--print` prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Print {
+    /// The instructions, as JSON
+    Ast,
+    /// What would be done, step by step
+    Plan,
+    /// The stages and what they need, as DOT
+    Graph,
+}
+
+/// How RUN is contained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Isolation {
+    /// The strongest that this machine allows
+    #[default]
+    Auto,
+    /// Namespaces of its own
+    Namespace,
+    /// A root directory of its own
+    Chroot,
+}
+
+/// What RUN may do beyond the usual.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Entitlement {
+    /// `RUN --network=host`
+    #[value(name = "network.host")]
+    NetworkHost,
+    /// `RUN --security=insecure`
+    #[value(name = "security.insecure")]
+    SecurityInsecure,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum NetworkName {
+    Default,
+    None,
+    Host,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FormatName {
+    Text,
+    Json,
+    Sarif,
+}
+
+const CONTEXT: &str = "Dockerfile and context";
+const RESULT: &str = "Result";
+const CACHE: &str = "Cache";
+const RUN: &str = "RUN";
+const SHOW: &str = "Progress and inspection";
+
+/// The flags as clap sees them.
+#[derive(Debug, Args)]
+#[command(
+    about = "Build an image from a Dockerfile (the default command)",
+    override_usage = "rbuild [build] [OPTIONS] CONTEXT"
+)]
+pub(super) struct BuildFlags {
+    /// The directory to build from, or - for a Dockerfile or a tar on standard input
+    #[arg(value_name = "CONTEXT")]
+    context: Option<OsString>,
+
+    /// The Dockerfile; - is standard input [default: CONTEXT/Dockerfile, dockerfile, Containerfile]
+    #[arg(short, long, value_name = "PATH", help_heading = CONTEXT)]
+    file: Option<OsString>,
+    /// Build this stage, and what it needs
+    #[arg(long, value_name = "STAGE", help_heading = CONTEXT)]
+    target: Option<String>,
+    /// Set an ARG; without a value it is taken from the environment
+    #[arg(long, value_name = "NAME[=VALUE]", value_parser = build_arg, help_heading = CONTEXT)]
+    build_arg: Vec<(String, Option<String>)>,
+    /// A further context: a directory, oci-layout://DIR[:TAG|@DIGEST], oci-archive://FILE or docker-image://NAME
+    #[arg(long, value_name = "NAME=VALUE", value_parser = build_context, help_heading = CONTEXT)]
+    build_context: Vec<(String, NamedContext)>,
+    /// Build for this platform, such as linux/arm64
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',', value_parser = some, help_heading = CONTEXT)]
+    platform: Vec<String>,
+
+    /// A name for the result (can be repeated)
+    #[arg(short, long, value_name = "NAME[:TAG]", value_parser = some, help_heading = RESULT)]
+    tag: Vec<String>,
+    /// Set a label of the image
+    #[arg(long, value_name = "KEY=VALUE", value_parser = label, help_heading = RESULT)]
+    label: Vec<(String, String)>,
+    /// Where the result goes: DIR, - or type=image|oci|docker|tar|local|cacheonly[,dest=PATH][,…]
+    /// [default: the local image store]
+    #[arg(short, long, value_name = "SPEC", value_parser = some, help_heading = RESULT)]
+    output: Vec<String>,
+    /// Write the image id to this file
+    #[arg(long, value_name = "FILE", help_heading = RESULT)]
+    iidfile: Option<PathBuf>,
+    /// Write what was built to this file, as JSON
+    #[arg(long, value_name = "FILE", help_heading = RESULT)]
+    metadata_file: Option<PathBuf>,
+    /// The time of everything new, in seconds since 1970: the image id is then the same on every machine
+    /// [default: $SOURCE_DATE_EPOCH]
+    #[arg(long, value_name = "EPOCH", help_heading = RESULT)]
+    timestamp: Option<String>,
+
+    /// Run every step, whatever the cache has
+    #[arg(long, help_heading = CACHE)]
+    no_cache: bool,
+    /// Run every step of these stages
+    #[arg(long, value_name = "STAGES", value_delimiter = ',', value_parser = some, help_heading = CACHE)]
+    no_cache_filter: Vec<String>,
+    /// Whether base images are looked for elsewhere: missing or never
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "always",
+          help_heading = CACHE)]
+    pull: Option<String>,
+    /// Use no network
+    #[arg(long, help_heading = CACHE)]
+    offline: bool,
+    /// Say of every step that was not in the cache, why
+    #[arg(long, help_heading = CACHE)]
+    explain: bool,
+
+    /// The network of RUN
+    #[arg(long, value_name = "MODE", value_enum, default_value = "default", help_heading = RUN)]
+    network: NetworkName,
+    /// A line for /etc/hosts during RUN
+    #[arg(long, value_name = "HOST:IP", value_parser = host, help_heading = RUN)]
+    add_host: Vec<(String, IpAddr)>,
+    /// The size of /dev/shm during RUN
+    #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = RUN)]
+    shm_size: Option<u64>,
+    /// Allow what RUN may ask for beyond the usual
+    #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', help_heading = RUN)]
+    allow: Vec<Entitlement>,
+    /// How RUN is contained
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto", help_heading = RUN)]
+    isolation: Isolation,
+    /// Steps that run at once [default: the number of processors]
+    #[arg(long, value_name = "N", help_heading = RUN)]
+    jobs: Option<NonZeroUsize>,
+
+    /// How progress is shown [default: $RBUILD_PROGRESS, $BUILDKIT_PROGRESS, auto]
+    #[arg(long, value_name = "HOW", value_enum, help_heading = SHOW)]
+    progress: Option<Progress>,
+    /// Print the image id alone
+    #[arg(short, long, help_heading = SHOW)]
+    quiet: bool,
+    /// Build nothing; print what was read or planned
+    #[arg(long, value_name = "WHAT", value_enum, help_heading = SHOW)]
+    print: Option<Print>,
+    /// The form of what --print prints: text or json
+    #[arg(long, value_name = "FORMAT", value_enum, hide_possible_values = true, help_heading = SHOW)]
+    format: Option<FormatName>,
+
+    // What scripts for docker pass, and what changes nothing here.
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    provenance: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    sbom: Option<String>,
+    #[arg(long, hide = true)]
+    attest: Vec<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value = "true", action = clap::ArgAction::Set, value_parser = yes_no)]
+    rm: bool,
+    #[arg(long, hide = true)]
+    force_rm: bool,
+    #[arg(long, hide = true)]
+    compress: bool,
+    #[arg(long, hide = true, default_value = "default")]
+    builder: String,
+}
+
+impl BuildFlags {
+    /// Checks the flags against each other and settles what depends on the settings.
+    pub(super) fn into_args(self, settings: &Settings) -> Result<BuildArgs, String> {
+        self.check_no_ops()?;
+        let offline = self.offline | self.pull_never()?;
+        let build_args = build_args(&self.build_arg, settings)?;
+        let from_environment = settings.var("SOURCE_DATE_EPOCH").map_err(|error| error.to_string())?;
+        let epoch = epoch::choose(self.timestamp.as_deref(), &build_args, from_environment.as_deref())?;
+        let print_json = match (self.print, self.format) {
+            (_, Some(FormatName::Sarif)) => return Err("not supported yet: --format sarif (the build checks)".into()),
+            (None, Some(_)) => return Err("--format says in what form --print prints; give --print too".into()),
+            (Some(Print::Graph), Some(FormatName::Json)) => {
+                return Err("--print graph has the form DOT alone; --print plan --format json has the steps".into());
+            }
+            (Some(Print::Ast), Some(FormatName::Text)) => {
+                return Err("--print ast has the form JSON alone".into());
+            }
+            (_, format) => format == Some(FormatName::Json),
+        };
+        Ok(BuildArgs {
+            context: context(self.context, self.print)?,
+            tags: self.tag,
+            file: self.file.map(|file| match file {
+                file if file == "-" => DockerfilePath::Stdin,
+                file => DockerfilePath::Path(PathBuf::from(file)),
+            }),
+            target: self.target,
+            build_args,
+            labels: self.label,
+            build_contexts: self.build_context,
+            platform: platform(self.platform, settings)?,
+            no_cache: self.no_cache,
+            no_cache_filter: self.no_cache_filter,
+            offline,
+            outputs: outputs(&self.output, self.quiet, settings)?,
+            progress: progress(self.progress, self.quiet, settings)?,
+            quiet: self.quiet,
+            iidfile: self.iidfile,
+            metadata_file: self.metadata_file,
+            epoch,
+            jobs: self.jobs.unwrap_or(settings.cpus),
+            explain: self.explain,
+            print: self.print,
+            print_json,
+            isolation: self.isolation,
+            network: match self.network {
+                NetworkName::Default => Network::Default,
+                NetworkName::None => Network::None,
+                NetworkName::Host => Network::Host,
+            },
+            add_hosts: self.add_host,
+            shm_size: self.shm_size,
+            allow: self.allow,
+        })
+        .and_then(check_stdin)
+    }
+
+    /// `--pull`: whether it says never; what would need a registry is refused.
+    fn pull_never(&self) -> Result<bool, String> {
+        match self.pull.as_deref() {
+            None | Some("missing") => Ok(false),
+            Some("never") => Ok(true),
+            Some(when @ ("always" | "newer")) => Err(format!("not supported yet: --pull={when} (registries)")),
+            Some(other) => match yes_no(other) {
+                Ok(true) => Err("not supported yet: --pull (registries)".to_owned()),
+                Ok(false) => Ok(false),
+                Err(_) => Err(format!("--pull={other}: expected always, missing, never or newer")),
+            },
+        }
+    }
+
+    /// Flags of docker that are accepted with the value that asks for nothing.
+    fn check_no_ops(&self) -> Result<(), String> {
+        for (flag, value) in [("provenance", &self.provenance), ("sbom", &self.sbom)] {
+            if let Some(value) = value
+                && yes_no(value) != Ok(false)
+                && value != "disabled=true"
+            {
+                return Err(format!("not supported yet: --{flag}={value}; rbuild makes no attestations"));
+            }
+        }
+        for value in &self.attest {
+            let off = ["off", "false"].contains(&value.as_str())
+                || value.split(',').any(|field| field.split_once('=').is_some_and(is_disabled));
+            if !off {
+                return Err(format!("not supported yet: --attest {value}; rbuild makes no attestations"));
+            }
+        }
+        if !self.rm {
+            return Err("not supported: --rm=false; rbuild makes no intermediate containers to keep".to_owned());
+        }
+        if self.builder != "default" {
+            return Err(format!("not supported: --builder {}; rbuild has one builder, itself", self.builder));
+        }
+        Ok(())
+    }
+}
+
+fn is_disabled((key, value): (&str, &str)) -> bool {
+    key == "disabled" && yes_no(value) == Ok(true)
+}
+
+fn context(given: Option<OsString>, print: Option<Print>) -> Result<Option<BuildContext>, String> {
+    let Some(given) = given else {
+        // The instructions are read from `-f`, or from what lies in the working directory.
+        return if print == Some(Print::Ast) {
+            Ok(None)
+        } else {
+            Err("a build needs a CONTEXT, the directory to build from; for this one: rbuild [OPTIONS] .".to_owned())
+        };
+    };
+    match given.to_str() {
+        Some("-") => Ok(Some(BuildContext::Stdin)),
+        Some("") => Err("the CONTEXT is empty; for this directory write .".to_owned()),
+        Some(remote) if is_remote(remote) => {
+            let hint = if remote.contains("://") { String::new() } else { format!(" (./{remote} names a directory)") };
+            Err(format!(
+                "not supported yet: {remote}, a context from the network; fetch it and give the directory{hint}"
+            ))
+        }
+        _ => Ok(Some(BuildContext::Directory(PathBuf::from(given)))),
+    }
+}
+
+fn build_args(given: &[(String, Option<String>)], settings: &Settings) -> Result<Vec<(String, String)>, String> {
+    let mut all = Vec::new();
+    for (name, value) in given {
+        let value = match value {
+            Some(value) => Some(value.clone()),
+            None => settings.var(name).map_err(|error| format!("--build-arg {name}: {error}"))?,
+        };
+        // One that is set nowhere is not passed, as with docker: the Dockerfile's default holds.
+        all.extend(value.map(|value| (name.clone(), value)));
+    }
+    Ok(all)
+}
+
+fn platform(given: Vec<String>, settings: &Settings) -> Result<Option<String>, String> {
+    let mut given = given;
+    given.dedup();
+    if given.len() > 1 {
+        return Err(format!("not supported yet: --platform {}: several platforms in one build", given.join(",")));
+    }
+    if let Some(platform) = given.pop() {
+        return Ok(Some(platform));
+    }
+    let usual = settings.var("DOCKER_DEFAULT_PLATFORM").map_err(|error| error.to_string())?;
+    Ok(usual.filter(|platform| !platform.is_empty()))
+}
+
+fn progress(given: Option<Progress>, quiet: bool, settings: &Settings) -> Result<Progress, String> {
+    match given {
+        None | Some(Progress::Auto | Progress::Quiet | Progress::None) if quiet => return Ok(Progress::Quiet),
+        Some(progress) if quiet => {
+            let name = progress.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+            return Err(format!("--quiet and --progress={name} cannot both hold"));
+        }
+        Some(progress) => return Ok(progress),
+        None => {}
+    }
+    for name in ["RBUILD_PROGRESS", "BUILDKIT_PROGRESS"] {
+        let value = settings.var(name).map_err(|error| error.to_string())?;
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            return Progress::from_str(&value, true)
+                .map_err(|_| format!("{name}={value}: expected auto, tty, plain, json, rawjson, quiet or none"));
+        }
+    }
+    Ok(Progress::Auto)
+}
+
+fn outputs(given: &[String], quiet: bool, settings: &Settings) -> Result<Vec<OutputSpec>, String> {
+    let outputs = given.iter().map(|spec| output_spec::parse(spec)).collect::<Result<Vec<_>, _>>()?;
+    let mut to_stdout = outputs.iter().filter(|output| output.dest == Some(Destination::Stdout));
+    if let Some(first) = to_stdout.next() {
+        let kind = first.kind.name();
+        if to_stdout.next().is_some() {
+            return Err("only one output can go to standard output; give the others dest=FILE".to_owned());
+        }
+        if quiet {
+            return Err(format!(
+                "--quiet prints the image id on standard output, where the {kind} output goes too; \
+                 give it dest=FILE, or use --iidfile"
+            ));
+        }
+        if settings.stdout_is_terminal {
+            return Err(format!("the {kind} output would go to the terminal; redirect it or give dest=FILE"));
+        }
+    }
+    Ok(outputs)
+}
+
+/// Only one thing can come from standard input.
+fn check_stdin(args: BuildArgs) -> Result<BuildArgs, String> {
+    if args.context == Some(BuildContext::Stdin) && args.file == Some(DockerfilePath::Stdin) {
+        return Err("the CONTEXT and the Dockerfile cannot both come from standard input".to_owned());
+    }
+    Ok(args)
+}

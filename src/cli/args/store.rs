@@ -1,0 +1,131 @@
+//! The flags of the commands that work on the image store.
+//!
+//! In: what clap matched. Out: plain values, one struct per command.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args};
+
+use super::values::{some, yes_no};
+
+/// `rbuild images`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "List images (ls is the same)")]
+pub struct ImagesArgs {
+    /// Show images of this name only
+    #[arg(value_name = "REFERENCE")]
+    pub reference: Option<String>,
+    /// Show all images
+    #[arg(short, long)]
+    pub all: bool,
+    /// Show image ids only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Show whole ids
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// Show manifest and content digests
+    #[arg(long)]
+    pub digests: bool,
+    /// table, json, "table TEMPLATE" or a Go template
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// Show what fits: dangling=, label=, before=, since=, until=, reference=
+    #[arg(short, long = "filter", value_name = "KEY=VALUE", value_parser = filter)]
+    pub filters: Vec<(String, String)>,
+}
+
+fn filter(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_lowercase(), value.trim().to_owned())),
+        _ => Err("expected KEY=VALUE, such as dangling=true".to_owned()),
+    }
+}
+
+/// `rbuild history`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(about = "Show how an image was made")]
+pub struct HistoryArgs {
+    /// The image: a name or an id
+    #[arg(value_name = "IMAGE", value_parser = some)]
+    pub image: String,
+    /// Ages and sizes as people write them
+    #[arg(short = 'H', long, action = ArgAction::Set, default_value = "true", default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, value_name = "BOOL", value_parser = yes_no)]
+    pub human: bool,
+    /// Show whole texts
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// Show image ids only
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// table, json, "table TEMPLATE" or a Go template
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<String>,
+}
+
+/// `rbuild inspect`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "Show images as JSON")]
+pub struct InspectArgs {
+    /// Names or ids
+    #[arg(value_name = "IMAGE", required = true, value_parser = some)]
+    pub images: Vec<String>,
+    /// json or a Go template
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
+    /// Read and digest all that belongs to the images
+    #[arg(long)]
+    pub verify: bool,
+}
+
+/// `rbuild tag`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "Give an image one more name")]
+pub struct TagArgs {
+    /// The image: a name or an id
+    #[arg(value_name = "SOURCE", value_parser = some)]
+    pub source: String,
+    /// The new name; one that is in use moves
+    #[arg(value_name = "NAME[:TAG]", value_parser = some)]
+    pub target: String,
+}
+
+/// `rbuild rmi`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "Remove names of images, and images without a name (rm and untag are the same)")]
+pub struct RmiArgs {
+    /// Names or ids
+    #[arg(value_name = "IMAGE", required = true, value_parser = some)]
+    pub images: Vec<String>,
+    /// Remove all names of an id; what is not there is no error
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// `rbuild load`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "Bring images in from an archive that `docker save`, skopeo or rbuild wrote")]
+pub struct LoadArgs {
+    /// The archive, compressed or not [default: standard input]
+    #[arg(short, long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// Do not say what is loaded
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// `rbuild import`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "Make an image of one layer from the tar of a root file system")]
+pub struct ImportArgs {
+    /// The tar, compressed or not; - is standard input
+    #[arg(value_name = "FILE|-")]
+    pub file: PathBuf,
+    /// The image's name
+    #[arg(value_name = "NAME[:TAG]", value_parser = some)]
+    pub reference: Option<String>,
+    /// A Dockerfile instruction for the image's config, such as "CMD bash"
+    #[arg(short, long = "change", value_name = "INSTRUCTION", value_parser = some)]
+    pub changes: Vec<String>,
+}

@@ -1,0 +1,119 @@
+//! What FROM and `COPY --from` name outside of the Dockerfile, found.
+//!
+//! In: the planner's requests, the named contexts, the store. Out: [`Bases`]. What always holds: of an image only
+//! manifest and config are read here; a name that leads nowhere gives an error that says where rbuild looked.
+
+use std::sync::Arc;
+
+use crate::cli::args::{BuildArgs, NamedContext, Pick};
+use crate::cli::settings::Settings;
+use crate::diagnostic::{Diagnostic, nearest};
+use crate::image::reference::Reference;
+use crate::plan::{BaseImage, BaseRequest, Bases, Resolved};
+use crate::store::images::ImageRecord;
+use crate::store::load::{LayoutSource, Selector, bring_layout};
+use crate::store::{Store, base};
+use crate::store::lease::Lease;
+
+/// Finds all that is requested and adds it to `bases`; the errors are all that there are.
+pub(super) fn resolve(
+    requests: &[BaseRequest],
+    bases: &mut Bases,
+    args: &BuildArgs,
+    settings: &Settings,
+    store: &Store,
+    lease: &Lease,
+) -> Result<(), Vec<Diagnostic>> {
+    let mut errors = Vec::new();
+    for request in requests {
+        let found = if request.context {
+            named_context(request, args, settings, store, lease)
+        } else {
+            local_image(&request.name, request, store).map(Resolved::Image)
+        };
+        match found {
+            Ok(resolved) => {
+                bases.insert((request.name.clone(), request.platform.to_string()), resolved);
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+fn named_context(
+    request: &BaseRequest,
+    args: &BuildArgs,
+    settings: &Settings,
+    store: &Store,
+    lease: &Lease,
+) -> Result<Resolved, Diagnostic> {
+    let failed = |why: String| {
+        Diagnostic::error(request.span, format!("the context \"{}\" of --build-context cannot be used", request.name))
+            .help(why)
+    };
+    // The last of one name counts, as with other repeated flags.
+    let named = args.build_contexts.iter().rfind(|(name, _)| *name == request.name);
+    let Some((_, context)) = named else { return Err(failed("it was not given".to_owned())) };
+    let (source, selector) = match context {
+        NamedContext::Directory(_) => return Ok(Resolved::Context),
+        NamedContext::Image(name) => {
+            let full = Reference::parse(name).map_err(|error| failed(error.to_string()))?.to_string();
+            return local_image(&full, request, store).map(Resolved::Image);
+        }
+        NamedContext::OciArchive(file) => (LayoutSource::Archive(settings.cwd.join(file)), Selector::Any),
+        NamedContext::OciLayout { dir, pick } => {
+            let selector = match pick {
+                None => Selector::Any,
+                Some(Pick::Tag(tag)) => Selector::Tag(tag.clone()),
+                Some(Pick::Digest(text)) => Selector::Digest(text.parse().map_err(|error| failed(format!("{error}")))?),
+            };
+            (LayoutSource::Folder(settings.cwd.join(dir)), selector)
+        }
+    };
+    let mut image = bring_layout(store, lease, &source, &selector, &request.platform)
+        .map_err(|error| failed(format!("{:#}", anyhow::Error::from(error))))?;
+    image.name.clone_from(&request.name);
+    Ok(Resolved::Image(Arc::new(image)))
+}
+
+/// An image of the local store, by its full reference.
+fn local_image(name: &str, request: &BaseRequest, store: &Store) -> Result<Arc<BaseImage>, Diagnostic> {
+    let failed = |error: crate::store::StoreError| {
+        Diagnostic::error(request.span, format!("the image {} cannot be used", shown(name)))
+            .help(format!("{:#}", anyhow::Error::from(error)))
+    };
+    let images = store.images().map_err(failed)?;
+    let reference = Reference::parse(name).ok();
+    let digest = reference.as_ref().and_then(Reference::digest);
+    let fits = |image: &&ImageRecord| match digest {
+        Some(digest) => image.manifest == digest,
+        None => image.names.iter().any(|known| known == name),
+    };
+    match images.iter().find(fits) {
+        Some(record) => base::base_image(store, record).map(Arc::new).map_err(failed),
+        None => Err(absent(name, request, &images, store)),
+    }
+}
+
+fn absent(name: &str, request: &BaseRequest, images: &[ImageRecord], store: &Store) -> Diagnostic {
+    let shown = shown(name);
+    let mut error = Diagnostic::error(request.span, format!("there is no image {shown}"))
+        .label("not found")
+        .help(format!("looked among the named contexts and in the store {}", store.root().display()));
+    let known: Vec<String> = images.iter().flat_map(|image| &image.names).map(|name| self::shown(name)).collect();
+    if let Some(similar) = &request.similar {
+        error = error.help(format!("did you mean the stage {similar}?"));
+    } else if let Some(near) = nearest(&shown, known.iter().map(String::as_str)) {
+        error = error.help(format!("did you mean {near}?"));
+    }
+    error.help(format!(
+        "pulling from registries is not supported yet: bring it in with `rbuild load` or `rbuild import FILE {shown}`, \
+         or name it with --build-context {shown}=oci-layout://DIR"
+    ))
+}
+
+/// A name as Docker shows it.
+fn shown(name: &str) -> String {
+    Reference::parse(name).map_or_else(|_| name.to_owned(), |reference| reference.familiar())
+}

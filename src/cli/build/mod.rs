@@ -1,0 +1,359 @@
+//! `rbuild build`: from arguments to an image.
+//!
+//! In: [`BuildArgs`], [`Settings`]. Out: an image in the store or in files, two lines about it, an exit status. What
+//! always holds: everything that can be said against the Dockerfile is said before anything runs; names are given last,
+//! when all that they lead to is durable.
+
+mod bases;
+mod finish;
+mod input;
+
+use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::Context as _;
+
+use self::input::Dockerfile;
+use super::failure::Failure;
+use super::stdout::stdout;
+use super::args::{BuildArgs, BuildContext, Isolation, NamedContext, Print};
+use super::render::Reporter;
+use super::settings::Settings;
+use crate::context::local::LocalContext;
+use crate::diagnostic::Diagnostic;
+use crate::dockerfile;
+use crate::event::{Event, EventSink};
+use crate::exec::Sandbox;
+use crate::image::platform::Platform;
+use crate::layer::apply::{Flavour, TreeOptions};
+use crate::plan::step::Plan;
+use crate::plan::{self, BaseImage, Bases, NoCache, Outcome, PlanOptions, Resolved, StageGraph};
+use crate::solve::{self, Engine, Exports};
+use crate::store::Store;
+use crate::store::lease::Lease;
+use crate::sys::cancel::{self, Cancel};
+use crate::sys::idmap::{Extent, IdMap};
+use crate::sys::namespace;
+
+/// Builds.
+pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
+    let now = SystemTime::now();
+    refuse_later(args)?;
+    let file = input::dockerfile(args, settings)?;
+    let parsed = dockerfile::parse(&file.source);
+    if args.print == Some(Print::Ast) {
+        writeln!(stdout(), "{:#}", dockerfile::print_ast(&parsed.nodes))?;
+    }
+    let (errors, warnings): (Vec<_>, Vec<_>) = parsed.diagnostics.into_iter().partition(Diagnostic::is_error);
+    let refuse = |list: Vec<Diagnostic>| Failure::Diagnostics { source: file.source.clone(), list };
+    if !errors.is_empty() {
+        return Err(refuse(errors));
+    }
+    if args.print == Some(Print::Ast) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let options = plan_options(args, settings)?;
+    let graph = plan::graph(&parsed.dockerfile, &options).map_err(refuse)?;
+    if args.print == Some(Print::Graph) {
+        write!(stdout(), "{}", plan::print::dot(&graph))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let root = settings.store_root().map_err(anyhow::Error::from)?;
+    let store = Store::open(&root).map_err(anyhow::Error::from)?;
+    let boot = boot_id()?;
+    let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
+    let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
+    let (plan, bases, more) = resolve(&graph, &options, args, settings, &store, &lease).map_err(refuse)?;
+    if args.print == Some(Print::Plan) {
+        let text = if args.print_json {
+            format!("{:#}\n", plan::print::to_json(&plan))
+        } else {
+            plan::print::text(&plan)
+        };
+        write!(stdout(), "{text}")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    foreign_platforms(&plan, &options.build_platform)?;
+
+    let cancel = Cancel::new().context("cannot prepare for signals")?;
+    cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
+    let reporter = Reporter::new(args.progress, args.explain, settings);
+    reporter.set_source(file.source.clone());
+    for warning in warnings.iter().chain(&more) {
+        reporter.event(Event::Warning(warning));
+    }
+    if args.outputs.iter().any(|output| output.rewrite_timestamp) && options.epoch.is_none() {
+        reporter.event(Event::Note("warning: rewrite-timestamp=true has no effect without SOURCE_DATE_EPOCH or --timestamp"));
+    }
+    let job = Job { args, settings, file: &file, store: &store, lease: &lease, reporter: &reporter, plan: &plan, bases: &bases, cancel: &cancel };
+    let result = job.carry_out(now, &swept.suspects);
+    if let Ok(report) = &result {
+        report.lines().iter().for_each(|line| reporter.event(Event::Note(line)));
+    }
+    reporter.finish();
+    match (result, cancel.signal()) {
+        (Ok(report), _) => report.write(&job),
+        (Err(_), Some(signal)) => Err(Failure::Interrupted(signal)),
+        (Err(failure), None) => Err(failure),
+    }
+}
+
+/// A build that has been planned.
+struct Job<'a> {
+    args: &'a BuildArgs,
+    settings: &'a Settings,
+    file: &'a Dockerfile,
+    store: &'a Store,
+    lease: &'a Lease,
+    reporter: &'a Reporter,
+    plan: &'a Plan,
+    bases: &'a [Arc<BaseImage>],
+    cancel: &'a Cancel,
+}
+
+impl Job<'_> {
+    fn carry_out(&self, now: SystemTime, suspects: &[String]) -> Result<finish::Report, Failure> {
+        if !suspects.is_empty() {
+            self.recover(suspects)?;
+        }
+        let contexts = self.contexts(now)?;
+        let sandbox = Sandbox::default();
+        let hosts: Vec<(String, String)> =
+            self.args.add_hosts.iter().map(|(name, address)| (name.clone(), address.to_string())).collect();
+        let identity = format!("{}\n{}", self.file.source.name, self.settings.cwd.display());
+        let engine = Engine {
+            store: self.store,
+            lease: self.lease,
+            contexts: &contexts,
+            bases: self.bases,
+            sandbox: &sandbox,
+            prepare_trees: &|| self.prepare_trees(),
+            exports: self.exports(),
+            jobs: self.args.jobs.get(),
+            extra_hosts: &hosts,
+            shm_size: self.args.shm_size.unwrap_or(0),
+            identity: &identity,
+            events: self.reporter,
+            cancel: self.cancel,
+            clock: SystemTime::now,
+        };
+        let solved = solve::solve(self.plan, &engine);
+        // Digests that were computed stay known, whether the build went well or not.
+        for context in &contexts {
+            context.save().context("cannot write the list of known files")?;
+        }
+        let solution = solved.map_err(|error| self.failure(error))?;
+        finish::finish(self, &solution)
+    }
+
+    /// What is read after the solution: only bytes of layers take file trees.
+    fn exports(&self) -> Exports {
+        use crate::cli::output_spec::OutputKind::{CacheOnly, Image};
+        if self.args.outputs.iter().any(|output| !matches!(output.kind, Image | CacheOnly)) {
+            return Exports::Bytes;
+        }
+        self.epoch().map_or(Exports::Nothing, Exports::Epoch)
+    }
+
+    fn epoch(&self) -> Option<i64> {
+        self.args.epoch.as_ref().and_then(|epoch| epoch.seconds)
+    }
+
+    /// Opens the contexts that steps read.
+    fn contexts(&self, now: SystemTime) -> Result<Vec<LocalContext>, Failure> {
+        let mut contexts = Vec::new();
+        for planned in &self.plan.contexts {
+            let dockerfile = self.file.path.as_deref();
+            contexts.push(match (&planned.name, &self.args.context) {
+                (None, Some(BuildContext::Directory(folder))) => {
+                    input::open_context(&self.settings.cwd.join(folder), dockerfile, self.store, now)?
+                }
+                (None, _) => input::empty_context(&self.lease.fresh_path(), now)?,
+                (Some(name), _) => {
+                    let folder = self.named_folder(name).with_context(|| format!("there is no context {name}"))?;
+                    input::open_context(&self.settings.cwd.join(folder), None, self.store, now)?
+                }
+            });
+        }
+        Ok(contexts)
+    }
+
+    fn named_folder(&self, name: &str) -> Option<&Path> {
+        self.args.build_contexts.iter().rev().find_map(|(known, context)| match context {
+            NamedContext::Directory(folder) if known == name => Some(folder.as_path()),
+            _ => None,
+        })
+    }
+
+    /// Makes this process able to make file trees: root is, everyone else enters a user namespace.
+    fn prepare_trees(&self) -> Result<TreeOptions, String> {
+        let text = |error: anyhow::Error| format!("{error:#}");
+        let claim = |who: &str| self.store.claim_trees(who).map_err(|error| text(error.into()));
+        if self.settings.uid == 0 {
+            if namespace::in_initial_user_namespace().map_err(|error| text(error.into()))? {
+                claim("root, attributes trusted.overlay")?;
+                return Ok(TreeOptions { flavour: Flavour::Trusted, devices: true });
+            }
+            // Root of a container: the kernel lets it have neither trusted attributes nor devices.
+            claim("root of a user namespace, attributes user.overlay")?;
+        } else if !rustix::process::geteuid().is_root() {
+            let map = IdMap::of_caller().map_err(|error| text(error.into()))?;
+            namespace::enter_user_namespace(&map).map_err(|error| text(error.into()))?;
+            claim(&format!("{}, attributes user.overlay", describe(&map)))?;
+            // What an earlier build left of mapped ids can be removed only from here.
+            self.store.empty_trash().map_err(|error| text(error.into()))?;
+        }
+        Ok(TreeOptions { flavour: Flavour::User, devices: false })
+    }
+
+    /// After a power cut: checks what the builds of then had made.
+    fn recover(&self, suspects: &[String]) -> Result<(), Failure> {
+        self.prepare_trees().map_err(anyhow::Error::msg)?;
+        let gone = self.store.recover(suspects).map_err(anyhow::Error::from)?;
+        self.store.forget().map_err(anyhow::Error::from)?;
+        if !gone.is_empty() {
+            let note = format!("the machine went down during a build: {} damaged files of the store were removed", gone.len());
+            self.reporter.event(Event::Note(&note));
+        }
+        Ok(())
+    }
+
+    /// What went wrong with a step, at its instruction.
+    fn failure(&self, error: solve::StepError) -> Failure {
+        let step = &self.plan.steps[error.step.0];
+        let message = match &error.cause {
+            solve::Cause::Command { exit, .. } => format!("the command failed: {}", solve::describe_exit(exit)),
+            cause => cause.to_string(),
+        };
+        let mut diagnostic = Diagnostic::error(step.span, message);
+        let mut said = diagnostic.message.clone();
+        let mut cause = std::error::Error::source(&error.cause);
+        while let Some(next) = cause {
+            let text = next.to_string();
+            if !said.contains(&text) {
+                diagnostic = diagnostic.help(format!("caused by: {text}"));
+                said = text;
+            }
+            cause = next.source();
+        }
+        let source = self.file.source.clone();
+        match error.cause {
+            solve::Cause::Command { .. } => {
+                let tail = self.reporter.tail(error.step);
+                Failure::Step { source, diagnostic: Box::new(diagnostic), tail }
+            }
+            _ => Failure::Diagnostics { source, list: vec![diagnostic] },
+        }
+    }
+}
+
+/// What the command line takes and a build cannot do yet.
+fn refuse_later(args: &BuildArgs) -> Result<(), Failure> {
+    if args.isolation == Isolation::Chroot {
+        return Err(Failure::Usage("not supported yet: --isolation=chroot; RUN needs namespaces".to_owned()));
+    }
+    Ok(())
+}
+
+fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Failure> {
+    let build_platform = Platform::new("linux", architecture(), "");
+    let platforms = match &args.platform {
+        Some(text) => vec![Platform::parse(text, &build_platform).map_err(|error| Failure::Usage(error.to_string()))?],
+        None => Vec::new(),
+    };
+    let mut build_args = args.build_args.clone();
+    if let Some(epoch) = &args.epoch {
+        // The one that won is what stages see, wherever it came from.
+        build_args.retain(|(name, _)| name != plan::scope::SOURCE_DATE_EPOCH);
+        build_args.push((plan::scope::SOURCE_DATE_EPOCH.to_owned(), epoch.text.clone()));
+    }
+    Ok(PlanOptions {
+        build_args,
+        target: args.target.clone(),
+        labels: args.labels.clone(),
+        platforms,
+        build_platform,
+        no_cache: match (args.no_cache, args.no_cache_filter.is_empty()) {
+            (true, _) => NoCache::All,
+            (false, false) => NoCache::Stages(args.no_cache_filter.clone()),
+            (false, true) => NoCache::None,
+        },
+        epoch: args.epoch.as_ref().and_then(|epoch| epoch.seconds),
+        network: args.network,
+        proxy_env: settings.proxies().map_err(anyhow::Error::from)?,
+        hostname: None,
+        named_contexts: args.build_contexts.iter().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>(),
+    })
+}
+
+/// This machine's architecture by its name in images.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "x86" => "386",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+type Planned = (Plan, Vec<Arc<BaseImage>>, Vec<Diagnostic>);
+
+/// Resolves what the graph names, and what triggers of that name in turn, until the plan stands.
+fn resolve(
+    graph: &StageGraph,
+    options: &PlanOptions,
+    args: &BuildArgs,
+    settings: &Settings,
+    store: &Store,
+    lease: &Lease,
+) -> Result<Planned, Vec<Diagnostic>> {
+    let mut bases = Bases::new();
+    let mut requests = plan::base_requests(graph, options);
+    loop {
+        bases::resolve(&requests, &mut bases, args, settings, store, lease)?;
+        match plan::plan(graph, &bases, options)? {
+            Outcome::Planned(plan, warnings) => {
+                let image = |name: &str, platform: &Platform| match bases.get(&(name.to_owned(), platform.to_string())) {
+                    Some(Resolved::Image(image)) => Arc::clone(image),
+                    _ => unreachable!("a planned base was resolved as an image"),
+                };
+                let used = plan.bases.iter().map(|base| image(&base.name, &base.platform)).collect();
+                return Ok((plan, used, warnings));
+            }
+            Outcome::NeedBases(more) => requests = more,
+        }
+    }
+}
+
+/// An id map as the store notes it: `users 0:1000:1 1:100000:65536, groups …`.
+fn describe(map: &IdMap) -> String {
+    let extents = |extents: &[Extent]| {
+        let one = |extent: &Extent| format!(" {}:{}:{}", extent.inside, extent.outside, extent.count);
+        extents.iter().map(one).collect::<String>()
+    };
+    format!("users{}, groups{}", extents(&map.uids), extents(&map.gids))
+}
+
+/// RUN for another architecture takes an emulator, which is not used yet.
+fn foreign_platforms(plan: &Plan, own: &Platform) -> Result<(), Failure> {
+    use crate::plan::step::Op;
+    let runs = plan.steps.iter().filter(|step| matches!(step.op, Op::Run(_)));
+    match runs.into_iter().find(|step| step.platform.architecture != own.architecture || step.platform.os != own.os) {
+        None => Ok(()),
+        Some(step) => Err(Failure::Usage(format!(
+            "not supported yet: RUN for {} on a machine that is {own} (line {})",
+            step.platform, step.lines.0
+        ))),
+    }
+}
+
+fn boot_id() -> Result<String, Failure> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    Ok(std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?.trim().to_owned())
+}

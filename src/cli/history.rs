@@ -1,0 +1,142 @@
+//! `rbuild history`: how an image was made.
+//!
+//! In: an image's config and the indexes of its layers. Out: a table, newest first, or text by a template. What always
+//! holds: only the first row has an id, as no other belongs to an image that anyone could use.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use super::args::HistoryArgs;
+use super::failure::Failure;
+use super::images::{Format, format, text};
+use super::render::table;
+use super::settings::Settings;
+use super::stdout::stdout;
+use super::{age, find, size};
+use crate::digest::{DiffId, ImageId};
+use crate::image::config::{History, ImageConfig};
+use crate::store::{Store, base};
+
+/// Letters of CREATED BY that the table shows.
+const SHOWN: usize = 45;
+
+/// 2000-01-01: what claims to be older was made without a clock.
+const NO_CLOCK: i64 = 946_684_800;
+
+/// Prints it.
+pub(super) fn run(args: &HistoryArgs, settings: &Settings) -> Result<ExitCode, Failure> {
+    let format = args.format.as_deref().map(format).transpose()?;
+    let store = find::store(settings)?;
+    let record = find::image(&store, &args.image)?;
+    let image = base::base_image(&store, &record).map_err(anyhow::Error::from)?;
+    let sizes = sizes(&store, &image.config)?;
+    let now = find::now();
+    let rows: Vec<Value> = image
+        .config
+        .history
+        .iter()
+        .zip(sizes)
+        .rev()
+        .enumerate()
+        .map(|(number, (entry, size))| row(entry, size, (number == 0).then_some(&image.image_id), args, now))
+        .collect();
+    let mut out = stdout();
+    match format {
+        _ if args.quiet => {
+            for row in &rows {
+                writeln!(out, "{}", text(row, "ID"))?;
+            }
+        }
+        Some(Format::Json) => {
+            for row in &rows {
+                writeln!(out, "{row}")?;
+            }
+        }
+        Some(Format::Template(template)) => {
+            for row in &rows {
+                let line = template.render(row).map_err(|why| Failure::Usage(format!("--format: {why}")))?;
+                writeln!(out, "{line}")?;
+            }
+        }
+        Some(Format::Table) | None => {
+            let (created, heading) = if args.human { ("CreatedSince", "CREATED") } else { ("CreatedAt", "CREATED AT") };
+            let fields = ["ID", created, "CreatedBy", "Size", "Comment"];
+            let cells = rows.iter().map(|row| fields.map(|field| text(row, field)));
+            table::write(&mut out, &["IMAGE", heading, "CREATED BY", "SIZE", "COMMENT"], cells)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The size of the layer of each history entry; nothing for those without one.
+fn sizes(store: &Store, config: &ImageConfig) -> Result<Vec<u64>, Failure> {
+    let mut layers = config.rootfs.diff_ids.iter();
+    let size = |layer: &DiffId| -> Result<u64, Failure> {
+        let index = store.layer_index(layer).map_err(anyhow::Error::from)?;
+        // The size of what is not here is not known; the rest is worth showing.
+        Ok(index.map_or(0, |index| index.files_size()))
+    };
+    config
+        .history
+        .iter()
+        .map(|entry| if entry.empty_layer { Ok(0) } else { layers.next().map_or(Ok(0), size) })
+        .collect()
+}
+
+fn row(entry: &History, bytes: u64, id: Option<&ImageId>, args: &HistoryArgs, now: i64) -> Value {
+    let created = find::seconds(entry.created.as_deref());
+    let shown = |id: &ImageId| if args.no_trunc { id.to_string() } else { find::short(id) };
+    // A tab would begin a new column, a new line a new row.
+    let created_by = entry.created_by.replace(['\t', '\n'], " ");
+    json!({
+        "ID": id.map_or_else(|| "<missing>".to_owned(), shown),
+        "CreatedSince": match created {
+            Some(created) if created > NO_CLOCK => age::ago(created, now),
+            _ => "N/A".to_owned(),
+        },
+        "CreatedAt": entry.created.clone().unwrap_or_default(),
+        "CreatedBy": if args.no_trunc { created_by } else { shorten(&created_by) },
+        "Size": if args.human { size::human(bytes) } else { bytes.to_string() },
+        "Comment": entry.comment.clone(),
+    })
+}
+
+/// Cut to what the table shows, the last letter of it an ellipsis.
+fn shorten(text: &str) -> String {
+    if text.chars().count() <= SHOWN {
+        return text.to_owned();
+    }
+    text.chars().take(SHOWN - 1).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_docker_like() {
+        let entry = |created: &str, by: &str| History {
+            created: Some(created.to_owned()),
+            created_by: by.to_owned(),
+            ..History::default()
+        };
+        let args = HistoryArgs { image: "x".into(), human: true, no_trunc: false, quiet: false, format: None };
+        let long = "RUN /bin/sh -c apt-get update && apt-get install -y nginx # buildkit";
+        for (entry, id, human, created, by, size) in [
+            (entry("2024-01-01T00:00:00Z", "CMD"), false, true, "2 hours ago", "CMD", "1.5kB"),
+            (entry("2024-01-01T00:00:00Z", "CMD"), false, false, "2024-01-01T00:00:00Z", "CMD", "1500"),
+            (entry("1970-01-01T00:00:00Z", long), false, true, "N/A", &format!("{}…", &long[..44]), "1.5kB"),
+            (entry("nonsense", "a\tb\nc"), true, true, "N/A", "a b c", "1.5kB"),
+        ] {
+            let id = id.then_some(ImageId(crate::digest::Digest::of(b"")));
+            let args = HistoryArgs { human, ..args.clone() };
+            let row = row(&entry, 1500, id.as_ref(), &args, 1_704_067_200 + 7200);
+            assert_eq!(row["ID"], if id.is_some() { "e3b0c44298fc" } else { "<missing>" });
+            assert_eq!(row[if human { "CreatedSince" } else { "CreatedAt" }], created);
+            assert_eq!((&row["CreatedBy"], &row["Size"]), (&by.into(), &size.into()));
+        }
+        assert_eq!(shorten(&"ü".repeat(45)), "ü".repeat(45));
+    }
+}

@@ -1,0 +1,60 @@
+//! `rbuild import`: the tar of a root file system into the store, as an image.
+//!
+//! In: a tar, compressed or not, as a file or on standard input. Out: the image's id. What always holds: with an epoch
+//! the same tar gives the same id, whenever it is imported.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use super::args::ImportArgs;
+use super::failure::Failure;
+use super::settings::Settings;
+use super::stdout::stdout;
+use super::{find, tag};
+use crate::image::assemble::rfc3339;
+use crate::plan::scope;
+use crate::store::base;
+use crate::store::import::{ImportError, ImportOptions, import};
+
+/// Imports it.
+pub(super) fn run(args: &ImportArgs, settings: &Settings) -> Result<ExitCode, Failure> {
+    let name = args.reference.as_deref().map(tag::new_name).transpose()?;
+    let given = settings.var("SOURCE_DATE_EPOCH")?;
+    let epoch = scope::epoch(None, None, given.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
+    let place = args.file.display().to_string();
+    let (tar, place): (Box<dyn Read + Send>, String) = if args.file == Path::new("-") {
+        if settings.stdin_is_terminal {
+            return Err(Failure::Usage("standard input is a terminal; give the tar as FILE or by `< FILE`".into()));
+        }
+        (Box::new(std::io::stdin()), "standard input".to_owned())
+    } else if place.contains("://") {
+        return Err(Failure::Usage(format!(
+            "not supported yet: importing from {place}; fetch it first, and import the file"
+        )));
+    } else {
+        let file = File::open(settings.cwd.join(&args.file)).with_context(|| format!("cannot open {place}"))?;
+        (Box::new(file), place)
+    };
+    let store = find::store(settings)?;
+    let lease = find::lease(&store, settings)?;
+    let created = epoch.map_or_else(|| jiff::Timestamp::now().to_string(), rfc3339);
+    let options = ImportOptions { changes: args.changes.clone(), message: None, platform: find::machine(), created };
+    let mut record = import(&store, &lease, tar, &place, &options).map_err(failure)?;
+    record.names.extend(name.map(|name| name.to_string()));
+    base::keep(&store, &lease, &record).map_err(anyhow::Error::from)?;
+    writeln!(stdout(), "{}", record.id)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn failure(error: ImportError) -> Failure {
+    match error {
+        ImportError::Changes { source_text, diagnostics } => {
+            Failure::Diagnostics { source: source_text, list: diagnostics }
+        }
+        error => Failure::Error(error.into()),
+    }
+}

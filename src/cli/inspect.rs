@@ -1,0 +1,112 @@
+//! `rbuild inspect`: all that is known of images, as JSON.
+//!
+//! In: names or ids. Out: a JSON array with Docker's fields and `ContentDigest`, or a line per image by a template. What
+//! always holds: images that are there are shown even if others are not, which is still a failure.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::args::InspectArgs;
+use super::failure::Failure;
+use super::find;
+use super::settings::Settings;
+use super::stdout::stdout;
+use super::template::Template;
+use crate::image::reference::Reference;
+use crate::store::images::ImageRecord;
+use crate::store::verify::verify;
+use crate::store::{Store, base};
+
+/// Prints it.
+pub(super) fn run(args: &InspectArgs, settings: &Settings) -> Result<ExitCode, Failure> {
+    let template = match args.format.as_deref() {
+        None | Some("json") => None,
+        Some(text) => Some(Template::parse(text).map_err(|why| Failure::Usage(format!("--format: {why}")))?),
+    };
+    let store = find::store(settings)?;
+    let mut shown = Vec::new();
+    let mut failures = Vec::new();
+    for name in &args.images {
+        match find::image(&store, name) {
+            Ok(record) => {
+                let damaged = if args.verify { problems(&store, &record, name, settings)? } else { Vec::new() };
+                // Of an image whose documents are damaged there is nothing to show.
+                match describe(&store, &record) {
+                    Err(_) if !damaged.is_empty() => {}
+                    described => shown.push(described?),
+                }
+                failures.extend(damaged);
+            }
+            Err(Failure::Error(error)) => failures.push(error.to_string()),
+            Err(other) => return Err(other),
+        }
+    }
+    let mut out = stdout();
+    match (template, args.format.is_some()) {
+        (Some(template), _) => {
+            for image in &shown {
+                let line = template.render(image).map_err(|why| Failure::Usage(format!("--format: {why}")))?;
+                writeln!(out, "{line}")?;
+            }
+        }
+        (None, true) => writeln!(out, "{}", Value::Array(shown))?,
+        (None, false) => {
+            let mut text = Vec::new();
+            let indented = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+            let mut serializer = serde_json::Serializer::with_formatter(&mut text, indented);
+            Value::Array(shown).serialize(&mut serializer).map_err(anyhow::Error::from)?;
+            text.push(b'\n');
+            out.write_all(&text)?;
+        }
+    }
+    out.flush()?;
+    if failures.is_empty() { Ok(ExitCode::SUCCESS) } else { Err(Failure::Error(anyhow!(failures.join("\n")))) }
+}
+
+/// What is wrong with the image's bytes.
+fn problems(store: &Store, record: &ImageRecord, name: &str, settings: &Settings) -> Result<Vec<String>, Failure> {
+    let layers = base::base_image(store, record).map(|image| image.config.rootfs.diff_ids).unwrap_or_default();
+    for layer in &layers {
+        if store.needs_tree_ids(layer).map_err(anyhow::Error::from)? {
+            find::enter_ids(settings)?;
+        }
+    }
+    let lease = find::lease(store, settings)?;
+    let problems = verify(store, &lease, record).map_err(anyhow::Error::from)?;
+    Ok(problems.into_iter().map(|problem| format!("{name} is damaged: {problem}")).collect())
+}
+
+fn describe(store: &Store, record: &ImageRecord) -> Result<Value, Failure> {
+    let image = base::base_image(store, record).map_err(anyhow::Error::from)?;
+    let config = &image.config;
+    let names = find::names(record);
+    let repositories: BTreeSet<String> = names.iter().map(Reference::familiar_name).collect();
+    let digests: Vec<String> = repositories.into_iter().map(|name| format!("{name}@{}", record.manifest)).collect();
+    let container = serde_json::to_value(&config.config).map_err(anyhow::Error::from)?;
+    let mut value = json!({
+        "Id": record.id.to_string(),
+        "RepoTags": names.iter().map(Reference::familiar).collect::<Vec<_>>(),
+        "RepoDigests": digests,
+        "Comment": config.history.last().map(|entry| entry.comment.clone()).unwrap_or_default(),
+        "Created": config.created,
+        "Author": config.author.clone().unwrap_or_default(),
+        "Config": container,
+        "Architecture": config.architecture,
+        "Variant": config.variant.clone().unwrap_or_default(),
+        "Os": config.os,
+        "OsVersion": config.os_version.clone().unwrap_or_default(),
+        "Size": record.size,
+        "RootFS": {"Type": config.rootfs.kind, "Layers": config.rootfs.diff_ids},
+        "Descriptor": {"mediaType": record.media_type, "digest": record.manifest, "size": record.manifest_size},
+        "ContentDigest": record.content.map(|content| content.to_string()),
+    });
+    if record.content.is_none() {
+        value["ContentDigestUnknown"] = json!("layers of its base never came to this machine");
+    }
+    Ok(value)
+}

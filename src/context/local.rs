@@ -1,0 +1,570 @@
+//! A directory as a build context.
+//!
+//! In: its path, the patterns of its ignore file and the cache of its files' digests. Out: lookups, listings and walks
+//! of what stays, and open files. What always holds: paths are relative, without `.`, `..` or links, and name real
+//! entries; what an ignore pattern excludes is as if it were not there; within one build a folder is walked once.
+
+use std::fs::File;
+use std::io::Read;
+use std::ops::{Deref, Range};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+use std::{fs, io, thread};
+
+use rustix::fs::{FileType, Mode, OFlags, Stat};
+
+use super::ignore::{Above, Pattern, PatternError, Patterns};
+use super::open::{open_below, stat_below};
+use super::stat_cache::{Facts, Stamp, StatCache};
+use super::walk::Walk;
+use crate::digest::{Digest, Hasher};
+
+/// Something in a build context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContextEntry {
+    /// Relative to the root.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: ContextKind,
+    /// What the kernel said of it when it was looked at.
+    pub stamp: Stamp,
+    /// How many names it has.
+    pub links: u64,
+    /// SHA-256 of a file's data, if it is known.
+    pub sha256: Option<Digest>,
+    /// `security.capability` of a file, in version 2.
+    pub capability: Option<[u8; 20]>,
+}
+
+/// What an entry of a context is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContextKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link with its text.
+    Symlink(Vec<u8>),
+    /// A character device: major, minor.
+    CharDevice(u32, u32),
+    /// A block device: major, minor.
+    BlockDevice(u32, u32),
+    /// A named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+}
+
+/// Why a context cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ContextError {
+    /// The directory itself.
+    #[error("cannot open the build context {}: {source}", path.display())]
+    Root {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The ignore file.
+    #[error("cannot read {}: {source}", path.display())]
+    IgnoreFile {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What the ignore file says.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// Something in it.
+    #[error("cannot {action} {path:?} of the build context: {source}{}", remedy(source))]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Relative to the root.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is not what it was when the build looked at it first.
+    #[error("{path:?} of the build context changed while it was being copied")]
+    Changed {
+        /// Relative to the root.
+        path: String,
+    },
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; if the image does not need it, exclude it in .dockerignore",
+        _ => "",
+    }
+}
+
+impl ContextError {
+    pub(super) fn io(action: &'static str, path: &[u8], source: io::Error) -> Self {
+        let path = if path.is_empty() { ".".into() } else { String::from_utf8_lossy(path).into_owned() };
+        Self::Io { action, path, source }
+    }
+}
+
+impl ContextKind {
+    pub(super) fn of(kind: FileType, stat: &Stat) -> Self {
+        let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+        match kind {
+            FileType::Directory => Self::Directory,
+            FileType::CharacterDevice => Self::CharDevice(major, minor),
+            FileType::BlockDevice => Self::BlockDevice(major, minor),
+            FileType::Fifo => Self::Fifo,
+            FileType::Socket => Self::Socket,
+            _ => Self::File,
+        }
+    }
+}
+
+impl ContextEntry {
+    pub(super) fn new(path: Vec<u8>, kind: ContextKind, stat: &Stat) -> Self {
+        #[allow(clippy::unnecessary_cast, clippy::useless_conversion)] // The type differs between machines.
+        let links = stat.st_nlink as u64;
+        Self { path, kind, stamp: Stamp::of(stat), links, sha256: None, capability: None }
+    }
+}
+
+/// A part of a walk.
+#[derive(Debug, Clone)]
+pub struct Subtree {
+    all: Arc<Vec<ContextEntry>>,
+    range: Range<usize>,
+}
+
+impl Deref for Subtree {
+    type Target = [ContextEntry];
+
+    fn deref(&self) -> &[ContextEntry] {
+        &self.all[self.range.clone()]
+    }
+}
+
+/// A directory that COPY reads from.
+#[derive(Debug)]
+pub struct LocalContext {
+    root: PathBuf,
+    dir: OwnedFd,
+    patterns: Patterns,
+    cache: StatCache,
+    opened_at: SystemTime,
+    walks: Mutex<Vec<(Vec<u8>, Subtree)>>,
+}
+
+impl LocalContext {
+    /// Opens the directory `root`. `now` is the time, or one before it: whatever changes later is too young to be
+    /// trusted by the next build.
+    pub fn open(root: &Path, patterns: Patterns, cache: StatCache, now: SystemTime) -> Result<Self, ContextError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(root, flags, Mode::empty())
+            .map_err(|error| ContextError::Root { path: root.to_owned(), source: error.into() })?;
+        Ok(Self { root: root.to_owned(), dir, patterns, cache, opened_at: now, walks: Mutex::default() })
+    }
+
+    /// Reads the ignore file that holds for a build of `dockerfile` in the context `root`: `DOCKERFILE.dockerignore`
+    /// beside it, else the root's `.dockerignore`, else none. `None` is a Dockerfile without a path.
+    pub fn read_ignore_file(root: &Path, dockerfile: Option<&Path>) -> Result<Patterns, ContextError> {
+        let beside = dockerfile.map(|dockerfile| {
+            let mut name = dockerfile.as_os_str().to_owned();
+            name.push(".dockerignore");
+            PathBuf::from(name)
+        });
+        for path in beside.into_iter().chain([root.join(".dockerignore")]) {
+            match fs::read(&path) {
+                Ok(bytes) => {
+                    let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+                    return Ok(Patterns::parse(&name, &String::from_utf8_lossy(&bytes))?);
+                }
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(source) => return Err(ContextError::IgnoreFile { path, source }),
+            }
+        }
+        Ok(Patterns::default())
+    }
+
+    /// The directory's path, as it was given.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What is left out.
+    pub fn patterns(&self) -> &Patterns {
+        &self.patterns
+    }
+
+    fn walker(&self) -> Walk<'_> {
+        Walk { root: self.dir.as_fd(), root_path: &self.root, patterns: &self.patterns, cache: &self.cache }
+    }
+
+    /// What is at `path`, if it stays. Links are not followed, not even in the parents.
+    pub fn lookup(&self, path: &[u8]) -> Result<Option<ContextEntry>, ContextError> {
+        let excluded = !path.is_empty() && self.patterns.matches(path);
+        if excluded && !self.patterns.may_match_below(path) {
+            return Ok(None);
+        }
+        let Some(entry) = self.look(path)? else { return Ok(None) };
+        let stays = !excluded || (entry.kind == ContextKind::Directory && !self.walk(path)?.is_empty());
+        Ok(stays.then_some(entry))
+    }
+
+    /// The pattern that hides what is at `path`. `None` where nothing is, or nothing is hidden.
+    pub fn hidden_by(&self, path: &[u8]) -> Option<&Pattern> {
+        let pattern = self.patterns.excluded_by(path)?;
+        matches!(stat_below(self.dir.as_fd(), path), Ok(Some(_))).then_some(pattern)
+    }
+
+    /// What is at `path`, patterns or not.
+    fn look(&self, path: &[u8]) -> Result<Option<ContextEntry>, ContextError> {
+        let fail = |source| ContextError::io("look at", path, source);
+        let Some(stat) = stat_below(self.dir.as_fd(), path).map_err(fail)? else { return Ok(None) };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Ok(Some(ContextEntry::new(path.to_vec(), ContextKind::Directory, &stat))),
+            FileType::Symlink => {
+                let link = open_below(self.dir.as_fd(), path, OFlags::PATH).map_err(fail)?;
+                self.walker().entry(&link, c"", path.to_vec(), &stat)
+            }
+            _ => self.walker().entry(&self.dir, c"", path.to_vec(), &stat),
+        }
+    }
+
+    /// The direct children of the directory `dir` that stay, sorted by name.
+    pub fn read_dir(&self, dir: &[u8]) -> Result<Vec<ContextEntry>, ContextError> {
+        if let Some(walk) = self.walked(dir) {
+            let start = if dir.is_empty() { 0 } else { dir.len() + 1 };
+            return Ok(walk.iter().filter(|entry| !entry.path[start..].contains(&b'/')).cloned().collect());
+        }
+        let mut children = Vec::new();
+        for (entry, excluded) in self.walker().children(dir, &self.above(dir))? {
+            if !excluded || !self.walk(&entry.path)?.is_empty() {
+                children.push(entry);
+            }
+        }
+        Ok(children)
+    }
+
+    fn above(&self, dir: &[u8]) -> Above {
+        let mut above = self.patterns.at_root();
+        for end in dir.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([dir.len()]) {
+            if end > 0 {
+                above = self.patterns.enter(&above, &dir[..end]);
+            }
+        }
+        above
+    }
+
+    /// All that stays below the directory `dir`, without itself, sorted component-wise.
+    pub fn walk(&self, dir: &[u8]) -> Result<Subtree, ContextError> {
+        if let Some(walk) = self.walked(dir) {
+            return Ok(walk);
+        }
+        let all = Arc::new(self.walker().run(dir)?);
+        let subtree = Subtree { range: 0..all.len(), all };
+        self.lock_walks().push((dir.to_vec(), subtree.clone()));
+        Ok(subtree)
+    }
+
+    /// `dir`, if it is part of a walk that was made.
+    fn walked(&self, dir: &[u8]) -> Option<Subtree> {
+        let is_below = |path: &[u8], top: &[u8]| {
+            top.is_empty() || path.strip_prefix(top).is_some_and(|rest| rest.first() == Some(&b'/'))
+        };
+        let walks = self.lock_walks();
+        let (top, walk) = walks.iter().find(|(top, _)| top == dir || is_below(dir, top))?;
+        if top == dir {
+            return Some(walk.clone());
+        }
+        let start = walk.partition_point(|entry| crate::layer::entry::compare_paths(&entry.path, dir).is_le());
+        let length = walk[start..].iter().take_while(|entry| is_below(&entry.path, dir)).count();
+        Some(Subtree { all: walk.all.clone(), range: walk.range.start + start..walk.range.start + start + length })
+    }
+
+    fn lock_walks(&self) -> std::sync::MutexGuard<'_, Vec<(Vec<u8>, Subtree)>> {
+        self.walks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what was walked: the next look sees the directory as it is now.
+    pub fn forget(&self) {
+        self.lock_walks().clear();
+    }
+
+    /// Opens a file for reading, if it is still the one that had this stamp.
+    pub fn open_file(&self, path: &[u8], stamp: &Stamp) -> Result<File, ContextError> {
+        let fail = |source| ContextError::io("open", path, source);
+        // Without NONBLOCK, opening what has become a named pipe would wait forever.
+        let file = File::from(open_below(self.dir.as_fd(), path, OFlags::RDONLY | OFlags::NONBLOCK).map_err(fail)?);
+        self.check(&file, path, stamp)?;
+        Ok(file)
+    }
+
+    /// Whether the open `file` is as it was: an error by name if not. To be asked once more after reading.
+    pub fn check(&self, file: &File, path: &[u8], stamp: &Stamp) -> Result<(), ContextError> {
+        let stat = rustix::fs::fstat(file).map_err(|error| ContextError::io("look at", path, error.into()))?;
+        if Stamp::of(&stat) == *stamp { Ok(()) } else { Err(changed(path)) }
+    }
+
+    /// Whether what is at `path` still has this stamp.
+    pub fn is_unchanged(&self, path: &[u8], stamp: &Stamp) -> bool {
+        matches!(stat_below(self.dir.as_fd(), path), Ok(Some(stat)) if Stamp::of(&stat) == *stamp)
+    }
+
+    /// SHA-256 of each of `files`, on all processors; what is learned is remembered.
+    pub fn hash(&self, files: &[ContextEntry]) -> Result<Vec<Digest>, ContextError> {
+        let mut order: Vec<usize> = (0..files.len()).collect();
+        // The largest first, so that no thread is left alone with it at the end.
+        order.sort_by_key(|index| std::cmp::Reverse(files[*index].stamp.size));
+        let next = AtomicUsize::new(0);
+        let results = Mutex::new(vec![None; files.len()]);
+        let work = || -> Result<(), ContextError> {
+            let mut buffer = vec![0; 128 << 10];
+            let mut found = Vec::new();
+            while let Some(index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
+                match self.hash_one(&files[*index], &mut buffer) {
+                    Ok(digest) => found.push((*index, digest)),
+                    Err(error) => {
+                        next.store(files.len(), Ordering::Relaxed);
+                        return Err(error);
+                    }
+                }
+            }
+            let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+            for (index, digest) in found {
+                results[index] = Some(digest);
+            }
+            Ok(())
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(files.len().div_ceil(4)).min(16);
+        thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut outcome = work();
+            for other in others {
+                // A panic there is a panic here.
+                let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                outcome = outcome.and(theirs);
+            }
+            outcome
+        })?;
+        let results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // Every index was taken by a thread that ended well, so none is left out.
+        Ok(results.into_iter().flatten().collect())
+    }
+
+    fn hash_one(&self, entry: &ContextEntry, buffer: &mut [u8]) -> Result<Digest, ContextError> {
+        let mut file = self.open_file(&entry.path, &entry.stamp)?;
+        let mut hasher = Hasher::new();
+        loop {
+            match file.read(buffer) {
+                Ok(0) => break,
+                Ok(length) => hasher.update(&buffer[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(ContextError::io("read", &entry.path, source)),
+            }
+        }
+        self.check(&file, &entry.path, &entry.stamp)?;
+        if hasher.seen() != entry.stamp.size {
+            return Err(changed(&entry.path));
+        }
+        let sha256 = hasher.finish();
+        self.remember(entry.stamp, Facts { sha256, capability: entry.capability });
+        Ok(sha256)
+    }
+
+    /// Takes note of what a file with this stamp holds, read by this build.
+    pub fn remember(&self, stamp: Stamp, facts: Facts) {
+        self.cache.put(stamp, facts, self.opened_at);
+    }
+
+    /// Writes what was learned for the next build; says whether there was something.
+    pub fn save(&self) -> io::Result<bool> {
+        self.cache.save()
+    }
+}
+
+fn changed(path: &[u8]) -> ContextError {
+    ContextError::Changed { path: String::from_utf8_lossy(path).into_owned() }
+}
+
+/// The path of an entry as the file system takes it.
+pub fn as_path(path: &[u8]) -> &Path {
+    Path::new(std::ffi::OsStr::from_bytes(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+    use std::time::{Duration, UNIX_EPOCH};
+
+    fn context(files: &[&str], ignore: &str) -> (tempfile::TempDir, LocalContext) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for file in files {
+            let path = folder.path().join(file);
+            if file.ends_with('/') {
+                fs::create_dir_all(path).expect("makes a folder");
+                continue;
+            }
+            fs::create_dir_all(path.parent().expect("it has a parent")).expect("makes a folder");
+            fs::write(path, file).expect("writes");
+        }
+        let patterns = Patterns::parse(".dockerignore", ignore).expect("good patterns");
+        let context = LocalContext::open(folder.path(), patterns, StatCache::in_memory(), UNIX_EPOCH).expect("opens");
+        (folder, context)
+    }
+
+    fn paths(entries: &[ContextEntry]) -> Vec<String> {
+        entries.iter().map(|entry| String::from_utf8_lossy(&entry.path).into_owned()).collect()
+    }
+
+    #[test]
+    fn a_walk_is_sorted_by_components() {
+        let (_folder, context) = context(&["a-b", "a/b", "a/b-c", "a.b", "a/c/d", "B", "empty/"], "");
+        let walk = context.walk(b"").expect("walks");
+        assert_eq!(paths(&walk), ["B", "a", "a/b", "a/b-c", "a/c", "a/c/d", "a-b", "a.b", "empty"]);
+        assert_eq!(walk[2].kind, ContextKind::File);
+        assert_eq!(walk[2].stamp.size, 3);
+    }
+
+    #[test]
+    fn many_folders_on_many_threads() {
+        let files: Vec<String> = (0..400).map(|number| format!("d{}/e{}/f{number}", number % 20, number % 7)).collect();
+        let (_folder, context) = context(&files.iter().map(String::as_str).collect::<Vec<_>>(), "d3\nd4/*\n");
+        let walk = context.walk(b"").expect("walks");
+        let mut expected: Vec<String> = Vec::new();
+        for file in files.iter().filter(|file| !file.starts_with("d3/") && !file.starts_with("d4/")) {
+            let parts: Vec<&str> = file.split('/').collect();
+            (1..=3).for_each(|length| expected.push(parts[..length].join("/")));
+        }
+        expected.push("d4".to_owned());
+        expected.sort_by(|a, b| crate::layer::entry::compare_paths(a.as_bytes(), b.as_bytes()));
+        expected.dedup();
+        assert_eq!(paths(&walk), expected);
+    }
+
+    #[test]
+    fn excluded_folders_appear_only_around_what_stays() {
+        let files = ["a/x", "b/x", "b/y", "c/d/e/x", "c/d/f/y", "z"];
+        let (_folder, context) = context(&files, "**\n!b/x\n!c/d/e\n!a/none");
+        assert_eq!(paths(&context.walk(b"").expect("walks")), ["b", "b/x", "c", "c/d", "c/d/e", "c/d/e/x"]);
+        assert_eq!(paths(&context.walk(b"c/d").expect("walks")), ["c/d/e", "c/d/e/x"]);
+        for (path, there) in [("a", false), ("b", true), ("b/x", true), ("b/y", false), ("c/d/f", false), ("z", false)]
+        {
+            assert_eq!(context.lookup(path.as_bytes()).expect("looks").is_some(), there, "{path}");
+        }
+    }
+
+    #[test]
+    fn excluded_folders_are_not_entered() {
+        let (folder, context) = context(&["node_modules/a/b", "src/x"], "node_modules");
+        let secret = folder.path().join("node_modules");
+        fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o000)).expect("chmods");
+        assert_eq!(paths(&context.walk(b"").expect("walks")), ["src", "src/x"]);
+        let hidden = context.hidden_by(b"node_modules").expect("it is hidden");
+        assert_eq!((hidden.line, hidden.text.as_str()), (1, "node_modules"));
+        assert!(context.hidden_by(b"node_modulez").is_none(), "nothing is there");
+        fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("chmods");
+    }
+
+    #[test]
+    fn parts_of_walks_and_fresh_walks_agree() {
+        let files = ["a/b/c", "a/b.d", "a/b/d/e", "ab", "b"];
+        for ignore in ["", "a/b/d", "*\n!a/b"] {
+            let (_one, fresh) = context(&files, ignore);
+            let (_two, walked) = context(&files, ignore);
+            walked.walk(b"").expect("walks");
+            for dir in ["a", "a/b"] {
+                let dir = dir.as_bytes();
+                assert_eq!(paths(&walked.walk(dir).expect("walks")), paths(&fresh.walk(dir).expect("walks")));
+                let (one, two) = (walked.read_dir(dir).expect("reads"), fresh.read_dir(dir).expect("reads"));
+                assert_eq!(paths(&one), paths(&two), "{ignore:?} {dir:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_name_is_raw_bytes() {
+        let (folder, context) = context(&[], "");
+        let name = std::ffi::OsStr::from_bytes(b"\xff\xfe");
+        fs::write(folder.path().join(name), "x").expect("writes");
+        symlink("\u{fc}/../x", folder.path().join("link")).expect("links");
+        let walk = context.walk(b"").expect("walks");
+        assert_eq!(walk[0].kind, ContextKind::Symlink("\u{fc}/../x".into()));
+        assert_eq!(walk[1].path, b"\xff\xfe");
+        let link = context.lookup(b"link").expect("looks").expect("it is there");
+        assert_eq!(link.kind, walk[0].kind);
+    }
+
+    #[test]
+    fn digests_are_remembered_by_stamp() {
+        let (folder, context) = context(&["a", "b", "c", "d", "e"], "");
+        let before = context.walk(b"").expect("walks");
+        assert!(before.iter().all(|entry| entry.sha256.is_none()));
+        let digests = context.hash(&before).expect("hashes");
+        assert_eq!(digests[1], Digest::of(b"b"));
+        context.forget();
+        let after = context.walk(b"").expect("walks");
+        assert_eq!(
+            after.iter().map(|entry| entry.sha256).collect::<Vec<_>>(),
+            digests.into_iter().map(Some).collect::<Vec<_>>()
+        );
+        fs::write(folder.path().join("b"), "longer").expect("writes");
+        assert!(matches!(context.hash(&after[1..2]), Err(ContextError::Changed { path }) if path == "b"));
+        assert!(!context.is_unchanged(b"b", &after[1].stamp));
+        context.forget();
+        assert_eq!(context.walk(b"").expect("walks")[1].sha256, None);
+    }
+
+    #[test]
+    fn a_file_that_became_something_else_is_an_error() {
+        let (folder, context) = context(&["a"], "");
+        let walk = context.walk(b"").expect("walks");
+        fs::remove_file(folder.path().join("a")).expect("removes");
+        symlink("/etc/passwd", folder.path().join("a")).expect("links");
+        assert!(context.open_file(b"a", &walk[0].stamp).is_err());
+    }
+
+    #[test]
+    fn the_second_build_reads_nothing() {
+        let (folder, _) = context(&["a"], "");
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let open = |now| {
+            let cache = StatCache::load(cache.path().join("files"));
+            LocalContext::open(folder.path(), Patterns::default(), cache, now).expect("opens")
+        };
+        let later = SystemTime::now() + Duration::from_secs(10);
+        for (now, known) in [(UNIX_EPOCH, false), (later, false), (later, true)] {
+            let context = open(now);
+            let walk = context.walk(b"").expect("walks");
+            assert_eq!(walk[0].sha256.is_some(), known);
+            context.hash(&walk).expect("hashes");
+            context.save().expect("saves");
+        }
+    }
+
+    #[test]
+    fn the_ignore_file_beside_the_dockerfile_replaces_the_other() {
+        let (folder, _) = context(&["sub/"], "");
+        let root = folder.path();
+        let read =
+            |dockerfile: &str| LocalContext::read_ignore_file(root, Some(&root.join(dockerfile))).expect("reads");
+        assert_eq!(read("Dockerfile"), Patterns::default());
+        fs::write(root.join(".dockerignore"), "general").expect("writes");
+        fs::write(root.join("sub/Dockerfile2.dockerignore"), "special").expect("writes");
+        let (general, special) = (read("Dockerfile"), read("sub/Dockerfile2"));
+        assert!(general.matches(b"general") && !general.matches(b"special"));
+        assert!(special.matches(b"special") && !special.matches(b"general"));
+        assert_eq!((general.file.as_str(), special.file.as_str()), (".dockerignore", "sub/Dockerfile2.dockerignore"));
+        assert_eq!(LocalContext::read_ignore_file(root, None).expect("reads"), general);
+        fs::write(root.join(".dockerignore"), "a\n!\n").expect("writes");
+        let error = LocalContext::read_ignore_file(root, None).expect_err("a lone bang").to_string();
+        assert!(error.starts_with(".dockerignore:2: illegal exclusion pattern"), "5.5-62: {error}");
+    }
+}

@@ -1,0 +1,329 @@
+//! The inside of a sandbox: rbuild-init, the first process, the command.
+//!
+//! In: an [`Order`] on standard input, which is one end of a socket; output goes to where the command's shall go.
+//! Out: [`Report`]s on that socket. What always holds: when the other end of the socket is closed, for whatever
+//! reason, everything in here dies; each of these processes has one thread.
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString};
+use std::io::Read as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus};
+use rustix::thread::UnshareFlags;
+
+use super::root::{self, failed};
+use super::wire::{Failure, Order, Report};
+use super::{ProcessSpec, probe};
+use crate::sys::namespace::unshare;
+use crate::sys::process::{self, DEFAULT_CAPABILITIES, Forked, end, exec, fork};
+
+/// The name (argument 0) under which rbuild starts itself as the init of a sandbox.
+pub(super) const INIT_NAME: &str = "rbuild-init";
+
+/// The PATH of a command whose environment has none: Docker's.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// To be called first thing in `main` of every program that runs sandboxes by itself as their init: does not return if
+/// this process was started as one.
+pub fn init_hook() {
+    if std::env::args_os().next().is_some_and(|name| name == INIT_NAME) {
+        init_main()
+    }
+}
+
+/// The main function of rbuild-init.
+pub fn init_main() -> ! {
+    let said = match std::env::args().nth(1).as_deref() {
+        Some(probe::ARGUMENT) => probe::init(),
+        _ => supervise().map(|never| match never {}),
+    };
+    end(i32::from(said.is_err()))
+}
+
+/// rbuild-init itself: starts the first process of the sandbox, and kills it when rbuild goes away.
+fn supervise() -> Result<Infallible, std::io::Error> {
+    process::close_from(3)?;
+    let control: UnixStream = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?.into();
+    // The terminal's signals are for rbuild, which then says what happens here.
+    rustix::process::setsid()?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let order = Order::receive(&control)?;
+    process::join_own_keyring();
+    let first =
+        unshare(UnshareFlags::NEWPID).map_err(failed("unshare", "")).and_then(|()| fork().map_err(failed("fork", "")));
+    let first = match first {
+        Ok(Forked::Child) => first_process(&order, &control),
+        Ok(Forked::Parent(first)) => first,
+        Err(failure) => {
+            Report::Failed(failure).send(&control)?;
+            end(1)
+        }
+    };
+    drop(order);
+    let ended = rustix::process::pidfd_open(first, PidfdFlags::empty())?;
+    let mut killed = false;
+    loop {
+        if wait_for(&control, ended.as_fd())? == Woken::Closed {
+            killed = true;
+            rustix::process::kill_process(first, Signal::KILL)?;
+        }
+        let Some((_, status)) = rustix::process::waitpid(Some(first), wait_options(killed))? else { continue };
+        if let Some(signal) = status.terminating_signal()
+            && !killed
+        {
+            Report::Lost(signal).send(&control)?;
+        }
+        end(0)
+    }
+}
+
+fn wait_options(block: bool) -> WaitOptions {
+    if block { WaitOptions::empty() } else { WaitOptions::NOHANG }
+}
+
+#[derive(PartialEq, Eq)]
+enum Woken {
+    /// The other end of the control socket is gone.
+    Closed,
+    /// The other descriptor is readable.
+    Ready,
+}
+
+fn wait_for(control: &UnixStream, other: impl AsFd) -> Result<Woken, Errno> {
+    let events = PollFlags::IN | PollFlags::RDHUP;
+    let other = other.as_fd();
+    let mut fds = [PollFd::from_borrowed_fd(control.as_fd(), events), PollFd::from_borrowed_fd(other, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+    // Nothing is sent after the order: whatever happens there is its end.
+    Ok(if fds[0].revents().is_empty() { Woken::Ready } else { Woken::Closed })
+}
+
+/// Process 1 of the sandbox: sets it up, starts the command, reaps what loses its parent. Its end is the end of all.
+fn first_process(order: &Order, control: &UnixStream) -> ! {
+    let report = match sandbox(order, control) {
+        Ok(report) => report,
+        Err(failure) => Report::Failed(failure),
+    };
+    end(i32::from(report.send(control).is_err()))
+}
+
+fn sandbox(order: &Order, control: &UnixStream) -> Result<Report, Failure> {
+    let errno = |call| move |errno: Errno| failed(call, "")(errno.into());
+    // Should rbuild-init be killed alone.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(errno("prctl"))?;
+    rustix::process::umask(Mode::empty());
+    let limit = make_room_for(order.rootfs.lower.len()).map_err(errno("setrlimit"))?;
+    root::enter(order, &mut |stub| Report::Stub(stub).send(control))?;
+    let children = process::child_events().map_err(failed("signalfd", ""))?;
+    let command = match fork().map_err(failed("fork", ""))? {
+        Forked::Parent(command) => command,
+        Forked::Child => match become_command(&order.process, limit) {
+            Ok(code) => end(code),
+            Err(failure) => {
+                let told = Report::Failed(failure).send(control);
+                end(i32::from(told.is_ok()) + 1)
+            }
+        },
+    };
+    supervise_command(control, children, command)
+}
+
+/// Waits for the command, and for whatever else ends.
+fn supervise_command(control: &UnixStream, children: OwnedFd, command: Pid) -> Result<Report, Failure> {
+    let errno = |call| move |errno: Errno| failed(call, "")(errno.into());
+    let mut children = std::fs::File::from(children);
+    // Several records of a signalfd at once; what they say does not matter.
+    let mut records = [0; 1024];
+    loop {
+        if wait_for(control, children.as_fd()).map_err(errno("poll"))? == Woken::Closed {
+            end(1)
+        }
+        match children.read(&mut records) {
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(failed("read", "signalfd")(error)),
+        }
+        while let Some((process, status)) = rustix::process::wait(WaitOptions::NOHANG).map_err(errno("wait"))? {
+            if process == command
+                && let Some(report) = report_of(status)
+            {
+                return Ok(report);
+            }
+        }
+    }
+}
+
+fn report_of(status: WaitStatus) -> Option<Report> {
+    status.exit_status().map(Report::Exited).or_else(|| status.terminating_signal().map(Report::Signaled))
+}
+
+/// Sees to it that a descriptor for each tree can be open at once. Returns the limit to go back to.
+fn make_room_for(trees: usize) -> Result<Option<Rlimit>, Errno> {
+    const OTHERS: u64 = 64;
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    match limit.current {
+        Some(current) if current < trees as u64 + OTHERS => {
+            let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+            rustix::process::setrlimit(Resource::Nofile, raised)?;
+            Ok(Some(limit))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Makes this process the command. Returns the exit code where there is nothing to execute, having said why on the
+/// command's standard error.
+fn become_command(spec: &ProcessSpec, limit: Option<Rlimit>) -> Result<i32, Failure> {
+    let ProcessSpec { args, env, cwd, uid, gid, groups, .. } = spec;
+    let errno = |call| move |errno: Errno| failed(call, "")(errno.into());
+    rustix::process::setsid().map_err(errno("setsid"))?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| failed("open", "/dev/null")(errno.into()))?;
+    rustix::stdio::dup2_stdin(&null).map_err(errno("dup2"))?;
+    // So that the command can open /dev/stdout and /dev/stderr by name, whoever it runs as.
+    let user = rustix::fs::Uid::from_raw(*uid);
+    for output in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        rustix::fs::fchown(output, Some(user), None).map_err(errno("fchown"))?;
+    }
+    if let Some(limit) = limit {
+        rustix::process::setrlimit(Resource::Nofile, limit).map_err(errno("setrlimit"))?;
+    }
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    rustix::process::chdir(cwd.as_str()).map_err(|errno| failed("chdir", cwd)(errno.into()))?;
+    process::limit_bounding_set(DEFAULT_CAPABILITIES).map_err(failed("drop capabilities", ""))?;
+    process::clear_inheritable().map_err(failed("capset", ""))?;
+    let groups: Vec<_> = groups.iter().map(|group| rustix::fs::Gid::from_raw(*group)).collect();
+    rustix::thread::set_thread_groups(&groups).map_err(errno("setgroups"))?;
+    let group = rustix::fs::Gid::from_raw(*gid);
+    rustix::thread::set_thread_res_gid(group, group, group).map_err(errno("setgid"))?;
+    rustix::thread::set_thread_res_uid(user, user, user).map_err(errno("setuid"))?;
+    process::set_capabilities(DEFAULT_CAPABILITIES).map_err(failed("capset", ""))?;
+    process::reset_signals().map_err(failed("sigprocmask", ""))?;
+    Ok(execute(args, env))
+}
+
+/// Looks up and executes the program. Returns if that failed: with the exit code that a shell would give.
+fn execute(args: &[String], env: &[String]) -> i32 {
+    // The other side has made sure that no word has a NUL byte.
+    let words = |words: &[String]| -> Vec<CString> {
+        words.iter().filter_map(|word| CString::new(word.as_bytes()).ok()).collect()
+    };
+    let (args_owned, env_owned) = (words(args), words(env));
+    let pointers = |words: &[CString]| -> Vec<&'static CStr> {
+        // The process ends or is replaced: leaking lends them for as long as it lives.
+        words.iter().map(|word| &*Box::leak(word.clone().into_boxed_c_str())).collect()
+    };
+    let (arg_pointers, env_pointers) = (pointers(&args_owned), pointers(&env_owned));
+    let program = args.first().map_or("", String::as_str);
+    let error = search(program, env, &mut |file| match CString::new(file) {
+        Ok(file) => Errno::from_io_error(&exec(&file, &arg_pointers, &env_pointers)).unwrap_or(Errno::IO),
+        Err(_) => Errno::INVAL,
+    });
+    let (code, why) = match error {
+        Missing::NotInPath => (127, "executable file not found in $PATH".to_owned()),
+        Missing::Refused(Errno::NOENT) => (127, "no such file or directory".to_owned()),
+        Missing::NoInterpreter => {
+            (127, "no such file or directory: the file is there, its interpreter or loader is not".to_owned())
+        }
+        Missing::Refused(Errno::NOEXEC) => (
+            126,
+            "exec format error: no program for this machine (for another architecture an emulator must be set up: `rbuild info`), nor a script with a #! line".to_owned(),
+        ),
+        Missing::Refused(errno) => (126, std::io::Error::from(errno).to_string().to_lowercase()),
+    };
+    let message = format!("exec: {program:?}: {why}\n");
+    match rustix::io::write(rustix::stdio::stderr(), message.as_bytes()) {
+        // There is nobody else to tell.
+        Ok(_) | Err(_) => code,
+    }
+}
+
+/// Why nothing was executed.
+#[derive(Debug, PartialEq, Eq)]
+enum Missing {
+    /// No folder of PATH has it.
+    NotInPath,
+    /// It is there, and what shall run it is not.
+    NoInterpreter,
+    /// The kernel's reason.
+    Refused(Errno),
+}
+
+/// Tries `program`, or each place in PATH where it may be.
+fn search(program: &str, env: &[String], attempt: &mut dyn FnMut(&str) -> Errno) -> Missing {
+    let there = |file: &str| rustix::fs::access(file, rustix::fs::Access::EXISTS).is_ok();
+    if program.contains('/') {
+        return match attempt(program) {
+            Errno::NOENT if there(program) => Missing::NoInterpreter,
+            errno => Missing::Refused(errno),
+        };
+    }
+    if program.is_empty() {
+        return Missing::NotInPath;
+    }
+    let path = env.iter().rev().find_map(|variable| variable.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
+    let mut refused = None;
+    for folder in path.split(':') {
+        // An empty folder means the working directory to a shell, and to nobody who wants to know what is executed.
+        if folder.is_empty() {
+            continue;
+        }
+        let file = format!("{folder}/{program}");
+        match attempt(&file) {
+            Errno::NOENT if there(&file) => return Missing::NoInterpreter,
+            Errno::NOENT | Errno::NOTDIR => {}
+            Errno::ACCESS => refused = Some(Errno::ACCESS),
+            errno => return Missing::Refused(errno),
+        }
+    }
+    refused.map_or(Missing::NotInPath, Missing::Refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_looked_up_as_docker_does() {
+        let tried = |program: &str, env: &[&str], answers: &[(&str, Errno)]| {
+            let env: Vec<String> = env.iter().map(|variable| (*variable).to_owned()).collect();
+            let mut files = Vec::new();
+            let missing = search(program, &env, &mut |file| {
+                files.push(file.to_owned());
+                answers.iter().find(|(name, _)| *name == file).map_or(Errno::NOENT, |(_, errno)| *errno)
+            });
+            (files.join(" "), missing)
+        };
+        let no = "/no/such/folder";
+        for (program, path, answers, files, missing) in [
+            ("x", "PATH=/no/a::/no/b", vec![], "/no/a/x /no/b/x".to_owned(), Missing::NotInPath),
+            (
+                "x",
+                "PATH=/no/a:/no/b",
+                vec![("/no/a/x", Errno::ACCESS)],
+                "/no/a/x /no/b/x".to_owned(),
+                Missing::Refused(Errno::ACCESS),
+            ),
+            (
+                "x",
+                "PATH=/no/a:/no/b",
+                vec![("/no/a/x", Errno::NOEXEC)],
+                "/no/a/x".to_owned(),
+                Missing::Refused(Errno::NOEXEC),
+            ),
+            ("/no/such/folder", "PATH=/a", vec![], no.to_owned(), Missing::Refused(Errno::NOENT)),
+            ("/", "PATH=/a", vec![("/", Errno::ACCESS)], "/".to_owned(), Missing::Refused(Errno::ACCESS)),
+            ("/", "PATH=/a", vec![("/", Errno::NOENT)], "/".to_owned(), Missing::NoInterpreter),
+            ("", "PATH=/a", vec![], String::new(), Missing::NotInPath),
+        ] {
+            assert_eq!(tried(program, &[path], &answers), (files, missing), "{program} {path}");
+        }
+        assert_eq!(tried("x", &[], &[]).0.split(' ').count(), 6);
+        assert_eq!(tried("x", &["PATH=/no/a", "PATH=/no/b"], &[]).0, "/no/b/x");
+    }
+}

@@ -1,0 +1,305 @@
+//! What this machine allows, found by trying.
+//!
+//! In: the machine, and the folder of the store. Out: a list of [`Fact`]s for `rbuild info`, each with what to do where
+//! something is missing. What always holds: the trial happens in a process and a mount namespace of its own (a machine
+//! may allow a user namespace and then refuse to mount in it); nothing is left of it.
+
+use std::fmt::Display;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::mount::MountFlags;
+use rustix::thread::UnshareFlags;
+
+use super::Sandbox;
+use super::init::INIT_NAME;
+use crate::sys::idmap::{IdMap, user_name};
+use crate::sys::mount::{Overlay, file_system, make_private, unmount};
+use crate::sys::namespace::{enter_user_namespace, find_program, in_initial_user_namespace, unshare};
+use crate::sys::process::close_from;
+
+/// The first argument of rbuild-init for a trial.
+pub(super) const ARGUMENT: &str = "probe";
+
+/// One thing about the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fact {
+    /// What it is about: `overlay`.
+    pub name: &'static str,
+    /// Whether it is as rbuild would have it.
+    pub ok: bool,
+    /// What was found, on one line.
+    pub value: String,
+    /// What to do about it; only where it is not ok.
+    pub remedy: Option<String>,
+}
+
+impl Fact {
+    fn good(name: &'static str, value: impl Into<String>) -> Self {
+        Self { name, ok: true, value: value.into(), remedy: None }
+    }
+
+    fn bad(name: &'static str, value: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { name, ok: false, value: value.into(), remedy: Some(remedy.into()) }
+    }
+
+    /// An error whose message has what to do on its further lines.
+    fn of_error(name: &'static str, error: &dyn Display) -> Self {
+        let text = error.to_string();
+        match text.split_once('\n') {
+            Some((value, remedy)) => Self::bad(name, value, remedy),
+            None => Self { name, ok: false, value: text, remedy: None },
+        }
+    }
+}
+
+/// All facts, in the order in which they are best read. `store` is where trees will be; without it (or while it does
+/// not exist) overlay is tried on a file system in memory.
+pub fn facts(sandbox: &Sandbox, store: Option<&Path>) -> Vec<Fact> {
+    let root = rustix::process::geteuid().is_root();
+    let mut facts = vec![kernel(), user(root)];
+    if !root {
+        facts.push(subordinate_ids());
+        facts.push(mappers());
+    }
+    facts.extend(trial(sandbox, root, store));
+    facts.push(cgroups(Path::new("/sys/fs/cgroup")));
+    facts.push(emulators(Path::new("/proc/sys/fs/binfmt_misc")));
+    facts.push(pasta());
+    facts
+}
+
+fn kernel() -> Fact {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    if version(&release) >= (5, 12) {
+        Fact::good("kernel", release)
+    } else {
+        Fact::bad("kernel", release, "sandboxes need Linux 5.12 or later")
+    }
+}
+
+/// Major and minor number of a kernel release such as `6.18.44-fc`.
+fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn user(root: bool) -> Fact {
+    let uid = rustix::process::geteuid().as_raw();
+    let name = user_name(uid).unwrap_or_else(|| uid.to_string());
+    match in_initial_user_namespace() {
+        Ok(true) if root => Fact::good("user", "root"),
+        Ok(false) if root => Fact::good("user", "root of a user namespace (device nodes of layers are left out)"),
+        Ok(_) => Fact::good("user", format!("{name} (commands run in a user namespace)")),
+        Err(error) => Fact::bad("user", format!("/proc/self/ns/user: {error}"), "mount /proc"),
+    }
+}
+
+fn subordinate_ids() -> Fact {
+    match IdMap::of_caller() {
+        Ok(map) => {
+            let (uid, gid) = map.last_ids();
+            let enough = uid.min(gid) >= 65_535;
+            let value = format!("users 0 to {uid}, groups 0 to {gid}");
+            if enough {
+                Fact::good("subordinate ids", value)
+            } else {
+                let remedy = "images use ids up to 65534 (nobody): give the user 65536 in /etc/subuid and /etc/subgid";
+                Fact::bad("subordinate ids", value, remedy)
+            }
+        }
+        Err(error) => Fact::of_error("subordinate ids", &error),
+    }
+}
+
+fn mappers() -> Fact {
+    let found = ["newuidmap", "newgidmap"].map(|program| (program, find_program(program)));
+    let paths: Vec<_> = found.iter().filter_map(|(_, path)| path.as_ref()).collect();
+    let missing: Vec<_> = found.iter().filter(|(_, path)| path.is_none()).map(|(program, _)| *program).collect();
+    if missing.is_empty() {
+        let shown: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+        return Fact::good("id mapping programs", shown.join(", "));
+    }
+    let remedy = "install the package uidmap (Debian, Ubuntu), shadow-utils (Fedora) or shadow-uidmap (Alpine)";
+    Fact::bad("id mapping programs", format!("no {}", missing.join(", no ")), remedy)
+}
+
+fn cgroups(at: &Path) -> Fact {
+    if at.join("cgroup.controllers").exists() {
+        Fact::good("cgroups", "version 2")
+    } else if at.join("unified").exists() || at.join("memory").exists() {
+        Fact::good("cgroups", "version 1")
+    } else {
+        Fact::bad("cgroups", "none", "limits of memory and processors cannot be set: mount cgroup2 at /sys/fs/cgroup")
+    }
+}
+
+/// Programs of other architectures run where the kernel knows an emulator, and has it open (flag F), since the
+/// emulator is not in the image.
+fn emulators(at: &Path) -> Fact {
+    const REMEDY: &str =
+        "to build for other architectures: install qemu-user-static (and binfmt-support), which registers emulators";
+    let mut known = Vec::new();
+    let entries = fs::read_dir(at).into_iter().flatten().filter_map(Result::ok);
+    for entry in entries {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some(architecture) = name.strip_prefix("qemu-") else { continue };
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        let enabled = text.lines().any(|line| line == "enabled");
+        let fixed = text.lines().filter_map(|line| line.strip_prefix("flags:")).any(|flags| flags.contains('F'));
+        if enabled && fixed {
+            known.push(architecture.to_owned());
+        }
+    }
+    known.sort();
+    if known.is_empty() { Fact::bad("emulators", "none", REMEDY) } else { Fact::good("emulators", known.join(", ")) }
+}
+
+fn pasta() -> Fact {
+    const NAME: &str = "network of commands";
+    let tun = fs::metadata("/dev/net/tun").is_ok_and(|meta| meta.file_type().is_char_device());
+    match (find_program("pasta"), tun) {
+        (Some(path), true) => {
+            Fact::good(NAME, format!("the machine's; {} is there for one of their own", path.display()))
+        }
+        (None, _) => Fact::bad(NAME, "the machine's: no pasta", "for one of their own install the package passt"),
+        (_, false) => Fact::bad(NAME, "the machine's: no /dev/net/tun", "for one of their own: `modprobe tun`"),
+    }
+}
+
+/// Tries, in a process of its own, to become root and to mount an overlay that can remove files.
+fn trial(sandbox: &Sandbox, root: bool, store: Option<&Path>) -> Vec<Fact> {
+    const SPACES: &str = "user namespaces";
+    let mut command = Command::new(&sandbox.init);
+    command.arg0(INIT_NAME).arg(ARGUMENT).env_clear().stdin(Stdio::null());
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    if let Some(store) = store.filter(|store| store.is_dir()) {
+        command.arg(store);
+    }
+    let said = match command.output() {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
+        Ok(output) => return vec![Fact::of_error("sandbox", &format!("the trial failed: {}", output.status))],
+        Err(error) => return vec![Fact::of_error("sandbox", &format!("{}: {error}", sandbox.init.display()))],
+    };
+    let mut words = said.split('\0');
+    let (spaces, overlay, error) = (words.next().unwrap_or(""), words.next().unwrap_or(""), words.next().unwrap_or(""));
+    let mut facts = Vec::new();
+    if !root {
+        facts.push(if spaces.is_empty() { Fact::good(SPACES, "allowed") } else { Fact::of_error(SPACES, &spaces) });
+    } else if !spaces.is_empty() {
+        facts.push(Fact::of_error("namespaces", &spaces));
+    }
+    if !overlay.is_empty() {
+        facts.push(Fact::good("overlay", overlay));
+    } else if !error.is_empty() {
+        facts.push(Fact::of_error("overlay", &error));
+    }
+    facts
+}
+
+/// The process of [`trial`]: writes what hindered the namespaces, the kind of overlay that works, and what hindered
+/// that, each empty where it does not apply, with NUL bytes between them.
+pub(super) fn init() -> io::Result<()> {
+    close_from(3)?;
+    let store = std::env::args_os().nth(2).map(PathBuf::from);
+    let (mut spaces, mut overlay, mut error) = (String::new(), String::new(), String::new());
+    match enter() {
+        Err(why) => spaces = why,
+        Ok(()) => match try_overlay(store.as_deref()) {
+            Ok(kind) => kind.clone_into(&mut overlay),
+            Err(why) => error = why,
+        },
+    }
+    let mut out = io::stdout().lock();
+    out.write_all(format!("{spaces}\0{overlay}\0{error}\0").as_bytes())?;
+    // This process ends without running what would do that.
+    out.flush()
+}
+
+fn enter() -> Result<(), String> {
+    if rustix::process::geteuid().is_root() {
+        unshare(UnshareFlags::NEWNS).map_err(|error| format!("unshare: {error}\n{}", super::remedy::NOT_ALLOWED))?;
+        return make_private().map_err(|error| format!("{error}\n{}", super::remedy::NOT_ALLOWED));
+    }
+    let map = IdMap::of_caller().map_err(|error| error.to_string())?;
+    enter_user_namespace(&map).map_err(|error| error.to_string())
+}
+
+fn try_overlay(store: Option<&Path>) -> Result<&'static str, String> {
+    let at = store.unwrap_or(Path::new("/tmp"));
+    if store.is_none() {
+        file_system(("mount tmpfs", "tmpfs"), at, MountFlags::empty(), "").map_err(|error| error.to_string())?;
+    }
+    let place = |error: io::Error| format!("cannot write to {}: {error}", at.display());
+    let folder = tempfile::Builder::new().prefix("probe-").tempdir_in(at).map_err(place)?;
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| folder.path().join(name));
+    for path in [&lower, &upper, &work] {
+        fs::create_dir(path).map_err(place)?;
+    }
+    fs::write(lower.join("file"), "").map_err(place)?;
+    let user = !in_initial_user_namespace().map_err(|error| error.to_string())?;
+    Overlay::open(&[lower], &upper, &work).and_then(|overlay| overlay.mount(&upper, user)).map_err(|error| {
+        format!("{error}\nthe store needs a file system that overlay can write to (ext4, xfs, btrfs, tmpfs), and Linux 5.11 for an ordinary user")
+    })?;
+    let removed = fs::remove_file(upper.join("file"));
+    unmount(&upper).map_err(|error| error.to_string())?;
+    removed.map_err(|error| format!("cannot remove a file in an overlay: {error}"))?;
+    let mark = fs::symlink_metadata(upper.join("file"))
+        .map_err(|error| format!("an overlay left no mark of a removed file: {error}"))?;
+    if !mark.file_type().is_char_device() || mark.rdev() != 0 {
+        return Err("an overlay marks removed files in a way that rbuild does not know".to_owned());
+    }
+    folder.close().map_err(place)?;
+    Ok(if user { "works (marks in user.overlay.*)" } else { "works (marks in trusted.overlay.*)" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        for (release, expected) in [("6.18.44-fc-v595", (6, 18)), ("5.4", (5, 4)), ("5.10-rc1", (5, 10)), ("x", (0, 0))]
+        {
+            assert_eq!(version(release), expected, "{release}");
+        }
+    }
+
+    #[test]
+    fn emulators_count_when_they_are_enabled_and_open() {
+        let temp = tempfile::tempdir().expect("a folder");
+        assert!(!emulators(&temp.path().join("nothing")).ok);
+        for (name, text) in [
+            ("qemu-arm", "enabled\ninterpreter /usr/bin/qemu-arm\nflags: OCF\n"),
+            ("qemu-s390x", "disabled\ninterpreter x\nflags: F\n"),
+            ("qemu-mips", "enabled\ninterpreter F\nflags: OC\n"),
+            ("qemu-aarch64", "enabled\nflags: F\n"),
+            ("python", "enabled\nflags: F\n"),
+        ] {
+            fs::write(temp.path().join(name), text).expect("written");
+        }
+        assert_eq!(emulators(temp.path()), Fact::good("emulators", "aarch64, arm"));
+    }
+
+    #[test]
+    fn the_lines_of_an_error_are_value_and_remedy() {
+        assert_eq!(Fact::of_error("x", &"why\ndo this\nand that"), Fact::bad("x", "why", "do this\nand that"));
+        assert_eq!(Fact::of_error("x", &"why").remedy, None);
+    }
+
+    #[test]
+    fn versions_of_cgroups_are_told_apart() {
+        let temp = tempfile::tempdir().expect("a folder");
+        assert!(!cgroups(temp.path()).ok);
+        fs::create_dir(temp.path().join("memory")).expect("a folder");
+        assert_eq!(cgroups(temp.path()).value, "version 1");
+        fs::write(temp.path().join("cgroup.controllers"), "").expect("a file");
+        assert_eq!(cgroups(temp.path()).value, "version 2");
+    }
+}

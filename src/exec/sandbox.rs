@@ -1,0 +1,269 @@
+//! The outside of a sandbox: starts it, passes on what the command writes, hears how it ended.
+//!
+//! In: [`RootFs`], [`ProcessSpec`], a receiver of output. Out: [`Exit`]. What always holds: the calling thread waits
+//! here until the last process of the sandbox is gone, so it is also the one whose end would take the sandbox along.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, MemfdFlags, SealFlags};
+
+use super::init::INIT_NAME;
+use super::wire::{Order, Report, Stub};
+use super::{ExecError, Exit, ProcessSpec, RootFs, etc, place, remedy};
+use crate::event::Stream;
+use crate::sys::cancel::Cancel;
+use crate::sys::mount::{Restrict, Tree};
+use crate::sys::namespace::in_initial_user_namespace;
+
+/// Runs commands. The program at `init` must call [`super::init_hook`] first thing.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    /// The program that becomes the sandbox's init.
+    pub init: PathBuf,
+}
+
+impl Default for Sandbox {
+    /// This very program.
+    fn default() -> Self {
+        Self { init: PathBuf::from("/proc/self/exe") }
+    }
+}
+
+/// Runs a command in a sandbox whose init is this very program. See [`Sandbox::run`].
+pub fn run(
+    rootfs: &RootFs,
+    process: &ProcessSpec,
+    output: &(dyn Fn(Stream, &[u8]) + Sync),
+    cancel: &Cancel,
+) -> Result<Exit, ExecError> {
+    Sandbox::default().run(rootfs, process, output, cancel)
+}
+
+impl Sandbox {
+    /// Runs a command and waits for it. `output` gets what it writes as it writes it, on the calling thread. This
+    /// process must be root in its user namespace. Several threads may run commands at once.
+    pub fn run(
+        &self,
+        rootfs: &RootFs,
+        process: &ProcessSpec,
+        output: &(dyn Fn(Stream, &[u8]) + Sync),
+        cancel: &Cancel,
+    ) -> Result<Exit, ExecError> {
+        check(process)?;
+        if cancel.is_canceled() {
+            return Ok(Exit::Canceled);
+        }
+        if !rustix::process::geteuid().is_root() {
+            return Err(ExecError::NotRoot);
+        }
+        let talk = |call| move |source| ExecError::Talk { call, source };
+        let initial = in_initial_user_namespace()
+            .map_err(|source| ExecError::Read { path: "/proc/self/ns/user".to_owned(), source })?;
+        let files = etc::files(process).map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
+        let order = Order { rootfs: rootfs.clone(), process: process.clone(), files, user_xattr: !initial };
+        let (control, theirs) = UnixStream::pair().map_err(talk("socketpair"))?;
+        let mut init = spawn(&self.init, theirs.into())?;
+        let mut heard = Heard::default();
+        let listened = match order.send(&control) {
+            Ok(()) => heard.listen(&mut init, &control, output, cancel),
+            // It died before it had read all: what it said, if anything, is still to be heard.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                heard.listen(&mut init, &control, output, cancel)
+            }
+            Err(error) => Err(talk("send the order")(error)),
+        };
+        // Whatever happened, nothing in there lives longer than this call.
+        drop(control);
+        let status = init.wait().map_err(talk("wait for the sandbox"))?;
+        place::remove(&rootfs.upper, &heard.stubs)?;
+        place::clear(&rootfs.work)?;
+        listened?;
+        match heard.verdict {
+            Some(Report::Exited(code)) => Ok(Exit::Code(code)),
+            Some(Report::Signaled(signal)) => Ok(Exit::Signal(signal)),
+            _ if cancel.is_canceled() => Ok(Exit::Canceled),
+            Some(Report::Failed(failure)) => Err(ExecError::SetUp {
+                what: format!("{} {}", failure.call, failure.path).trim_end().to_owned(),
+                source: io::Error::from_raw_os_error(failure.errno),
+                help: remedy::of(&failure, &order),
+            }),
+            Some(Report::Lost(signal)) => Err(ExecError::Lost(format!("signal {signal}"))),
+            Some(Report::Stub(_)) | None => Err(ExecError::Lost(status.to_string())),
+        }
+    }
+}
+
+/// What the system calls could not take.
+fn check(process: &ProcessSpec) -> Result<(), ExecError> {
+    let words = [("argument", &process.args), ("environment variable", &process.env)];
+    let words = words.iter().flat_map(|(what, words)| words.iter().map(move |word| (*what, word)));
+    for (what, value) in words.chain([("working directory", &process.cwd), ("host name", &process.hostname)]) {
+        if value.contains('\0') {
+            return Err(ExecError::Nul { what, value: value.clone() });
+        }
+    }
+    match &process.script {
+        Some((name, _)) if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) => {
+            Err(ExecError::ScriptName(name.clone()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Starts the init with `control` as its standard input.
+fn spawn(init: &Path, control: OwnedFd) -> Result<Child, ExecError> {
+    let error = |source: io::Error| {
+        let help = match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => remedy::NOT_ALLOWED.to_owned(),
+            _ => String::new(),
+        };
+        ExecError::Spawn { program: init.display().to_string(), source, help }
+    };
+    let program = unwritable(init).map_err(error)?;
+    Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .arg0(INIT_NAME)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(control))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(error)
+}
+
+/// The program as something that nobody can write to: inside, `/proc/PID/exe` leads to what was executed, and a
+/// command that runs as root could otherwise change this very program on the machine's disk (CVE-2019-5736).
+fn unwritable(program: &Path) -> io::Result<OwnedFd> {
+    let read_only_mount = |path: &Path| {
+        let tree = Tree::copy(CWD, path, false).and_then(|tree| tree.restrict(Restrict::READ_ONLY, false));
+        tree.map_err(|failed| failed.source)
+    };
+    match read_only_mount(program) {
+        Ok(tree) => return Ok(tree.into()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {}
+        Err(error) => return Err(error),
+    }
+    // `/proc/self/exe` leads to a mount of the namespace in which this process began, and it has left that since. By
+    // its name the program is found in this one, too, unless it was replaced on the disk meanwhile.
+    let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+    let wanted = identity(rustix::fs::stat(program)?);
+    if let Ok(name) = std::fs::read_link(program)
+        && let Ok(tree) = read_only_mount(&name)
+        && identity(rustix::fs::fstat(&tree)?) == wanted
+    {
+        return Ok(tree.into());
+    }
+    let copy = rustix::fs::memfd_create(INIT_NAME, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut copy = File::from(copy);
+    io::copy(&mut File::open(program)?, &mut copy)?;
+    rustix::fs::fcntl_add_seals(&copy, SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE)?;
+    Ok(copy.into())
+}
+
+/// What came out of a sandbox.
+#[derive(Default)]
+struct Heard {
+    stubs: Vec<Stub>,
+    /// The last word, or the first failure.
+    verdict: Option<Report>,
+}
+
+impl Heard {
+    /// Passes on output until all three channels are closed.
+    fn listen(
+        &mut self,
+        init: &mut Child,
+        control: &UnixStream,
+        output: &dyn Fn(Stream, &[u8]),
+        cancel: &Cancel,
+    ) -> Result<(), ExecError> {
+        let talk = |call| move |source| ExecError::Talk { call, source };
+        let (mut stdout, mut stderr) = (init.stdout.take(), init.stderr.take());
+        let (mut open, mut asked_to_stop) = (true, false);
+        let (mut buffer, mut reports) = (vec![0; 64 * 1024], Vec::new());
+        while open || stdout.is_some() || stderr.is_some() {
+            let channels = [
+                stdout.as_ref().map(AsFd::as_fd),
+                stderr.as_ref().map(AsFd::as_fd),
+                open.then_some(control.as_fd()),
+                (!asked_to_stop).then_some(cancel.fd()),
+            ];
+            let mut fds: Vec<_> =
+                channels.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+            rustix::io::retry_on_intr(|| poll(&mut fds, None)).map_err(|errno| talk("poll")(errno.into()))?;
+            let mut events = fds.iter().map(|fd| !fd.revents().is_empty());
+            let ready = channels.map(|channel| channel.is_some() && events.next() == Some(true));
+            if ready[0] && !pass_on(stdout.as_mut(), Stream::Stdout, &mut buffer, output)? {
+                stdout = None;
+            }
+            if ready[1] && !pass_on(stderr.as_mut(), Stream::Stderr, &mut buffer, output)? {
+                stderr = None;
+            }
+            if ready[2] {
+                open = self.hear(control, &mut buffer, &mut reports)?;
+            }
+            if ready[3] {
+                asked_to_stop = true;
+                // Both processes in there see this as the end of their socket; they can still report.
+                match control.shutdown(Shutdown::Write) {
+                    Err(error) if error.kind() != io::ErrorKind::NotConnected => {
+                        return Err(talk("shut down the socket")(error));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads reports. False at the end of the socket.
+    fn hear(&mut self, mut control: &UnixStream, buffer: &mut [u8], reports: &mut Vec<u8>) -> Result<bool, ExecError> {
+        let talk = |source| ExecError::Talk { call: "read reports", source };
+        let length = match control.read(buffer) {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+            // It went away without having read the order.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
+            Err(error) => return Err(talk(error)),
+        };
+        reports.extend_from_slice(&buffer[..length]);
+        while let Some(report) = Report::take(reports).map_err(talk)? {
+            match report {
+                Report::Stub(stub) => self.stubs.push(stub),
+                report => {
+                    if !matches!(self.verdict, Some(Report::Failed(_))) {
+                        self.verdict = Some(report);
+                    }
+                }
+            }
+        }
+        Ok(length > 0)
+    }
+}
+
+/// Reads once and passes it on. False at the end.
+fn pass_on(
+    from: Option<&mut impl Read>,
+    stream: Stream,
+    buffer: &mut [u8],
+    output: &dyn Fn(Stream, &[u8]),
+) -> Result<bool, ExecError> {
+    let Some(from) = from else { return Ok(false) };
+    match from.read(buffer) {
+        Ok(0) => Ok(false),
+        Ok(length) => {
+            output(stream, &buffer[..length]);
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+        Err(source) => Err(ExecError::Talk { call: "read the command's output", source }),
+    }
+}

@@ -1,0 +1,319 @@
+//! What the two sides of a sandbox say to each other, as bytes on a socket.
+//!
+//! In and out: [`Order`], which rbuild sends to the process that becomes the sandbox, and [`Report`]s, which come back.
+//! What always holds: what was encoded decodes to the same value; bytes that nobody encoded are an error, never a
+//! panic.
+
+use std::ffi::OsString;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use super::{ProcessSpec, RootFs};
+use crate::plan::step::Network;
+
+/// All that the sandbox has to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Order {
+    /// The file system.
+    pub(super) rootfs: RootFs,
+    /// The command.
+    pub(super) process: ProcessSpec,
+    /// What `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname` hold.
+    pub(super) files: Vec<(String, String)>,
+    /// Overlay's marks are `user.overlay.*`.
+    pub(super) user_xattr: bool,
+}
+
+/// What the sandbox has to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Report {
+    /// A place for a mount is about to be made in the file system of the command.
+    Stub(Stub),
+    /// The sandbox could not be set up.
+    Failed(Failure),
+    /// The command exited.
+    Exited(i32),
+    /// The command was ended by a signal.
+    Signaled(i32),
+    /// The first process of the sandbox was ended by a signal from outside.
+    Lost(i32),
+}
+
+/// A file or folder that is there only for something to be mounted on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stub {
+    /// Its path from the root, without `/` at the front; no component is a link.
+    pub(super) path: PathBuf,
+    /// A folder, not a file.
+    pub(super) folder: bool,
+}
+
+/// A step of the set-up that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failure {
+    /// The system call or what else was tried.
+    pub(super) call: String,
+    /// On what; may be empty.
+    pub(super) path: String,
+    /// The kernel's reason, 0 where there is none.
+    pub(super) errno: i32,
+}
+
+impl Order {
+    /// Writes it, with its length before it.
+    pub(super) fn send(&self, mut to: impl Write) -> io::Result<()> {
+        let Self { rootfs, process, files, user_xattr } = self;
+        let mut out = Encoder(vec![0; 8]);
+        out.list(&rootfs.lower, |out, path| out.bytes(path.as_os_str().as_bytes()));
+        out.bytes(rootfs.upper.as_os_str().as_bytes());
+        out.bytes(rootfs.work.as_os_str().as_bytes());
+        let ProcessSpec { args, env, cwd, uid, gid, groups, hostname, network, script, extra_hosts, shm_size } =
+            process;
+        out.list(args, |out, word| out.text(word));
+        out.list(env, |out, word| out.text(word));
+        out.text(cwd);
+        out.number(u64::from(*uid));
+        out.number(u64::from(*gid));
+        out.list(groups, |out, group| out.number(u64::from(*group)));
+        out.text(hostname);
+        out.number(match network {
+            Network::Default => 0,
+            Network::None => 1,
+            Network::Host => 2,
+        });
+        out.list(script.as_slice(), Encoder::pair);
+        out.list(extra_hosts, Encoder::pair);
+        out.number(*shm_size);
+        out.list(files, Encoder::pair);
+        out.number(u64::from(*user_xattr));
+        let length = (out.0.len() - 8) as u64;
+        out.0[..8].copy_from_slice(&length.to_le_bytes());
+        to.write_all(&out.0)
+    }
+
+    /// Reads one.
+    pub(super) fn receive(mut from: impl Read) -> io::Result<Self> {
+        let mut length = [0; 8];
+        from.read_exact(&mut length)?;
+        let length = u64::from_le_bytes(length);
+        let mut bytes = Vec::new();
+        if from.take(length).read_to_end(&mut bytes)? as u64 != length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut input = Decoder(&bytes);
+        let rootfs = RootFs { lower: input.list(Decoder::path)?, upper: input.path()?, work: input.path()? };
+        let process = ProcessSpec {
+            args: input.list(Decoder::text)?,
+            env: input.list(Decoder::text)?,
+            cwd: input.text()?,
+            uid: input.id()?,
+            gid: input.id()?,
+            groups: input.list(Decoder::id)?,
+            hostname: input.text()?,
+            network: match input.number()? {
+                0 => Network::Default,
+                1 => Network::None,
+                2 => Network::Host,
+                _ => return Err(malformed()),
+            },
+            script: input.list(Decoder::pair)?.into_iter().next(),
+            extra_hosts: input.list(Decoder::pair)?,
+            shm_size: input.number()?,
+        };
+        Ok(Self { rootfs, process, files: input.list(Decoder::pair)?, user_xattr: input.number()? != 0 })
+    }
+}
+
+impl Report {
+    /// Writes it by one call.
+    pub(super) fn send(&self, mut to: impl Write) -> io::Result<()> {
+        let mut out = Encoder(vec![0; 8]);
+        match self {
+            Self::Stub(Stub { path, folder }) => {
+                out.number(1);
+                out.bytes(path.as_os_str().as_bytes());
+                out.number(u64::from(*folder));
+            }
+            Self::Failed(Failure { call, path, errno }) => {
+                out.number(2);
+                out.text(call);
+                out.text(path);
+                out.number(u64::from(errno.cast_unsigned()));
+            }
+            Self::Exited(code) => out.tagged(3, *code),
+            Self::Signaled(signal) => out.tagged(4, *signal),
+            Self::Lost(signal) => out.tagged(5, *signal),
+        }
+        let length = (out.0.len() - 8) as u64;
+        out.0[..8].copy_from_slice(&length.to_le_bytes());
+        to.write_all(&out.0)
+    }
+
+    /// Takes the first report from `bytes`, if it is there as a whole.
+    pub(super) fn take(bytes: &mut Vec<u8>) -> io::Result<Option<Self>> {
+        let Some(length) = bytes.first_chunk::<8>().map(|length| u64::from_le_bytes(*length) as usize) else {
+            return Ok(None);
+        };
+        let Some(body) = bytes.get(8..).and_then(|rest| rest.get(..length)) else { return Ok(None) };
+        let mut input = Decoder(body);
+        let report = match input.number()? {
+            1 => Self::Stub(Stub { path: input.path()?, folder: input.number()? != 0 }),
+            2 => Self::Failed(Failure { call: input.text()?, path: input.text()?, errno: input.id()?.cast_signed() }),
+            3 => Self::Exited(input.id()?.cast_signed()),
+            4 => Self::Signaled(input.id()?.cast_signed()),
+            5 => Self::Lost(input.id()?.cast_signed()),
+            _ => return Err(malformed()),
+        };
+        bytes.drain(..8 + length);
+        Ok(Some(report))
+    }
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "malformed message between rbuild and its sandbox")
+}
+
+struct Encoder(Vec<u8>);
+
+impl Encoder {
+    fn number(&mut self, number: u64) {
+        self.0.extend_from_slice(&number.to_le_bytes());
+    }
+
+    fn tagged(&mut self, tag: u64, value: i32) {
+        self.number(tag);
+        self.number(u64::from(value.cast_unsigned()));
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.extend_from_slice(bytes);
+    }
+
+    fn text(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+    }
+
+    fn pair(&mut self, pair: &(String, String)) {
+        self.text(&pair.0);
+        self.text(&pair.1);
+    }
+
+    fn list<T>(&mut self, items: &[T], mut one: impl FnMut(&mut Self, &T)) {
+        self.number(items.len() as u64);
+        for item in items {
+            one(self, item);
+        }
+    }
+}
+
+struct Decoder<'a>(&'a [u8]);
+
+impl<'a> Decoder<'a> {
+    fn number(&mut self) -> io::Result<u64> {
+        let (number, rest) = self.0.split_first_chunk::<8>().ok_or_else(malformed)?;
+        self.0 = rest;
+        Ok(u64::from_le_bytes(*number))
+    }
+
+    fn id(&mut self) -> io::Result<u32> {
+        u32::try_from(self.number()?).map_err(|_| malformed())
+    }
+
+    fn bytes(&mut self) -> io::Result<&'a [u8]> {
+        let length = usize::try_from(self.number()?).map_err(|_| malformed())?;
+        let (bytes, rest) = self.0.split_at_checked(length).ok_or_else(malformed)?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+
+    fn text(&mut self) -> io::Result<String> {
+        String::from_utf8(self.bytes()?.to_vec()).map_err(|_| malformed())
+    }
+
+    fn path(&mut self) -> io::Result<PathBuf> {
+        Ok(PathBuf::from(OsString::from_vec(self.bytes()?.to_vec())))
+    }
+
+    fn pair(&mut self) -> io::Result<(String, String)> {
+        Ok((self.text()?, self.text()?))
+    }
+
+    fn list<T>(&mut self, mut one: impl FnMut(&mut Self) -> io::Result<T>) -> io::Result<Vec<T>> {
+        let count = self.number()?;
+        // Not with_capacity: the number is only believed as far as items follow.
+        let mut items = Vec::new();
+        for _ in 0..count {
+            items.push(one(self)?);
+        }
+        Ok(items)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order() -> Order {
+        Order {
+            rootfs: RootFs {
+                lower: vec!["/a b".into(), OsString::from_vec(b"/\xff:,".to_vec()).into()],
+                upper: "/u".into(),
+                work: "/w".into(),
+            },
+            process: ProcessSpec {
+                args: vec!["/bin/sh".into(), "-c".into(), "echo ü\n".into()],
+                env: vec!["A=".into(), String::new()],
+                cwd: "/".into(),
+                uid: u32::MAX - 1,
+                gid: 7,
+                groups: vec![7, 8],
+                hostname: "h".into(),
+                network: Network::None,
+                script: Some(("EOF".into(), "#!/bin/sh\n".into())),
+                extra_hosts: vec![("a".into(), "1.2.3.4".into())],
+                shm_size: 64 << 20,
+            },
+            files: vec![("/etc/hosts".into(), "x".repeat(300_000))],
+            user_xattr: true,
+        }
+    }
+
+    #[test]
+    fn an_order_arrives_as_it_was_sent() {
+        let mut bytes = Vec::new();
+        order().send(&mut bytes).expect("a vector takes all");
+        assert_eq!(Order::receive(bytes.as_slice()).expect("a whole order"), order());
+        for length in [0, 7, 8, 100, bytes.len() - 1] {
+            assert!(Order::receive(&bytes[..length]).is_err(), "{length}");
+        }
+        bytes[8] = 0xff;
+        assert!(Order::receive(bytes.as_slice()).is_err());
+    }
+
+    #[test]
+    fn reports_arrive_one_by_one() {
+        let reports = [
+            Report::Stub(Stub { path: "etc/hosts".into(), folder: false }),
+            Report::Failed(Failure { call: "mount".into(), path: "/x".into(), errno: -1 }),
+            Report::Exited(255),
+            Report::Signaled(9),
+            Report::Lost(-3),
+        ];
+        let mut bytes = Vec::new();
+        for report in &reports {
+            report.send(&mut bytes).expect("a vector takes all");
+        }
+        let mut arrived = Vec::new();
+        let mut buffer = Vec::new();
+        for byte in bytes {
+            buffer.push(byte);
+            arrived.extend(Report::take(&mut buffer).expect("well formed"));
+        }
+        assert_eq!(arrived, reports);
+        assert!(buffer.is_empty());
+        let mut wrong = [8_u64.to_le_bytes(), 99_u64.to_le_bytes()].concat();
+        assert!(Report::take(&mut wrong).is_err());
+    }
+}

@@ -1,0 +1,102 @@
+//! The blobs of an image's layers, compressed as an output wants them.
+//!
+//! In: the layers of an image, a wish. Out: a descriptor for each, and where its bytes come from. What always holds: a
+//! blob that came from outside keeps its digest and size unless the wish is forced; one that was made here is used again
+//! only if the same encoder in the same version made it, so that digests do not depend on what lies in the store.
+
+use super::OutputError;
+use crate::digest::DiffId;
+use crate::image::manifest::{Descriptor, Encoding, Family, Kind};
+use crate::layer::compress::{Compression, Encoder};
+use crate::store::layers::KnownBlob;
+use crate::store::lease::Lease;
+use crate::store::{Store, StoreError};
+
+/// What an output wants of layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wish {
+    pub(super) compression: Compression,
+    /// Blobs from outside are compressed anew, or unpacked.
+    pub(super) force: bool,
+    pub(super) family: Family,
+}
+
+/// A layer in the form that was wished for.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct LayerBlob {
+    pub(super) descriptor: Descriptor,
+    pub(super) source: Source,
+}
+
+/// Where the bytes of a blob are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// In the content store.
+    Stored,
+    /// They are the tar of a layer.
+    Tar(DiffId),
+}
+
+/// The blob of a layer that the image's manifest lists as `listed`.
+pub(super) fn layer_blob(
+    store: &Store,
+    lease: &Lease,
+    layer: &DiffId,
+    listed: &Descriptor,
+    wish: Wish,
+) -> Result<LayerBlob, OutputError> {
+    let Wish { compression, force, family } = wish;
+    // Made here, or saved without compression: there is no blob whose digest anyone knows.
+    let uncompressed = listed.digest == layer.0;
+    if !uncompressed && !force {
+        let Some(Kind::Layer(encoding)) = Kind::of(&listed.media_type) else {
+            return Err(StoreError::Damaged {
+                path: store.blob_path(&listed.digest),
+                why: format!("its manifest gives it the media type {}", listed.media_type),
+            }
+            .into());
+        };
+        if !store.has_blob(&listed.digest) {
+            return Err(store.missing(format!("the blob {} of layer {layer}", listed.digest)).into());
+        }
+        let mut descriptor = Descriptor::new(family.layer(encoding), listed.digest, listed.size);
+        descriptor.annotations.clone_from(&listed.annotations);
+        return Ok(LayerBlob { descriptor, source: Source::Stored });
+    }
+    let encoding = match compression {
+        Compression::None => {
+            let index = store.layer_index(layer)?.ok_or_else(|| store.missing(format!("the layer {layer}")))?;
+            let descriptor = Descriptor::new(family.layer(Encoding::Tar), layer.0, index.tar_size());
+            return Ok(LayerBlob { descriptor, source: Source::Tar(*layer) });
+        }
+        Compression::Gzip(_) => Encoding::Gzip,
+        Compression::Zstd(_) => Encoding::Zstd,
+    };
+    let KnownBlob { digest, size, .. } = compressed(store, lease, layer, compression, encoding)?;
+    let descriptor = Descriptor::new(family.layer(encoding), digest, size);
+    Ok(LayerBlob { descriptor, source: Source::Stored })
+}
+
+/// The compressed blob of a layer: the one that is known, or a new one.
+fn compressed(
+    store: &Store,
+    lease: &Lease,
+    layer: &DiffId,
+    compression: Compression,
+    encoding: Encoding,
+) -> Result<KnownBlob, OutputError> {
+    let name = compression.encoder();
+    let known = store.layer_blobs(layer)?;
+    let fits = |blob: &KnownBlob| blob.encoder.as_deref() == Some(name.as_str()) && store.has_blob(&blob.digest);
+    if let Some(blob) = known.into_iter().find(fits) {
+        return Ok(blob);
+    }
+    let failed = |source| OutputError::Compress { layer: *layer, source };
+    let mut encoder = Encoder::new(store.blob_writer(lease)?, compression);
+    store.write_tar(layer, &mut encoder)?;
+    let (digest, size) = encoder.finish().map_err(failed)?.commit()?;
+    let media_type = Family::Oci.layer(encoding).to_string();
+    let blob = KnownBlob { media_type, digest, size, encoder: Some(name) };
+    store.add_layer_blob(layer, blob.clone())?;
+    Ok(blob)
+}

@@ -1,0 +1,278 @@
+//! ARG and ENV: which variable has which value where.
+//!
+//! In: build arguments, the machine's and the target's platform, the ARG instructions before the first FROM. Out:
+//! [`Variables`], in which words are expanded. What always holds: a build argument beats the default in the
+//! Dockerfile, which is then not even expanded; nothing is read from the environment.
+
+use std::collections::BTreeSet;
+
+use crate::diagnostic::{Diagnostic, nearest};
+use crate::dockerfile::ast::{ArgDeclaration, Escape, Instruction, InstructionKind};
+use crate::dockerfile::word;
+
+use super::PlanOptions;
+
+/// The ARG that fixes the times of an image.
+pub const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
+
+/// The search path of images that set none.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The last second whose date RFC 3339 can write: 9999-12-31T23:59:59Z.
+const LAST_SECOND: i64 = 253_402_300_799;
+
+/// The predefined proxy arguments, as RUN sees them without ARG; each in lower case too.
+const PROXIES: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
+
+/// Arguments that mean something to BuildKit, or to scripts that were written for it: given without ARG they are no
+/// mistake.
+const CONTROLS: [&str; 11] = [
+    "BUILDKIT_BUILD_NAME",
+    "BUILDKIT_CACHE_MOUNT_NS",
+    "BUILDKIT_CONTEXT_KEEP_GIT_DIR",
+    "BUILDKIT_DOCKERFILE_CHECK",
+    "BUILDKIT_INLINE_CACHE",
+    "BUILDKIT_MULTI_PLATFORM",
+    HOSTNAME,
+    "BUILDKIT_SBOM_SCAN_CONTEXT",
+    "BUILDKIT_SBOM_SCAN_STAGE",
+    "BUILDKIT_SYNTAX",
+    SOURCE_DATE_EPOCH,
+];
+
+/// The argument that names the host which RUN sees.
+const HOSTNAME: &str = "BUILDKIT_SANDBOX_HOSTNAME";
+
+/// Variables in the order of their first appearance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Variables(Vec<(String, String)>);
+
+impl Variables {
+    /// The value of `name`.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// Sets `name`, in its place or at the end.
+    pub fn set(&mut self, name: &str, value: &str) {
+        match self.0.iter_mut().find(|(key, _)| key == name) {
+            Some((_, place)) => value.clone_into(place),
+            None => self.0.push((name.to_owned(), value.to_owned())),
+        }
+    }
+
+    /// The names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// `NAME=value`, in order.
+    pub fn entries(&self) -> Vec<String> {
+        self.0.iter().map(|(name, value)| format!("{name}={value}")).collect()
+    }
+
+    /// Expands a word in it: the text, and the variables that are not set.
+    pub fn expand(&self, text: &str, escape: Escape) -> Result<word::Expanded, word::WordError> {
+        word::expand(text, escape, &|name| self.get(name).map(str::to_owned))
+    }
+}
+
+impl PlanOptions {
+    /// The value of an argument by `--build-arg`, by the epoch, or by the proxy settings; the last of several counts.
+    pub(super) fn argument(&self, name: &str) -> Option<String> {
+        if name == SOURCE_DATE_EPOCH {
+            return self.epoch.map(|epoch| epoch.to_string());
+        }
+        let find = |list: &[(String, String)]| list.iter().rev().find(|(key, _)| key == name).map(|(_, v)| v.clone());
+        find(&self.build_args).or_else(|| if is_proxy(name) { find(&self.proxy_env) } else { None })
+    }
+
+    /// The name of the host that RUN sees.
+    pub(super) fn sandbox_hostname(&self) -> Option<String> {
+        self.argument(HOSTNAME).filter(|name| !name.is_empty()).or_else(|| self.hostname.clone())
+    }
+
+    /// The proxy arguments that were given, in both spellings as programs look for either: what RUN gets beside the
+    /// variables of `declared`.
+    pub(super) fn undeclared_proxies(&self, declared: &Variables) -> Vec<String> {
+        let mut list = Vec::new();
+        for upper in PROXIES {
+            let lower = upper.to_ascii_lowercase();
+            let value = self.argument(upper).or_else(|| self.argument(&lower)).filter(|value| !value.is_empty());
+            for name in [upper, &lower] {
+                if let (Some(value), None) = (&value, declared.get(name)) {
+                    list.push(format!("{name}={value}"));
+                }
+            }
+        }
+        list
+    }
+
+    /// What to warn of: build arguments that no ARG declares.
+    pub(super) fn unused_arguments(&self, declared: &BTreeSet<String>) -> Vec<Diagnostic> {
+        let known = |name: &str| declared.contains(name) || is_predefined(name);
+        let unused: BTreeSet<&str> =
+            self.build_args.iter().map(|(name, _)| name.as_str()).filter(|name| !known(name)).collect();
+        let warn = |name: &str| {
+            let mut warning = Diagnostic::warning(
+                crate::diagnostic::Span::default(),
+                "UnusedBuildArg",
+                format!("build argument {name} is not used: no ARG declares it"),
+            );
+            warning.span = None;
+            match nearest(name, declared.iter().map(String::as_str)) {
+                Some(near) => warning.help(format!("did you mean {near}?")),
+                None => warning,
+            }
+        };
+        unused.into_iter().map(warn).collect()
+    }
+}
+
+fn is_proxy(name: &str) -> bool {
+    PROXIES.iter().any(|proxy| proxy.eq_ignore_ascii_case(name))
+}
+
+fn is_predefined(name: &str) -> bool {
+    is_proxy(name) || CONTROLS.contains(&name) || platform_arguments(&PlanOptions::default(), "").get(name).is_some()
+}
+
+/// Whether an ARG of this name stays out of the environment: it tells the builder something.
+pub(super) fn is_directive(name: &str) -> bool {
+    matches!(name, "BUILDKIT_SBOM_SCAN_CONTEXT" | "BUILDKIT_SBOM_SCAN_STAGE")
+}
+
+/// The arguments that are there without being given: platforms and the name of the target.
+pub(super) fn platform_arguments(options: &PlanOptions, target: &str) -> Variables {
+    let mut variables = Variables::default();
+    for (prefix, platform) in [("BUILD", &options.build_platform), ("TARGET", options.platform())] {
+        for (suffix, value) in [
+            ("PLATFORM", platform.to_string().as_str()),
+            ("OS", &platform.os),
+            ("OSVERSION", &platform.os_version),
+            ("ARCH", &platform.architecture),
+            ("VARIANT", &platform.variant),
+        ] {
+            let name = format!("{prefix}{suffix}");
+            let value = options.argument(&name).unwrap_or_else(|| value.to_owned());
+            variables.set(&name, &value);
+        }
+    }
+    let stage = if target.is_empty() { "default" } else { target };
+    variables.set("TARGETSTAGE", &options.argument("TARGETSTAGE").unwrap_or_else(|| stage.to_owned()));
+    variables
+}
+
+/// The values of the ARGs before the first FROM, and what is wrong with them.
+pub(super) fn global_arguments(
+    instructions: &[Instruction],
+    escape: Escape,
+    options: &PlanOptions,
+    target: &str,
+) -> (Variables, Vec<Diagnostic>) {
+    let mut variables = platform_arguments(options, target);
+    let mut diagnostics = Vec::new();
+    for instruction in instructions {
+        let InstructionKind::Arg(declarations) = &instruction.kind else { continue };
+        for ArgDeclaration { name, default } in declarations {
+            if let Some(value) = options.argument(&name.text) {
+                variables.set(&name.text, &value);
+            } else if let Some(default) = default {
+                match variables.expand(&default.text, escape) {
+                    Ok(expanded) => variables.set(&name.text, &expanded.text),
+                    Err(error) => diagnostics.push(Diagnostic::error(default.span, error.message)),
+                }
+            }
+        }
+    }
+    (variables, diagnostics)
+}
+
+/// Why there is no epoch to be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EpochError {
+    /// One of the values that BuildKit takes from a context or a stage.
+    #[error(
+        "{origin} is \"{value}\": taking the time from a context or a stage is not supported; give whole seconds since 1970"
+    )]
+    Name {
+        /// Where it was given.
+        origin: &'static str,
+        /// What was given.
+        value: String,
+    },
+    /// Negative, or later than dates can be written.
+    #[error("{origin} is {value}: it must lie between 0 (1970) and {LAST_SECOND} (the end of 9999)")]
+    Range {
+        /// Where it was given.
+        origin: &'static str,
+        /// What was given.
+        value: String,
+    },
+}
+
+/// The time that all new entries get. The first of the three that is given wins, even if it is empty: then there is none.
+pub fn epoch(
+    timestamp: Option<&str>,
+    build_arg: Option<&str>,
+    environment: Option<&str>,
+) -> Result<Option<i64>, EpochError> {
+    let given = [
+        ("--timestamp", timestamp),
+        ("--build-arg SOURCE_DATE_EPOCH", build_arg),
+        ("SOURCE_DATE_EPOCH in the environment", environment),
+    ];
+    let Some((origin, value)) = given.into_iter().find_map(|(origin, value)| Some((origin, value?))) else {
+        return Ok(None);
+    };
+    if value.is_empty() {
+        return Ok(None);
+    }
+    let digits = value.strip_prefix(['-', '+']).unwrap_or(value);
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(EpochError::Name { origin, value: value.to_owned() });
+    }
+    match value.parse() {
+        Ok(seconds @ 0..=LAST_SECOND) => Ok(Some(seconds)),
+        _ => Err(EpochError::Range { origin, value: value.to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_epoch_that_is_given_wins() {
+        for (timestamp, build_arg, environment, expected) in [
+            (None, None, None, None),
+            (None, None, Some("7"), Some(7)),
+            (None, Some("6"), Some("7"), Some(6)),
+            (Some("5"), Some("6"), Some("7"), Some(5)),
+            (None, Some(""), Some("7"), None),
+            (Some(""), Some("6"), None, None),
+            (Some("0"), None, None, Some(0)),
+            (Some("253402300799"), None, None, Some(253_402_300_799)),
+        ] {
+            assert_eq!(epoch(timestamp, build_arg, environment), Ok(expected));
+        }
+        for (value, reason) in [
+            ("context", "\"context\""),
+            ("12x", "\"12x\""),
+            (" 1", "\" 1\""),
+            ("-", "\"-\""),
+            ("-1", "between 0"),
+            ("253402300800", "between 0"),
+            ("99999999999999999999", "between 0"),
+        ] {
+            for (all, origin) in [
+                ((Some(value), Some("1"), None), "--timestamp"),
+                ((None, Some(value), Some("1")), "--build-arg"),
+                ((None, None, Some(value)), "environment"),
+            ] {
+                let error = epoch(all.0, all.1, all.2).unwrap_err().to_string();
+                assert!(error.contains(reason) && error.contains(origin), "{value}: {error}");
+            }
+        }
+    }
+}

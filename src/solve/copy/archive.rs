@@ -1,0 +1,305 @@
+//! Archives that ADD unpacks.
+//!
+//! In: a file of a build context. Out: whether it is an archive, by its content alone, and then a [`Listing`] of its
+//! entries in their order, with their data in a [`Spool`]. What always holds: the archive is read as a stream, once;
+//! paths are relative and lead nowhere else (an entry that says otherwise is an error by name); nothing but the spool
+//! is written.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
+
+use tar::EntryType;
+
+use super::source::SourceView;
+use super::{CopyError, FileData, lossy};
+use crate::digest::{Digest, HashingReader};
+use crate::layer::capability::to_v2;
+use crate::layer::compress::decompress;
+use crate::layer::entry::is_clean;
+
+/// So much of a sparse file may be holes: they cost nothing in the archive, and much in the image.
+const MAX_HOLES: u64 = 16 << 30;
+
+/// Where the files of archives are put: one file, one after the other.
+#[derive(Debug)]
+pub struct Spool {
+    out: BufWriter<File>,
+    length: u64,
+}
+
+impl Spool {
+    /// Puts files into `file`, which is empty and open for reading and writing.
+    pub fn new(file: File) -> Self {
+        Self { out: BufWriter::with_capacity(256 << 10, file), length: 0 }
+    }
+
+    /// Reads what [`FileData::Spool`] says.
+    pub fn reader(&self, offset: u64, size: u64) -> impl Read + '_ {
+        SpoolReader { file: self.out.get_ref(), at: offset, left: size }
+    }
+}
+
+struct SpoolReader<'a> {
+    file: &'a File,
+    at: u64,
+    left: u64,
+}
+
+impl Read for SpoolReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let read = self.file.read_at(&mut buffer[..wanted], self.at)?;
+        self.at += read as u64;
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
+
+/// What an archive holds.
+#[derive(Debug)]
+pub(super) struct Listing {
+    pub(super) entries: Vec<Packed>,
+}
+
+/// One entry of an archive.
+#[derive(Debug)]
+pub(super) struct Packed {
+    /// Relative to where the archive is unpacked; empty for that directory itself.
+    pub(super) path: Vec<u8>,
+    pub(super) kind: PackedKind,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: i64,
+    pub(super) capability: Option<Vec<u8>>,
+}
+
+#[derive(Debug)]
+pub(super) enum PackedKind {
+    File { size: u64, sha256: Digest, offset: u64 },
+    HardLink(Vec<u8>),
+    Directory,
+    Symlink(Vec<u8>),
+    CharDevice(u32, u32),
+    BlockDevice(u32, u32),
+    Fifo,
+}
+
+/// Whether the file is an archive: a tar, whatever its name, as it is or compressed.
+pub(super) fn is_archive(view: &SourceView<'_>, data: &FileData) -> Result<bool, CopyError> {
+    let Some(file) = open(view, data)? else { return Ok(false) };
+    let mut block = Vec::with_capacity(512);
+    // What cannot be decompressed is no archive; it is copied as the file that it is.
+    let read = decompress(Box::new(file)).and_then(|reader| reader.take(512).read_to_end(&mut block));
+    Ok(read.is_ok() && is_header(&block))
+}
+
+/// Whether `block` is the header of a tar's entry: has 512 bytes, and its checksum is right.
+fn is_header(block: &[u8]) -> bool {
+    let Some(field) = block.get(148..156).filter(|_| block.len() == 512) else { return false };
+    let digits = field.iter().skip_while(|byte| **byte == b' ').take_while(|byte| (b'0'..=b'7').contains(byte));
+    let wanted = digits.fold(0i64, |sum, digit| sum * 8 + i64::from(digit - b'0'));
+    let counted = |index: usize, byte: u8| if (148..156).contains(&index) { b' ' } else { byte };
+    let unsigned: i64 = block.iter().enumerate().map(|(index, byte)| i64::from(counted(index, *byte))).sum();
+    // Some old programs added the bytes up as signed ones.
+    let signed: i64 = block.iter().enumerate().map(|(index, byte)| i64::from(counted(index, *byte) as i8)).sum();
+    let is_empty = block.iter().all(|byte| *byte == 0);
+    !is_empty && (wanted == unsigned || wanted == signed)
+}
+
+fn open(view: &SourceView<'_>, data: &FileData) -> Result<Option<File>, CopyError> {
+    match (view, data) {
+        (SourceView::Context(context), FileData::Context { path, stamp }) => Ok(Some(context.open_file(path, stamp)?)),
+        _ => Ok(None),
+    }
+}
+
+/// Reads the archive that messages call `name`.
+pub(super) fn unpack(
+    view: &SourceView<'_>,
+    name: &str,
+    data: &FileData,
+    spool: &mut Spool,
+) -> Result<Listing, CopyError> {
+    let fail = |why: String| CopyError::Archive { archive: name.to_owned(), why };
+    let broken = |error: io::Error| fail(error.to_string());
+    let Some(file) = open(view, data)? else { return Err(fail("it is not in a build context".to_owned())) };
+    let held = file.try_clone().map_err(broken)?;
+    let mut archive = tar::Archive::new(decompress(Box::new(file)).map_err(broken)?);
+    let mut entries = Vec::new();
+    for entry in archive.entries().map_err(broken)? {
+        let mut entry = entry.map_err(broken)?;
+        let written = entry.path_bytes().into_owned();
+        let shown = lossy(&written);
+        let escapes = || fail(format!("{shown:?} leads out of the directory that it is unpacked into"));
+        let kind = entry.header().entry_type();
+        if kind == EntryType::XGlobalHeader {
+            continue;
+        }
+        let path = cleaned(&written).ok_or_else(escapes)?;
+        if path.contains(&0) {
+            return Err(fail(format!("the name {shown:?} has a zero byte in it")));
+        }
+        let Extended { mtime, capability, is_sparse } = extensions(&mut entry).map_err(broken)?;
+        let header_size = entry.header().entry_size().map_err(broken)?;
+        if is_sparse || entry.size().saturating_sub(header_size) > MAX_HOLES {
+            return Err(fail(format!(
+                "{shown:?} is a sparse file in a form that is not supported yet; make the archive without --sparse"
+            )));
+        }
+        let header = entry.header().clone();
+        let link = || -> Result<Vec<u8>, CopyError> {
+            let target = entry.link_name_bytes().unwrap_or_default().into_owned();
+            if target.contains(&0) || target.is_empty() {
+                return Err(fail(format!("{shown:?} is a link that names nothing")));
+            }
+            Ok(target)
+        };
+        let numbers = || -> Result<(u32, u32), CopyError> {
+            let major = header.device_major().map_err(broken)?.unwrap_or_default();
+            Ok((major, header.device_minor().map_err(broken)?.unwrap_or_default()))
+        };
+        let kind = match kind {
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                if written.ends_with(b"/") {
+                    PackedKind::Directory
+                } else {
+                    let offset = spool.length;
+                    let mut reader = HashingReader::new(&mut entry);
+                    io::copy(&mut reader, &mut spool.out).map_err(broken)?;
+                    let (_, sha256, size) = reader.finish();
+                    spool.length += size;
+                    PackedKind::File { size, sha256, offset }
+                }
+            }
+            EntryType::Link => PackedKind::HardLink(cleaned(&link()?).ok_or_else(escapes)?),
+            EntryType::Symlink => PackedKind::Symlink(link()?),
+            EntryType::Directory => PackedKind::Directory,
+            EntryType::Char => numbers().map(|(major, minor)| PackedKind::CharDevice(major, minor))?,
+            EntryType::Block => numbers().map(|(major, minor)| PackedKind::BlockDevice(major, minor))?,
+            EntryType::Fifo => PackedKind::Fifo,
+            other => return Err(fail(format!("{shown:?} is of a type that is not known: {:?}", other.as_byte()))),
+        };
+        if path.is_empty() && !matches!(kind, PackedKind::Directory) {
+            // Some archives begin with a nameless file. The destination is there and a directory: Docker goes on too.
+            continue;
+        }
+        let id = |id: u64| u32::try_from(id).map_err(|_| fail(format!("the owner of {shown:?} is out of range: {id}")));
+        entries.push(Packed {
+            path,
+            mode: match kind {
+                PackedKind::Symlink(_) => 0o777,
+                _ => header.mode().map_err(broken)? & 0o7777,
+            },
+            kind,
+            uid: id(header.uid().map_err(broken)?)?,
+            gid: id(header.gid().map_err(broken)?)?,
+            mtime: mtime.map_or_else(|| header.mtime().map(u64::cast_signed), Ok).map_err(broken)?,
+            capability,
+        });
+    }
+    spool.out.flush().map_err(broken)?;
+    if let (SourceView::Context(context), FileData::Context { path, stamp }) = (view, data) {
+        context.check(&held, path, stamp)?;
+    }
+    Ok(Listing { entries })
+}
+
+/// What extended headers say beyond what the reader takes from them itself.
+#[derive(Default)]
+struct Extended {
+    mtime: Option<i64>,
+    capability: Option<Vec<u8>>,
+    /// Its data has a map of holes in front of it.
+    is_sparse: bool,
+}
+
+fn extensions<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Extended> {
+    let mut extended = Extended::default();
+    let Some(extensions) = entry.pax_extensions()? else { return Ok(extended) };
+    for extension in extensions {
+        let extension = extension?;
+        match extension.key_bytes() {
+            b"mtime" => extended.mtime = extension.value().ok().and_then(whole_seconds),
+            b"SCHILY.xattr.security.capability" => extended.capability = to_v2(extension.value_bytes()),
+            key if key.starts_with(b"GNU.sparse.") => extended.is_sparse = true,
+            _ => {}
+        }
+    }
+    Ok(extended)
+}
+
+/// `12.5` is 12, `-12.5` is -13.
+fn whole_seconds(text: &str) -> Option<i64> {
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let whole: i64 = seconds.parse().ok()?;
+    let rounds_down = seconds.starts_with('-') && fraction.bytes().any(|digit| digit != b'0');
+    Some(if rounds_down { whole.saturating_sub(1) } else { whole })
+}
+
+/// `path` without `.`, `..` and slashes that do nothing; `None` if it leads out.
+fn cleaned(path: &[u8]) -> Option<Vec<u8>> {
+    let mut parts: Vec<&[u8]> = Vec::new();
+    for part in path.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => {
+                parts.pop()?;
+            }
+            part => parts.push(part),
+        }
+    }
+    let path = parts.join(&b'/');
+    debug_assert!(path.is_empty() || path.contains(&0) || is_clean(&path));
+    Some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_inside() {
+        for (path, expected) in [
+            ("a/b", Some("a/b")),
+            ("./a//b/", Some("a/b")),
+            ("/a", Some("a")),
+            ("a/../b", Some("b")),
+            ("./", Some("")),
+            ("../a", None),
+            ("a/../../b", None),
+        ] {
+            assert_eq!(cleaned(path.as_bytes()), expected.map(|path| path.as_bytes().to_vec()), "{path}");
+        }
+    }
+
+    #[test]
+    fn times_of_extended_headers() {
+        for (text, expected) in [
+            ("12", Some(12)),
+            ("12.9", Some(12)),
+            ("-12.5", Some(-13)),
+            ("-12.0", Some(-12)),
+            ("-0.5", Some(-1)),
+            ("x", None),
+        ] {
+            assert_eq!(whole_seconds(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn headers_are_told_by_their_checksum() {
+        let mut header = tar::Header::new_ustar();
+        header.set_path("a").expect("a short path");
+        header.set_size(0);
+        header.set_cksum();
+        assert!(is_header(header.as_bytes()));
+        assert!(!is_header(&header.as_bytes()[..511]));
+        let mut other = *header.as_bytes();
+        other[0] = b'b';
+        assert!(!is_header(&other));
+        assert!(!is_header(&[0; 512]), "an empty archive is a file");
+        assert!(!is_header(&[b'x'; 512]));
+    }
+}

@@ -1,0 +1,227 @@
+//! What a layer in the making looks like, seen together with those below it.
+//!
+//! In: the layers below and what has landed so far. Out: what is at a path, and in the end the entries of the layer.
+//! What always holds: what landed hides what was there; nothing lands in a directory that is not there.
+
+use std::collections::HashMap;
+
+use super::source::NodeKind;
+use super::{CopyError, FileData, FileId, LandedEntry, UNREAD, lossy};
+use crate::layer::entry::{Entry, Kind, compare_paths, file_name, is_below, parent};
+use crate::layer::entry_ref::KindRef;
+use crate::layer::stack::LayerStack;
+
+/// What is at a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum At {
+    Absent,
+    Directory,
+    Link(Vec<u8>),
+    /// Something else; what messages call it.
+    Other(&'static str),
+}
+
+impl At {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Absent => "nothing",
+            Self::Directory => "directory",
+            Self::Link(_) => "symbolic link",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+/// Something that landed.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    pub(super) path: Vec<u8>,
+    pub(super) kind: NodeKind,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// `None`: that of the build.
+    pub(super) mtime: Option<i64>,
+    pub(super) capability: Option<Vec<u8>>,
+    pub(super) data: FileData,
+    pub(super) file: Option<FileId>,
+    /// Number of the file, where it may have several names.
+    pub(super) inode: Option<usize>,
+    /// It hides whatever is below, even if it is a directory.
+    pub(super) hides: bool,
+}
+
+/// Layers and what landed on them.
+pub(super) struct Target<'a> {
+    pub(super) below: &'a LayerStack,
+    slots: Vec<Option<Slot>>,
+    by_path: HashMap<Vec<u8>, usize>,
+}
+
+impl<'a> Target<'a> {
+    pub(super) fn new(below: &'a LayerStack) -> Self {
+        Self { below, slots: Vec::new(), by_path: HashMap::new() }
+    }
+
+    fn slot(&self, path: &[u8]) -> Option<&Slot> {
+        self.by_path.get(path).and_then(|number| self.slots[*number].as_ref())
+    }
+
+    /// What landed at `path`.
+    pub(super) fn landed(&self, path: &[u8]) -> Option<&Slot> {
+        self.slot(path)
+    }
+
+    /// What is at `path`; its parents have no links.
+    pub(super) fn at(&self, path: &[u8]) -> At {
+        if path.is_empty() {
+            return At::Directory;
+        }
+        if let Some(slot) = self.slot(path) {
+            return match &slot.kind {
+                NodeKind::Directory => At::Directory,
+                NodeKind::Symlink(target) => At::Link(target.clone()),
+                NodeKind::File { .. } => At::Other("file"),
+                NodeKind::CharDevice(..) | NodeKind::BlockDevice(..) => At::Other("device"),
+                NodeKind::Fifo => At::Other("named pipe"),
+            };
+        }
+        let mut above = parent(path);
+        while let Some(dir) = above.filter(|_| !self.by_path.is_empty()) {
+            if self.slot(dir).is_some_and(|slot| slot.hides) {
+                return At::Absent;
+            }
+            above = parent(dir);
+        }
+        match self.below.lookup_ref(path).map(|found| found.entry.kind) {
+            None | Some(KindRef::Whiteout | KindRef::Opaque) => At::Absent,
+            Some(KindRef::Directory) => At::Directory,
+            Some(KindRef::Symlink { target }) => At::Link(target.to_vec()),
+            Some(KindRef::File { .. } | KindRef::HardLink { .. }) => At::Other("file"),
+            Some(KindRef::CharDevice { .. } | KindRef::BlockDevice { .. }) => At::Other("device"),
+            Some(KindRef::Fifo) => At::Other("named pipe"),
+        }
+    }
+
+    /// Puts `slot` at its path, in the place of what is there.
+    pub(super) fn land(&mut self, mut slot: Slot) -> Result<(), CopyError> {
+        if file_name(&slot.path).starts_with(b".wh.") {
+            return Err(CopyError::ReservedName { path: lossy(&slot.path) });
+        }
+        let is_directory = slot.kind == NodeKind::Directory;
+        slot.hides |= !is_directory;
+        let old = self.by_path.get(&slot.path).and_then(|number| self.slots[*number].take());
+        if let Some(old) = old {
+            slot.hides |= old.hides;
+            if old.kind == NodeKind::Directory && !is_directory {
+                self.remove_below(&slot.path);
+            }
+        }
+        self.by_path.insert(slot.path.clone(), self.slots.len());
+        self.slots.push(Some(slot));
+        Ok(())
+    }
+
+    fn remove_below(&mut self, dir: &[u8]) {
+        for slot in &mut self.slots {
+            if let Some(gone) = slot.take_if(|slot| is_below(&slot.path, dir)) {
+                self.by_path.remove(&gone.path);
+            }
+        }
+    }
+
+    /// The entries of the layer: sorted, with the headers of all directories above them.
+    pub(super) fn finish(mut self) -> Vec<LandedEntry> {
+        let hidden = self.whiteouts();
+        let mut slots: Vec<Slot> = self.slots.drain(..).flatten().collect();
+        slots.sort_by(|a, b| compare_paths(&a.path, &b.path));
+        let mut first_names: HashMap<usize, Vec<u8>> = HashMap::new();
+        let mut entries: Vec<LandedEntry> = Vec::with_capacity(slots.len() + 8);
+        for slot in slots {
+            let mut above: Vec<&[u8]> = std::iter::successors(parent(&slot.path), |dir| parent(dir))
+                .take_while(|dir| {
+                    !entries
+                        .iter()
+                        .next_back()
+                        .is_some_and(|last| last.entry.path == *dir || is_below(&last.entry.path, dir))
+                })
+                .collect();
+            while let Some(dir) = above.pop() {
+                // What lies above an entry landed or is below.
+                if let Some(found) = self.below.lookup(dir) {
+                    let entry = Entry { path: dir.to_vec(), ..found.entry };
+                    entries.push(LandedEntry::of_below(entry));
+                }
+            }
+            entries.push(slot.finish(&mut first_names));
+        }
+        if !hidden.is_empty() {
+            entries.extend(hidden);
+            entries.sort_by(|a, b| compare_paths(&a.entry.path, &b.entry.path));
+        }
+        entries
+    }
+
+    /// A directory that took the place of something else, which had itself taken that of a directory below, must not
+    /// show what that one held.
+    fn whiteouts(&self) -> Vec<LandedEntry> {
+        let mut entries = Vec::new();
+        for slot in self.slots.iter().flatten().filter(|slot| slot.kind == NodeKind::Directory) {
+            let above = std::iter::successors(Some(slot.path.as_slice()), |dir| parent(dir));
+            if !above.into_iter().any(|dir| self.slot(dir).is_some_and(|slot| slot.hides)) {
+                continue;
+            }
+            for (name, _) in self.below.read_dir(&slot.path) {
+                let path = super::source::join(&slot.path, &name);
+                if self.slot(&path).is_none() {
+                    let entry =
+                        Entry { path, kind: Kind::Whiteout, mode: 0, uid: 0, gid: 0, mtime: 0, capability: None };
+                    entries.push(LandedEntry::of_below(entry));
+                }
+            }
+        }
+        entries
+    }
+}
+
+impl LandedEntry {
+    fn of_below(entry: Entry) -> Self {
+        Self { entry, data: FileData::None, is_new: false, file: None, is_below: true }
+    }
+}
+
+impl Slot {
+    /// The entry. Of several names of a file the first one holds the data.
+    fn finish(self, first_names: &mut HashMap<usize, Vec<u8>>) -> LandedEntry {
+        let mut data = self.data;
+        let kind = match self.kind {
+            NodeKind::File { size, sha256 } => {
+                if let Some(target) = self.inode.and_then(|inode| first_names.get(&inode)) {
+                    data = FileData::None;
+                    Kind::HardLink { target: target.clone() }
+                } else {
+                    if let Some(inode) = self.inode {
+                        first_names.insert(inode, self.path.clone());
+                    }
+                    Kind::File { size, sha256: sha256.unwrap_or(UNREAD) }
+                }
+            }
+            NodeKind::Directory => Kind::Directory,
+            NodeKind::Symlink(target) => Kind::Symlink { target },
+            NodeKind::CharDevice(major, minor) => Kind::CharDevice { major, minor },
+            NodeKind::BlockDevice(major, minor) => Kind::BlockDevice { major, minor },
+            NodeKind::Fifo => Kind::Fifo,
+        };
+        let file = self.file.filter(|_| matches!(kind, Kind::File { .. }));
+        let entry = Entry {
+            path: self.path,
+            kind,
+            mode: self.mode,
+            uid: self.uid,
+            gid: self.gid,
+            mtime: self.mtime.unwrap_or_default(),
+            capability: self.capability,
+        };
+        LandedEntry { entry, data, is_new: self.mtime.is_none(), file, is_below: false }
+    }
+}

@@ -1,0 +1,105 @@
+//! RUN: a command in a sandbox over the trees below it, and the layer of what it changed.
+//!
+//! In: the operation, the stack below. Out: a new layer as tree and index. What always holds: the command's output is
+//! passed on as it comes, and its last part is kept for the error; after a failure nothing of the step stays.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use super::step::{NewLayer, StackState};
+use super::{Cause, Solver};
+use crate::event::Event;
+use crate::exec::{Exit, ProcessSpec, RootFs};
+use crate::image::accounts;
+use crate::layer::stack::LayerStack;
+use crate::plan::step::{RunOp, StepId};
+use crate::snapshot::diff;
+use crate::store::StoreError;
+use crate::store::layers::Form;
+
+/// The name that a sandbox has unless `BUILDKIT_SANDBOX_HOSTNAME` says otherwise: scripts look for it.
+const HOSTNAME: &str = "buildkitsandbox";
+
+/// How much of a command's output is kept for the error.
+const TAIL: usize = 16 << 10;
+
+impl Solver<'_> {
+    pub(super) fn run(&self, id: StepId, op: &RunOp, below: &StackState) -> Result<NewLayer, Cause> {
+        let engine = self.engine;
+        let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
+        let view = self.view(below)?;
+        let process = self.process(op, &view)?;
+        let lower = self.stacks.trees(&below.layers, options)?;
+
+        let folder = engine.lease.fresh_path();
+        let rootfs = RootFs { lower, upper: folder.join("upper"), work: folder.join("work") };
+        for path in [&folder, &rootfs.upper, &rootfs.work] {
+            fs::create_dir(path).map_err(StoreError::io("make", path))?;
+        }
+        take_root_metadata(&rootfs.upper, &view).map_err(StoreError::io("make", &rootfs.upper))?;
+        // The file system's own clock, which is coarser than the system's: files that the command writes are not older.
+        let stamp = folder.join("began");
+        let began = File::create(&stamp).and_then(|file| file.metadata()?.modified()).map_err(StoreError::io("make", &stamp))?;
+
+        let tail = Mutex::new(Vec::new());
+        let exit = engine.sandbox.run(
+            &rootfs,
+            &process,
+            &|stream, bytes: &[u8]| {
+                keep_tail(&mut tail.lock().unwrap_or_else(PoisonError::into_inner), bytes);
+                engine.events.event(Event::Output(id, stream, bytes));
+            },
+            engine.cancel,
+        )?;
+        match exit {
+            Exit::Code(0) => {}
+            Exit::Canceled => return Err(Cause::Canceled),
+            exit => {
+                let tail = tail.into_inner().unwrap_or_else(PoisonError::into_inner);
+                return Err(Cause::Command { exit, tail });
+            }
+        }
+        let index = diff::commit(&rootfs.upper, &view, began, options)?;
+        Ok(NewLayer { index, form: Form::Tree(rootfs.upper) })
+    }
+
+    fn process(&self, op: &RunOp, view: &LayerStack) -> Result<ProcessSpec, Cause> {
+        let identity = accounts::user(&op.user, view.file_bytes(b"etc/passwd"), view.file_bytes(b"etc/group"))
+            .map_err(|error| Cause::User(error.to_string()))?;
+        let mut env = op.env.clone();
+        env.extend(op.proxy_env.iter().cloned());
+        if !env.iter().any(|pair| pair.starts_with("HOME=")) {
+            env.push(format!("HOME={}", identity.home));
+        }
+        Ok(ProcessSpec {
+            args: op.args.clone(),
+            env,
+            cwd: op.cwd.clone(),
+            uid: identity.uid,
+            gid: identity.gid,
+            groups: identity.groups,
+            hostname: op.hostname.clone().unwrap_or_else(|| HOSTNAME.to_owned()),
+            network: op.network,
+            script: op.script.clone(),
+            extra_hosts: self.engine.extra_hosts.to_vec(),
+            shm_size: self.engine.shm_size,
+        })
+    }
+}
+
+/// Gives the upper folder the mode and owner of the image's root: the overlay shows the upper's, and 0700 would lock
+/// every USER out.
+fn take_root_metadata(upper: &Path, view: &LayerStack) -> io::Result<()> {
+    let root = view.root_metadata();
+    std::os::unix::fs::chown(upper, Some(root.uid), Some(root.gid))?;
+    fs::set_permissions(upper, std::os::unix::fs::PermissionsExt::from_mode(root.mode))
+}
+
+fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {
+    tail.extend_from_slice(bytes);
+    if tail.len() > 2 * TAIL {
+        tail.drain(..tail.len() - TAIL);
+    }
+}

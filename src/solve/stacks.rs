@@ -1,0 +1,127 @@
+//! Stacks of layers while a build goes on: their indexes and their trees, each loaded or made once.
+//!
+//! In: diffIDs. Out: [`LayerStack`] views, and paths of trees for overlay mounts. What always holds: a tree is made by
+//! one thread while the others that want it wait; a tree that occurs twice in a stack is mounted once, where it is
+//! topmost (the kernel refuses it twice, and the topmost shadows the others exactly).
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use super::Cause;
+use crate::digest::{ChainId, DiffId};
+use crate::layer::apply::{self, TreeOptions};
+use crate::layer::index::LayerIndex;
+use crate::layer::stack::{Found, LayerStack, needs_parents};
+use crate::store::layers::{Form, LayerData};
+use crate::store::lease::Lease;
+use crate::store::{Store, StoreError};
+
+/// Values that are made once per name, by whichever thread asks first.
+struct Once<K, V>(Mutex<HashMap<K, Arc<OnceCell<V>>>>);
+
+type OnceCell<V> = (Mutex<()>, OnceLock<V>);
+
+impl<K: Hash + Eq + Copy, V: Clone> Once<K, V> {
+    fn new() -> Self {
+        Self(Mutex::new(HashMap::new()))
+    }
+
+    fn get_or_make<E>(&self, key: K, make: impl FnOnce() -> Result<V, E>) -> Result<V, E> {
+        let cell = {
+            let mut cells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(cells.entry(key).or_default())
+        };
+        if let Some(value) = cell.1.get() {
+            return Ok(value.clone());
+        }
+        let _making = cell.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(value) = cell.1.get() {
+            return Ok(value.clone());
+        }
+        let value = make()?;
+        Ok(cell.1.get_or_init(|| value).clone())
+    }
+}
+
+/// Indexes and trees of a build.
+pub(super) struct Stacks<'a> {
+    store: &'a Store,
+    lease: &'a Lease,
+    indexes: Once<DiffId, Arc<LayerIndex>>,
+    data: Once<DiffId, Arc<LayerData>>,
+    trees: Once<ChainId, PathBuf>,
+}
+
+impl<'a> Stacks<'a> {
+    pub(super) fn new(store: &'a Store, lease: &'a Lease) -> Self {
+        Self { store, lease, indexes: Once::new(), data: Once::new(), trees: Once::new() }
+    }
+
+    /// The index of a layer that is in the store.
+    pub(super) fn index(&self, layer: &DiffId) -> Result<Arc<LayerIndex>, StoreError> {
+        self.indexes.get_or_make(*layer, || {
+            let index = self.store.layer_index(layer)?;
+            index.map(Arc::new).ok_or_else(|| self.store.missing(format!("the layer {layer}")))
+        })
+    }
+
+    /// What is seen through these layers, bottom first.
+    pub(super) fn view(&self, layers: &[DiffId]) -> Result<LayerStack, StoreError> {
+        let indexes = layers.iter().map(|layer| self.index(layer)).collect::<Result<Vec<_>, _>>()?;
+        LayerStack::new(indexes).map_err(|error| StoreError::Damaged { path: self.store.root().to_owned(), why: error.to_string() })
+    }
+
+    /// The data of a layer's files.
+    pub(super) fn data(&self, layer: &DiffId) -> Result<Arc<LayerData>, StoreError> {
+        self.data.get_or_make(*layer, || self.store.layer_data(layer, self.lease).map(Arc::new))
+    }
+
+    /// The trees of these layers (bottom first), topmost first, each once; made where they are not there.
+    pub(super) fn trees(&self, layers: &[DiffId], options: &TreeOptions) -> Result<Vec<PathBuf>, Cause> {
+        let mut chain = None;
+        let mut trees = Vec::with_capacity(layers.len());
+        for (height, layer) in layers.iter().enumerate() {
+            let below = chain;
+            let own = ChainId::extend(below.as_ref(), layer);
+            trees.push(self.trees.get_or_make(own, || self.tree(&layers[..=height], &own, options))?);
+            chain = Some(own);
+        }
+        let mut topmost_first: Vec<PathBuf> = Vec::with_capacity(trees.len());
+        for tree in trees.into_iter().rev() {
+            if !topmost_first.contains(&tree) {
+                topmost_first.push(tree);
+            }
+        }
+        Ok(topmost_first)
+    }
+
+    /// The tree of the last of `layers`: its own, or, where it is no tree by itself, the one on these parents.
+    fn tree(&self, layers: &[DiffId], chain: &ChainId, options: &TreeOptions) -> Result<PathBuf, Cause> {
+        let (layer, below) = layers.split_last().expect("a chain has a layer");
+        if let Some(tree) = self.store.layer_tree(layer) {
+            return Ok(tree);
+        }
+        let index = self.index(layer)?;
+        let on_parents = needs_parents(&index);
+        if on_parents && let Some(tree) = self.store.chain_tree(chain) {
+            return Ok(tree);
+        }
+        let tar = self.store.tar_file(layer, self.lease)?;
+        let tree = self.lease.fresh_path();
+        if on_parents {
+            let view = self.view(below)?;
+            let data = below.iter().map(|layer| self.data(layer)).collect::<Result<Vec<_>, _>>()?;
+            let mut lower = |found: &Found| data[found.layer].open(&view.layers[found.layer], found.position);
+            std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
+            apply::apply_on_parents(&index, &tar, &view, &mut lower, &tree, options)?;
+            Ok(self.store.put_chain_tree(self.lease, chain, &tree)?)
+        } else {
+            std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
+            apply::apply(&index, &tar, &tree, options)?;
+            self.store.put_layer(self.lease, &index, Form::Tree(tree))?;
+            Ok(self.store.layer_tree(layer).ok_or_else(|| self.store.missing(format!("the tree of {layer}")))?)
+        }
+    }
+}

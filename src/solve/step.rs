@@ -1,0 +1,466 @@
+//! One step: its key, the look-up, and what is written down when it was made.
+//!
+//! In: a step whose parents are solved. Out: its [`Solved`]. What always holds: a record is written after the layer it
+//! names is in the store; every key that leads to a result is recorded; a step that ran again and gave the same
+//! content keeps the layer that the same operation made before, with its diffID and its times.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use super::copy::{CopyError, Landing, Selection, SourceView, Spool, land, make_dir, select};
+use super::{Cause, Solved, Solver};
+use crate::cache::explain::{self, Ingredients};
+use crate::cache::index::Found;
+use crate::cache::key::{self, SourceId};
+use crate::cache::record::{self, CacheRecord};
+use crate::digest::{CacheKey, ChainId, ContentDigest, DiffId, Digest, Hasher, StackId};
+use crate::event::{Event, MissReason};
+use crate::layer::index::LayerIndex;
+use crate::layer::stack::LayerStack;
+use crate::plan::step::{BaseId, CopyFrom, CopyOp, Op, Stack, Step, StepId};
+use crate::store::StoreError;
+use crate::store::layers::Form;
+
+/// A stack with all that keys and mounts need of it.
+#[derive(Debug, Clone)]
+pub(super) struct StackState {
+    /// ChainID of the layers from outside.
+    base: Option<ChainId>,
+    /// Contents of those made on them, bottom first.
+    made: Vec<ContentDigest>,
+    /// All layers, bottom first.
+    pub(super) layers: Vec<DiffId>,
+    pub(super) id: StackId,
+}
+
+/// A layer that was just made, in the form in which it came.
+pub(super) struct NewLayer {
+    pub(super) index: LayerIndex,
+    pub(super) form: Form,
+}
+
+/// What is known of a step when it has missed.
+pub(super) struct Missed {
+    /// All keys that the result will be found under.
+    keys: Vec<CacheKey>,
+    record: CacheRecord,
+    selection: Option<Selection>,
+    pub(super) landing: Option<Landing>,
+    /// Where archives were unpacked.
+    pub(super) spool: Option<Spool>,
+}
+
+enum Look {
+    Hit(CacheRecord, CacheKey),
+    Miss(Box<Missed>),
+}
+
+/// COPY hashes before it writes only where that costs little: up to so many bytes that nobody has read yet, or up to
+/// half of all. Else files are hashed while they are written, and what was written is thrown away if the key then hits.
+const HASH_FIRST: u64 = 1 << 20;
+
+impl Solver<'_> {
+    /// First pass: solves the step if the cache has it.
+    pub(super) fn follow(&self, id: StepId) -> Result<bool, Cause> {
+        match self.look_up(id)? {
+            Look::Hit(record, key) => self.hit(id, &record, key).map(|()| true),
+            Look::Miss(missed) => {
+                *self.missed[id.0].lock().unwrap_or_else(PoisonError::into_inner) = Some(missed);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Second pass: solves the step, from the cache or by doing it.
+    pub(super) fn carry_out(&self, id: StepId) -> Result<(), Cause> {
+        if self.engine.cancel.is_canceled() {
+            return Err(Cause::Canceled);
+        }
+        let known = self.missed[id.0].lock().unwrap_or_else(PoisonError::into_inner).take();
+        let missed = match known {
+            Some(missed) => missed,
+            None => match self.look_up(id)? {
+                Look::Hit(record, key) => return self.hit(id, &record, key),
+                Look::Miss(missed) => missed,
+            },
+        };
+        self.engine.events.event(Event::Started(id));
+        let began = Instant::now();
+        let step = &self.plan.steps[id.0];
+        let (missed, new) = match &step.op {
+            Op::Run(run) => {
+                let new = self.run(id, run, &self.stack(step.parent))?;
+                (missed, new)
+            }
+            Op::MakeDir(_) => self.write(None, missed)?,
+            Op::Copy(copy) => match self.write(Some(copy), missed) {
+                Err(Cause::Unsteady(_) | Cause::Copy(CopyError::Changed { .. })) => {
+                    // A file changed between look and read. Once more with what it is now: its key is another one too.
+                    if let CopyFrom::Context(context) = copy.from {
+                        self.engine.contexts[context.0].forget();
+                    }
+                    match self.look_up(id)? {
+                        Look::Hit(record, key) => return self.hit(id, &record, key),
+                        Look::Miss(missed) => self.write(Some(copy), missed)?,
+                    }
+                }
+                other => other?,
+            },
+        };
+        if let Some(hit) = self.written_before(step, &missed)? {
+            return self.hit(id, &hit.0, hit.1);
+        }
+        let layer = self.keep(id, &missed, new, began)?;
+        self.engine.events.event(Event::Finished(id, layer, began.elapsed()));
+        Ok(())
+    }
+
+    /// Writes the layer of a COPY, ADD or WORKDIR, and finishes what is known of it: digests of files that were read
+    /// for the first time, and so the keys.
+    fn write(&self, copy: Option<&CopyOp>, mut missed: Box<Missed>) -> Result<(Box<Missed>, NewLayer), Cause> {
+        let new = self.write_layer(copy, &mut missed)?;
+        if let (Some(copy), Some(mut selection)) = (copy, missed.selection.take()) {
+            if let Some(landing) = &missed.landing {
+                let was_hashed = selection.is_hashed();
+                self.with_source(copy, |view| Ok(selection.learn(landing, view)?))?;
+                if !was_hashed {
+                    let source = selection.digest().ok_or_else(|| Cause::Unsteady(copy.destination.clone().into()))?;
+                    missed.record.source = Some(source);
+                    let (op, content) = (missed.record.op, SourceId::Content(source));
+                    missed.keys.push(key::quick_key(Some(copy), &op, &content, &missed.record.below));
+                    missed.keys.push(key::landing_key(Some(copy), &op, &content, &landing.digest()));
+                }
+            }
+            missed.selection = Some(selection);
+        }
+        Ok((missed, new))
+    }
+
+    /// The record under a key that became known only when the layer was written: the layer is not needed then.
+    fn written_before(&self, step: &Step, missed: &Missed) -> Result<Option<(CacheRecord, CacheKey)>, Cause> {
+        if step.no_cache || !matches!(step.op, Op::Copy(_)) {
+            return Ok(None);
+        }
+        for key in &missed.keys {
+            if let Found::Hit(record) = self.engine.store.lookup(key)? {
+                self.also_under(&missed.keys, &record, key)?;
+                return Ok(Some((record, *key)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Calls `act` with what a COPY reads from.
+    fn with_source<T>(&self, copy: &CopyOp, act: impl FnOnce(&SourceView<'_>) -> Result<T, Cause>) -> Result<T, Cause> {
+        match copy.from {
+            CopyFrom::Context(context) => act(&SourceView::Context(&self.engine.contexts[context.0])),
+            CopyFrom::Stack(stack) => act(&SourceView::Stack(&self.view(&self.stack(stack))?)),
+        }
+    }
+
+    /// The state of a stack that is solved.
+    pub(super) fn stack(&self, stack: Stack) -> StackState {
+        let (mut state, own) = match stack {
+            Stack::Scratch => (StackState::new(None, Vec::new()), None),
+            Stack::Base(BaseId(base)) => {
+                let layers = self.engine.bases[base].config.rootfs.diff_ids.clone();
+                (StackState::new(ChainId::of(&layers), layers), None)
+            }
+            Stack::Step(StepId(step)) => (self.stack(self.plan.steps[step].parent), self.solved[step].get()),
+        };
+        if let Some(own) = own {
+            state.made.push(own.content);
+            state.layers.push(own.layer);
+            state.id = own.stack;
+        }
+        state
+    }
+
+    /// Whether reading files of a base takes the ids of its trees.
+    pub(super) fn base_needs_ids(&self, base: BaseId) -> bool {
+        let layers = &self.engine.bases[base.0].config.rootfs.diff_ids;
+        // What cannot be told is taken to be needed: the worst that follows is a namespace too many.
+        layers.iter().any(|layer| self.engine.store.needs_tree_ids(layer).unwrap_or(true))
+    }
+
+    fn look_up(&self, id: StepId) -> Result<Look, Cause> {
+        let step = &self.plan.steps[id.0];
+        let below = self.stack(step.parent);
+        let op = key::op_digest(&step.op, &step.platform);
+        let mut missed = Missed {
+            keys: Vec::new(),
+            record: CacheRecord {
+                // Both are filled in when the layer is made.
+                content: ContentDigest(op),
+                layer: DiffId(op),
+                op,
+                below: below.id,
+                source: None,
+                landing: None,
+                parts: BTreeMap::new(),
+            },
+            selection: None,
+            landing: None,
+            spool: None,
+        };
+        let mut why = MissReason::FirstBuild;
+        match &step.op {
+            Op::Run(_) => {
+                if let Some(hit) = self.try_key(step, key::run_key(&op, &below.id), &mut missed, &mut why)? {
+                    return Ok(hit);
+                }
+            }
+            Op::Copy(copy) => {
+                if let Some(hit) = self.look_up_copy(step, copy, &below, &mut missed, &mut why)? {
+                    return Ok(hit);
+                }
+            }
+            Op::MakeDir(make) => {
+                let source = SourceId::Nothing;
+                let quick = key::quick_key(None, &op, &source, &below.id);
+                if let Some(hit) = self.try_key(step, quick, &mut missed, &mut why)? {
+                    return Ok(hit);
+                }
+                let landing = make_dir(make, &self.view(&below)?)?;
+                let key = key::landing_key(None, &op, &source, &landing.digest());
+                missed.record.landing = Some(landing.digest());
+                if let Some(hit) = self.try_key(step, key, &mut missed, &mut why)? {
+                    return self.hit_also(&missed.keys, hit);
+                }
+                missed.landing = Some(landing);
+            }
+        }
+        missed.record.parts = record::parts(&step.op, &step.platform.to_string());
+        self.explain(id, &missed, why)?;
+        Ok(Look::Miss(Box::new(missed)))
+    }
+
+    fn look_up_copy(
+        &self,
+        step: &Step,
+        copy: &CopyOp,
+        below: &StackState,
+        missed: &mut Missed,
+        why: &mut MissReason,
+    ) -> Result<Option<Look>, Cause> {
+        let op = missed.record.op;
+        if let CopyFrom::Stack(stack) = copy.from {
+            let source = SourceId::Stack(self.stack(stack).id);
+            let quick = key::quick_key(Some(copy), &op, &source, &below.id);
+            if let Some(hit) = self.try_key(step, quick, missed, why)? {
+                return Ok(Some(hit));
+            }
+        }
+        self.with_source(copy, |view| {
+            let mut selection = select(copy, view)?;
+            let unread = selection.unknown_bytes();
+            if unread <= HASH_FIRST || unread <= selection.total_bytes() / 2 {
+                selection.hash_missing(view)?;
+            }
+            let source = selection.digest();
+            missed.record.source = source;
+            if let Some(source) = source {
+                let quick = key::quick_key(Some(copy), &op, &SourceId::Content(source), &below.id);
+                if let Some(hit) = self.try_key(step, quick, missed, why)? {
+                    return self.hit_also(&missed.keys, hit).map(Some);
+                }
+            }
+            if selection.has_packed_archives() {
+                let folder = self.engine.lease.folder();
+                let file = tempfile::tempfile_in(folder).map_err(StoreError::io("make a file in", folder))?;
+                let mut spool = Spool::new(file);
+                selection.unpack(view, &mut spool)?;
+                missed.spool = Some(spool);
+            }
+            let landing = land(copy, &selection, &self.view(below)?)?;
+            missed.record.landing = Some(landing.digest());
+            if let Some(source) = source {
+                let key = key::landing_key(Some(copy), &op, &SourceId::Content(source), &landing.digest());
+                if let Some(hit) = self.try_key(step, key, missed, why)? {
+                    return self.hit_also(&missed.keys, hit).map(Some);
+                }
+            }
+            missed.selection = Some(selection);
+            missed.landing = Some(landing);
+            Ok(None)
+        })
+    }
+
+    /// Looks one key up. A miss adds it to the keys that the result will be recorded under.
+    fn try_key(
+        &self,
+        step: &Step,
+        key: CacheKey,
+        missed: &mut Missed,
+        why: &mut MissReason,
+    ) -> Result<Option<Look>, Cause> {
+        missed.keys.push(key);
+        if step.no_cache {
+            *why = MissReason::Disabled;
+            return Ok(None);
+        }
+        match self.engine.store.lookup(&key)? {
+            Found::Hit(record) => return Ok(Some(Look::Hit(record, key))),
+            Found::Absent => {}
+            Found::LayerGone => *why = MissReason::LayerGone,
+            Found::Damaged(damage) => *why = MissReason::Damaged(damage),
+        }
+        Ok(None)
+    }
+
+    /// Records a hit under the keys that missed before it, so that the next look-up needs only the quick one.
+    fn hit_also(&self, keys: &[CacheKey], hit: Look) -> Result<Look, Cause> {
+        if let Look::Hit(record, found) = &hit {
+            self.also_under(keys, record, found)?;
+        }
+        Ok(hit)
+    }
+
+    fn also_under(&self, keys: &[CacheKey], record: &CacheRecord, found: &CacheKey) -> Result<(), Cause> {
+        for key in keys.iter().filter(|key| *key != found) {
+            self.engine.store.record(self.engine.lease, key, record)?;
+        }
+        Ok(())
+    }
+
+    fn explain(&self, id: StepId, missed: &Missed, why: MissReason) -> Result<(), Cause> {
+        if self.told[id.0].set(()).is_err() {
+            return Ok(());
+        }
+        let reason = match why {
+            MissReason::FirstBuild => {
+                let last = self.engine.store.last_record(&self.place(id))?;
+                let now = Ingredients {
+                    parts: &missed.record.parts,
+                    below: missed.record.below,
+                    source: missed.record.source,
+                    landing: missed.record.landing,
+                };
+                let changed = || match (&last, &missed.selection, &missed.landing) {
+                    (Some(last), Some(_), Some(landing)) => self.changed_files(&last.layer, landing),
+                    _ => (Vec::new(), 0),
+                };
+                explain::reason(last.as_ref(), &now, changed)
+            }
+            other => other,
+        };
+        self.engine.events.event(Event::Missed(id, &reason));
+        Ok(())
+    }
+
+    /// Files that differ between the layer that the step gave last and the one that it will give now.
+    fn changed_files(&self, last: &DiffId, landing: &Landing) -> (Vec<String>, usize) {
+        const SHOWN: usize = 10;
+        let Ok(Some(last)) = self.engine.store.layer_index(last) else { return (Vec::new(), 0) };
+        let mut paths = Vec::new();
+        let mut count = 0;
+        let mut note = |path: &[u8]| {
+            count += 1;
+            if paths.len() < SHOWN {
+                paths.push(String::from_utf8_lossy(path).into_owned());
+            }
+        };
+        let mut kept = 0;
+        for landed in &landing.entries {
+            match last.get(&landed.entry.path) {
+                Some(old)
+                    if (&old.kind, old.mode, old.uid, old.gid)
+                        == (&landed.entry.kind, landed.entry.mode, landed.entry.uid, landed.entry.gid) =>
+                {
+                    kept += 1
+                }
+                Some(_) => {
+                    kept += 1;
+                    note(&landed.entry.path);
+                }
+                None => note(&landed.entry.path),
+            }
+        }
+        if kept < last.len() {
+            let now: std::collections::HashSet<&[u8]> =
+                landing.entries.iter().map(|landed| landed.entry.path.as_slice()).collect();
+            for position in 0..last.len() {
+                let entry = last.entry(position);
+                if !now.contains(entry.path.as_slice()) {
+                    note(&entry.path);
+                }
+            }
+        }
+        (paths, count - count.min(SHOWN))
+    }
+
+    /// Where a step stands, from one build of a Dockerfile to the next.
+    fn place(&self, id: StepId) -> Digest {
+        let mut hasher = Hasher::new();
+        hasher.field(self.engine.identity.as_bytes());
+        hasher.field(self.plan.steps[id.0].platform.to_string().as_bytes());
+        // The stage and the ordinal in it (`[build 2/5]`): they outlive edits of the instruction itself.
+        let name = &self.plan.steps[id.0].name;
+        let place = name.split_once('/').map_or(name.as_str(), |(place, _)| place);
+        hasher.field(place.as_bytes());
+        hasher.finish()
+    }
+
+    fn hit(&self, id: StepId, record: &CacheRecord, key: CacheKey) -> Result<(), Cause> {
+        self.solve_as(id, record.content, record.layer, None)?;
+        self.engine.events.event(Event::Cached(id, key));
+        Ok(())
+    }
+
+    /// Puts a new layer into the store, unless the same operation made the same before, and records it.
+    fn keep(&self, id: StepId, missed: &Missed, new: NewLayer, began: Instant) -> Result<DiffId, Cause> {
+        let (store, lease) = (self.engine.store, self.engine.lease);
+        let content = new.index.content();
+        let op = missed.record.op;
+        let layer = match store.made_before(&content, &op)? {
+            Some(layer) => layer,
+            None => {
+                store.put_layer(lease, &new.index, new.form)?;
+                store.remember_made(lease, &content, &op, &new.index.diff_id())?;
+                new.index.diff_id()
+            }
+        };
+        let record = CacheRecord { content, layer, ..missed.record.clone() };
+        for key in &missed.keys {
+            store.record(lease, key, &record)?;
+        }
+        store.remember_last(lease, &self.place(id), &record)?;
+        self.solve_as(id, content, layer, Some(began.elapsed()))?;
+        Ok(layer)
+    }
+
+    fn solve_as(&self, id: StepId, content: ContentDigest, layer: DiffId, took: Option<Duration>) -> Result<(), Cause> {
+        let mut state = self.stack(self.plan.steps[id.0].parent);
+        state.made.push(content);
+        let stack = key::stack_id(state.base.as_ref(), &state.made);
+        let created = self.engine.store.first_reached(self.engine.lease, &stack, || self.now().to_string())?;
+        // A step is carried out once.
+        let _ = self.solved[id.0].set(Solved {
+            content,
+            layer,
+            stack,
+            created,
+            cached: took.is_none(),
+            took: took.unwrap_or_default(),
+        });
+        Ok(())
+    }
+
+    /// What is seen through the layers of a stack.
+    pub(super) fn view(&self, state: &StackState) -> Result<LayerStack, Cause> {
+        Ok(self.stacks.view(&state.layers)?)
+    }
+
+    pub(super) fn now(&self) -> jiff::Timestamp {
+        // A clock before the year -9999 or after 9999 is no clock; 1970 then.
+        jiff::Timestamp::try_from((self.engine.clock)()).unwrap_or_default()
+    }
+}
+
+impl StackState {
+    fn new(base: Option<ChainId>, layers: Vec<DiffId>) -> Self {
+        let id = key::stack_id(base.as_ref(), &[]);
+        Self { base, made: Vec::new(), layers, id }
+    }
+}

@@ -1,0 +1,90 @@
+//! Images of the store as bases of builds, and the other way round: records of images that were brought in.
+//!
+//! In: an [`ImageRecord`], or an image whose layers are in the store. Out: a [`BaseImage`], or a record. What always
+//! holds: only manifest and config are read for a base, never a layer.
+
+use super::images::ImageRecord;
+use super::lease::Lease;
+use super::{Store, StoreError};
+use crate::digest::{ContentDigest, ImageId};
+use crate::image::assemble::image_content_digest;
+use crate::image::config::{ImageConfig, MAX_CONFIG_SIZE};
+use crate::image::manifest::{Descriptor, Family, MAX_MANIFEST_SIZE, Manifest};
+use crate::plan::BaseImage;
+
+/// The image that a record stands for.
+pub fn base_image(store: &Store, record: &ImageRecord) -> Result<BaseImage, StoreError> {
+    let damaged = |digest, why: String| StoreError::Damaged { path: store.blob_path(digest), why };
+    let bytes = store.read_blob(&record.manifest, MAX_MANIFEST_SIZE as u64)?;
+    let manifest = Manifest::parse(&bytes).map_err(|error| damaged(&record.manifest, error.to_string()))?;
+    let digest = manifest.config.digest;
+    let config = store.read_blob(&digest, MAX_CONFIG_SIZE as u64)?;
+    let config = ImageConfig::parse(&config).map_err(|error| damaged(&digest, error.to_string()))?;
+    if manifest.layers.len() != config.rootfs.diff_ids.len() {
+        return Err(damaged(&record.manifest, "it does not list as many layers as its config".to_owned()));
+    }
+    let media_type = record.media_type.as_str().into();
+    Ok(BaseImage {
+        name: record.names.first().cloned().unwrap_or_else(|| record.id.to_string()),
+        platform: config.platform(),
+        config,
+        image_id: ImageId(digest),
+        manifest: Some(Descriptor::new(media_type, record.manifest, bytes.len() as u64)),
+        layers: manifest.layers,
+    })
+}
+
+/// The record of an image whose documents and layers are in the store; it has no names.
+pub fn record(store: &Store, image: &BaseImage) -> Result<ImageRecord, StoreError> {
+    let manifest = image.manifest.clone().ok_or_else(|| store.missing(format!("the manifest of {}", image.name)))?;
+    let mut contents: Vec<ContentDigest> = Vec::new();
+    let mut size = 0;
+    for layer in &image.config.rootfs.diff_ids {
+        let index = store.layer_index(layer)?.ok_or_else(|| store.missing(format!("the layer {layer}")))?;
+        contents.push(index.content());
+        size += index.files_size();
+    }
+    Ok(ImageRecord {
+        id: image.image_id,
+        names: Vec::new(),
+        manifest: manifest.digest,
+        media_type: manifest.media_type.to_string(),
+        manifest_size: manifest.size,
+        content: Some(image_content_digest(&image.config, &contents)),
+        created: image.config.created.clone(),
+        size,
+        platform: image.platform.to_string(),
+    })
+}
+
+/// Puts config and a new manifest of an image in, whose layers are in the store.
+pub(super) fn put_image(
+    store: &Store,
+    lease: &Lease,
+    family: Family,
+    config_bytes: &[u8],
+    config: ImageConfig,
+    layers: Vec<Descriptor>,
+    name: &str,
+) -> Result<BaseImage, StoreError> {
+    let digest = store.put_blob(lease, config_bytes)?;
+    let manifest = Manifest::new(family, Descriptor::new(family.config(), digest, config_bytes.len() as u64), layers);
+    let bytes = manifest.to_bytes();
+    let descriptor = Descriptor::new(family.manifest(), store.put_blob(lease, &bytes)?, bytes.len() as u64);
+    Ok(BaseImage {
+        name: name.to_owned(),
+        platform: config.platform(),
+        config,
+        image_id: ImageId(digest),
+        manifest: Some(descriptor),
+        layers: manifest.layers,
+    })
+}
+
+/// Makes durable what was made under the lease, then lets the image have its names.
+pub fn keep(store: &Store, lease: &Lease, record: &ImageRecord) -> Result<bool, StoreError> {
+    if lease.made_something() {
+        lease.sync()?;
+    }
+    store.tag(record)
+}

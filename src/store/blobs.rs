@@ -1,0 +1,163 @@
+//! The content store: bytes by digest.
+//!
+//! In: bytes. Out: the same bytes, checked. What always holds: a file of this folder has the digest that its name
+//! says, or a reader finds out at the end of the file.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use tempfile::NamedTempFile;
+
+use super::layout::{Store, StoreError, open_if_there};
+use super::lease::Lease;
+use crate::digest::{Digest, Hasher, HashingWriter};
+
+/// Writes a blob whose digest is not known yet.
+pub struct BlobWriter<'a> {
+    store: &'a Store,
+    lease: &'a Lease,
+    out: HashingWriter<NamedTempFile>,
+}
+
+/// Reads a blob and fails at its end when size or digest are not those that were asked for.
+pub struct BlobReader {
+    file: File,
+    path: PathBuf,
+    expected: Digest,
+    hasher: Option<Hasher>,
+}
+
+impl Store {
+    /// Where the blob is or would be.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.path("blobs/sha256").join(digest.hex())
+    }
+
+    /// Whether the blob is here.
+    pub fn has_blob(&self, digest: &Digest) -> bool {
+        self.blob_path(digest).exists()
+    }
+
+    /// Begins a blob.
+    pub fn blob_writer<'a>(&'a self, lease: &'a Lease) -> Result<BlobWriter<'a>, StoreError> {
+        let file = NamedTempFile::new_in(lease.folder()).map_err(StoreError::io("make a file in", lease.folder()))?;
+        Ok(BlobWriter { store: self, lease, out: HashingWriter::new(file) })
+    }
+
+    /// Puts a small document in; does nothing where it is already.
+    pub fn put_blob(&self, lease: &Lease, bytes: &[u8]) -> Result<Digest, StoreError> {
+        let digest = Digest::of(bytes);
+        if !self.has_blob(&digest) {
+            let mut writer = self.blob_writer(lease)?;
+            writer.write_all(bytes).map_err(StoreError::io("write a blob in", lease.folder()))?;
+            writer.commit()?;
+        }
+        Ok(digest)
+    }
+
+    /// Opens a blob for reading; its end is reached only when its digest was right.
+    pub fn open_blob(&self, digest: &Digest) -> Result<BlobReader, StoreError> {
+        let path = self.blob_path(digest);
+        let file = open_if_there(&path)?.ok_or_else(|| self.missing(format!("the blob {digest}")))?;
+        Ok(BlobReader { file, path, expected: *digest, hasher: Some(Hasher::new()) })
+    }
+
+    /// Reads a small document whole, checked. Larger than `limit` bytes is an error.
+    pub fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
+        let reader = self.open_blob(digest)?;
+        let path = reader.path.clone();
+        let mut bytes = Vec::new();
+        reader.take(limit + 1).read_to_end(&mut bytes).map_err(StoreError::io("read", &path))?;
+        if bytes.len() as u64 > limit {
+            return Err(StoreError::Damaged { path, why: format!("a document of more than {limit} bytes") });
+        }
+        Ok(bytes)
+    }
+
+    /// The error for something that is named and not here.
+    pub(crate) fn missing(&self, what: String) -> StoreError {
+        StoreError::Missing { what, root: self.root().to_owned() }
+    }
+}
+
+impl BlobWriter<'_> {
+    /// Ends the blob and lets it appear under its digest; its digest and size.
+    pub fn commit(self) -> Result<(Digest, u64), StoreError> {
+        let Self { store, lease, out } = self;
+        let (file, digest, size) = out.finish();
+        Self::persist(store, lease, file, &digest)?;
+        Ok((digest, size))
+    }
+
+    /// As [`Self::commit`] if it has this digest and size; else nothing appears, and those that it has come back.
+    pub fn commit_if(self, expected: (Digest, u64)) -> Result<Result<(), (Digest, u64)>, StoreError> {
+        let Self { store, lease, out } = self;
+        let (file, digest, size) = out.finish();
+        if (digest, size) != expected {
+            return Ok(Err((digest, size)));
+        }
+        Self::persist(store, lease, file, &digest).map(Ok)
+    }
+
+    fn persist(store: &Store, lease: &Lease, file: NamedTempFile, digest: &Digest) -> Result<(), StoreError> {
+        let path = store.blob_path(digest);
+        lease.will_make(&format!("blobs/sha256/{}", digest.hex()))?;
+        // Blobs are read by tools of other users too; a temporary file has mode 0600.
+        fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .map_err(StoreError::io("set the mode of", file.path()))?;
+        file.persist(&path).map_err(|error| StoreError::io("rename into place", &path)(error.error))?;
+        Ok(())
+    }
+}
+
+impl Write for BlobWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Read for BlobReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&buffer[..read]);
+        }
+        if read == 0
+            && !buffer.is_empty()
+            && let Some(hasher) = self.hasher.take()
+        {
+            let found = hasher.finish();
+            if found != self.expected {
+                let why = format!("{} is damaged: its digest is {found}", self.path.display());
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
+        }
+        Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blobs_come_back_and_damage_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let lease = store.lease("boot").unwrap();
+        let digest = store.put_blob(&lease, b"hello").unwrap();
+        assert_eq!(store.put_blob(&lease, b"hello").unwrap(), digest);
+        assert_eq!(store.read_blob(&digest, 5).unwrap(), b"hello");
+        assert!(store.read_blob(&digest, 4).is_err());
+        fs::write(store.blob_path(&digest), "hellO").unwrap();
+        let error = store.read_blob(&digest, 5).unwrap_err();
+        assert!(format!("{error:?}").contains("damaged"), "{error:?}");
+        let missing = store.read_blob(&Digest::of(b"other"), 5).unwrap_err().to_string();
+        assert!(missing.contains("is not in the store"), "{missing}");
+    }
+}

@@ -1,0 +1,218 @@
+//! The images that have names, and those that had one.
+//!
+//! In: manifests that are in the content store, and references. Out: records of them. What always holds: `images.json`
+//! is replaced as a whole under `images.lock`; a name leads to one image; an image that lost its last name stays,
+//! without names, until it is removed.
+
+use std::fs::OpenOptions;
+
+use serde::{Deserialize, Serialize};
+
+use super::layout::{Store, StoreError, read_if_there};
+use crate::digest::{ContentDigest, Digest, ImageId};
+
+const VERSION: u32 = 1;
+
+/// What the store knows of an image without opening its documents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// Digest of the config; of several platforms, that of the index.
+    pub id: ImageId,
+    /// Full references with tags, such as `docker.io/library/nginx:latest`, sorted.
+    pub names: Vec<String>,
+    /// Digest of the manifest, or of the index.
+    pub manifest: Digest,
+    /// The manifest's media type.
+    pub media_type: String,
+    /// The manifest's size in bytes.
+    pub manifest_size: u64,
+    /// Digest of what it holds, times left out; see the decisions in ARCHITECTURE.md.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<ContentDigest>,
+    /// `created` of the config: RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
+    /// Bytes of the files of all layers: Docker's SIZE.
+    pub size: u64,
+    /// The platform, as `os/architecture[/variant]`.
+    pub platform: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Document {
+    version: u32,
+    images: Vec<ImageRecord>,
+}
+
+/// The answer to a search for an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup {
+    /// Exactly one fits.
+    Found(ImageRecord),
+    /// None fits.
+    None,
+    /// A shortened id fits several.
+    Ambiguous(Vec<ImageId>),
+}
+
+impl Store {
+    /// All images, those made last first.
+    pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
+        let path = self.path("images.json");
+        let Some(bytes) = read_if_there(&path)? else { return Ok(Vec::new()) };
+        let damaged = |why: String| StoreError::Damaged { path: path.clone(), why };
+        let document: Document = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        if document.version > VERSION {
+            return Err(damaged(format!("written by a newer rbuild (version {})", document.version)));
+        }
+        Ok(document.images)
+    }
+
+    /// The image with this full reference.
+    pub fn image_by_name(&self, name: &str) -> Result<Option<ImageRecord>, StoreError> {
+        Ok(self.images()?.into_iter().find(|image| image.names.iter().any(|known| known == name)))
+    }
+
+    /// The image whose id or manifest digest begins with `prefix`: hexadecimal digits, with or without `sha256:`.
+    pub fn image_by_id(&self, prefix: &str) -> Result<Lookup, StoreError> {
+        let prefix = prefix.strip_prefix("sha256:").unwrap_or(prefix);
+        if prefix.is_empty() || !prefix.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Ok(Lookup::None);
+        }
+        let prefix = prefix.to_ascii_lowercase();
+        let fits = |image: &ImageRecord| {
+            image.id.0.hex().starts_with(&prefix) || (prefix.len() == 64 && image.manifest.hex() == prefix)
+        };
+        let mut found: Vec<_> = self.images()?.into_iter().filter(fits).collect();
+        let mut ids: Vec<_> = found.iter().map(|image| image.id).collect();
+        ids.dedup();
+        Ok(match (ids.len(), found.is_empty()) {
+            (_, true) => Lookup::None,
+            (1, _) => Lookup::Found(found.swap_remove(0)),
+            _ => Lookup::Ambiguous(ids),
+        })
+    }
+
+    /// Gives `image` its names, in addition to those it had, and takes them from whichever image had them.
+    /// Writes nothing where all is so already; says whether it wrote.
+    pub fn tag(&self, image: &ImageRecord) -> Result<bool, StoreError> {
+        self.change_images(|images| {
+            for other in images.iter_mut() {
+                if (other.id, other.manifest) != (image.id, image.manifest) {
+                    other.names.retain(|name| !image.names.contains(name));
+                }
+            }
+            let mut merged = image.clone();
+            if let Some(known) =
+                images.iter().position(|other| (other.id, other.manifest) == (image.id, image.manifest))
+            {
+                let mut known_image = images[known].clone();
+                merged.names.append(&mut known_image.names);
+                merged.names.sort();
+                merged.names.dedup();
+                // What is known stays where it is: a build with nothing to do writes nothing.
+                images[known] = merged;
+            } else {
+                merged.names.sort();
+                merged.names.dedup();
+                images.insert(0, merged);
+            }
+            // Two manifests of one config (other compression) are one image to the user: the unnamed older one goes.
+            images.retain(|other| !other.names.is_empty() || other.manifest == image.manifest || other.id != image.id);
+        })
+    }
+
+    /// Takes names away; images stay. The names that were there.
+    pub fn untag(&self, names: &[String]) -> Result<Vec<String>, StoreError> {
+        let mut gone = Vec::new();
+        self.change_images(|images| {
+            for image in images {
+                gone.extend(image.names.extract_if(.., |name| names.contains(name)));
+            }
+        })?;
+        Ok(gone)
+    }
+
+    /// Forgets the image with that id, names and all.
+    pub fn remove_image(&self, id: &ImageId) -> Result<(), StoreError> {
+        self.change_images(|images| images.retain(|image| image.id != *id)).map(drop)
+    }
+
+    fn change_images(&self, change: impl FnOnce(&mut Vec<ImageRecord>)) -> Result<bool, StoreError> {
+        let path = self.path("images.lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(StoreError::io("open", &path))?;
+        lock.lock().map_err(StoreError::io("lock", &path))?;
+        let before = self.images()?;
+        let mut images = before.clone();
+        change(&mut images);
+        if images == before {
+            return Ok(false);
+        }
+        let document = Document { version: VERSION, images };
+        let path = self.path("images.json");
+        let bytes = serde_json::to_vec(&document)
+            .map_err(|error| StoreError::Damaged { path: path.clone(), why: error.to_string() })?;
+        self.replace(&path, &bytes)?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(id: &str, names: &[&str]) -> ImageRecord {
+        ImageRecord {
+            id: ImageId(Digest::of(id.as_bytes())),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            manifest: Digest::of(format!("manifest of {id}").as_bytes()),
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            manifest_size: 3,
+            content: None,
+            created: None,
+            size: 7,
+            platform: "linux/amd64".into(),
+        }
+    }
+
+    #[test]
+    fn a_name_moves_from_image_to_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.images().unwrap(), []);
+        assert!(store.tag(&image("a", &["x:1", "y:1"])).unwrap());
+        assert!(!store.tag(&image("a", &["y:1"])).unwrap(), "nothing to write");
+        assert!(store.tag(&image("b", &["x:1"])).unwrap());
+        let names = |id: &str| {
+            let images = store.images().unwrap();
+            images.into_iter().find(|other| other.id == image(id, &[]).id).map(|image| image.names)
+        };
+        assert_eq!(names("a"), Some(vec!["y:1".to_owned()]));
+        assert_eq!(names("b"), Some(vec!["x:1".to_owned()]));
+        assert_eq!(store.untag(&["y:1".to_owned(), "z:1".to_owned()]).unwrap(), ["y:1"]);
+        assert_eq!(names("a"), Some(vec![]), "an image without a name stays");
+        store.remove_image(&image("a", &[]).id).unwrap();
+        assert_eq!(names("a"), None);
+    }
+
+    #[test]
+    fn ids_may_be_shortened() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        for id in 0..40 {
+            store.tag(&image(&id.to_string(), &[&format!("n:{id}")])).unwrap();
+        }
+        let wanted = image("7", &["n:7"]);
+        assert_eq!(store.image_by_id(&wanted.id.to_string()).unwrap(), Lookup::Found(wanted.clone()));
+        assert_eq!(store.image_by_id(&wanted.id.0.hex()[..16]).unwrap(), Lookup::Found(wanted.clone()));
+        assert_eq!(store.image_by_id("").unwrap(), Lookup::None);
+        assert_eq!(store.image_by_id("xyz").unwrap(), Lookup::None);
+        let first = &wanted.id.0.hex()[..1];
+        assert!(matches!(store.image_by_id(first).unwrap(), Lookup::Ambiguous(_) | Lookup::Found(_)));
+    }
+}

@@ -1,0 +1,321 @@
+//! Layers by diffID, in whichever forms somebody has needed.
+//!
+//! In: a [`LayerIndex`] and one form of the layer. Out: the index, and any other form on demand. What always holds: a
+//! layer's folder appears with its index and at least one form from which the exact tar comes; forms are added by
+//! rename, and whoever loses the race has succeeded.
+//!
+//! Forms: `tar`, the uncompressed bytes; `tree/`, unpacked for overlay mounts; `blobs`, descriptors of compressed
+//! blobs in the content store; `epoch`, the name of the layer that differs from this one in its times alone.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::layout::{Store, StoreError, open_if_there, read_if_there};
+use super::lease::Lease;
+use crate::digest::{ChainId, DiffId, Digest, HashingWriter};
+use crate::layer::{compress, data};
+use crate::layer::index::{HEADER, LayerIndex, Origin, Summary};
+use crate::layer::write::{WriteError, write_form};
+use crate::sys::root_dir::RootDir;
+
+/// A form in which a new layer comes.
+#[derive(Debug)]
+pub enum Form {
+    /// The uncompressed tar: a file on the store's file system, which is taken.
+    Tar(PathBuf),
+    /// A tree in overlay form: a folder on the store's file system, which is taken.
+    Tree(PathBuf),
+    /// The layer `of`, with every time replaced by `epoch`.
+    Epoch {
+        /// The layer with true times; it is in the store.
+        of: DiffId,
+        /// Seconds since 1970.
+        epoch: i64,
+    },
+    /// A compressed blob that is in the content store.
+    Blob(KnownBlob),
+}
+
+/// A blob that holds a layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownBlob {
+    /// Media type under which it is listed.
+    pub media_type: String,
+    /// Digest of the compressed bytes.
+    pub digest: Digest,
+    /// Size of the compressed bytes.
+    pub size: u64,
+    /// What compressed it (`gzip-4 …`); `None` for blobs that came from outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct EpochOf {
+    of: DiffId,
+    epoch: i64,
+}
+
+/// Where the data of a layer's files are read from.
+pub struct LayerData {
+    place: Place,
+}
+
+enum Place {
+    Tree(RootDir),
+    /// With its own index: another form of the layer has its data at other offsets.
+    Tar { tar: File, index: LayerIndex },
+}
+
+impl Store {
+    fn layer_path(&self, layer: &DiffId) -> PathBuf {
+        self.path("layers").join(layer.0.hex())
+    }
+
+    /// Whether the layer is here.
+    pub fn has_layer(&self, layer: &DiffId) -> bool {
+        self.layer_path(layer).join("index").exists()
+    }
+
+    /// The layer's index; `None` where the layer is not here.
+    pub fn layer_index(&self, layer: &DiffId) -> Result<Option<LayerIndex>, StoreError> {
+        let path = self.layer_path(layer).join("index");
+        let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
+        let damaged = |why: String| StoreError::Damaged { path: path.clone(), why };
+        let index = LayerIndex::from_bytes(bytes).map_err(|error| damaged(error.to_string()))?;
+        if index.diff_id() != *layer {
+            return Err(damaged(format!("it is the index of {}", index.diff_id())));
+        }
+        Ok(Some(index))
+    }
+
+    /// What the layer's index says of the layer as a whole, without reading all of it.
+    pub fn layer_summary(&self, layer: &DiffId) -> Result<Summary, StoreError> {
+        let path = self.layer_path(layer).join("index");
+        let mut file = open_if_there(&path)?.ok_or_else(|| self.missing(format!("the layer {layer}")))?;
+        let mut header = [0; HEADER];
+        file.read_exact(&mut header).map_err(StoreError::io("read", &path))?;
+        match Summary::parse(&header) {
+            Ok(summary) if summary.diff_id == *layer => Ok(summary),
+            Ok(summary) => Err(StoreError::Damaged { path, why: format!("it is the index of {}", summary.diff_id) }),
+            Err(error) => Err(StoreError::Damaged { path, why: error.to_string() }),
+        }
+    }
+
+    /// The layer's tree, where it has one.
+    pub fn layer_tree(&self, layer: &DiffId) -> Option<PathBuf> {
+        let tree = self.layer_path(layer).join("tree");
+        tree.exists().then_some(tree)
+    }
+
+    /// The tree of a layer that is no tree by itself, on the parents that `chain` names.
+    pub fn chain_tree(&self, chain: &ChainId) -> Option<PathBuf> {
+        let tree = self.path("trees").join(chain.0.hex()).join("tree");
+        tree.exists().then_some(tree)
+    }
+
+    /// Puts such a tree in: a folder on the store's file system, which is taken. Where it is now.
+    pub fn put_chain_tree(&self, lease: &Lease, chain: &ChainId, tree: &Path) -> Result<PathBuf, StoreError> {
+        let name = format!("trees/{}", chain.0.hex());
+        let place = self.path(&name);
+        let folder = lease.fresh_path();
+        fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
+        take(tree, &folder.join("tree"))?;
+        lease.will_make(&name)?;
+        match fs::rename(&folder, &place) {
+            Err(_) if place.join("tree").exists() => {}
+            other => other.map_err(StoreError::io("rename into place", &place))?,
+        }
+        Ok(place.join("tree"))
+    }
+
+    /// Puts a layer in, or adds a form to one that is here.
+    pub fn put_layer(&self, lease: &Lease, index: &LayerIndex, form: Form) -> Result<(), StoreError> {
+        let name = format!("layers/{}", index.diff_id().0.hex());
+        let place = self.path(&name);
+        let folder = lease.fresh_path();
+        fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
+        let index_path = folder.join("index");
+        fs::write(&index_path, index.as_bytes()).map_err(StoreError::io("write", &index_path))?;
+        let form_name = match &form {
+            Form::Tar(file) => take(file, &folder.join("tar")).map(|()| "tar")?,
+            Form::Tree(tree) => take(tree, &folder.join("tree")).map(|()| "tree")?,
+            Form::Epoch { of, epoch } => {
+                write_json(&folder.join("epoch"), &EpochOf { of: *of, epoch: *epoch }).map(|()| "epoch")?
+            }
+            Form::Blob(blob) => write_json(&folder.join("blobs"), &[blob]).map(|()| "blobs")?,
+        };
+        lease.will_make(&name)?;
+        if fs::rename(&folder, &place).is_ok() {
+            return Ok(());
+        }
+        // It is here already: add the form, unless it has that too.
+        if let Form::Blob(blob) = form {
+            return self.add_layer_blob(&index.diff_id(), blob);
+        }
+        let target = place.join(form_name);
+        if target.exists() {
+            return Ok(());
+        }
+        match fs::rename(folder.join(form_name), &target) {
+            Err(_) if target.exists() => Ok(()),
+            other => other.map_err(StoreError::io("rename into place", &target)),
+        }
+    }
+
+    /// The compressed blobs known to hold the layer.
+    pub fn layer_blobs(&self, layer: &DiffId) -> Result<Vec<KnownBlob>, StoreError> {
+        let path = self.layer_path(layer).join("blobs");
+        let Some(bytes) = read_if_there(&path)? else { return Ok(Vec::new()) };
+        serde_json::from_slice(&bytes).map_err(|error| StoreError::Damaged { path, why: error.to_string() })
+    }
+
+    /// Remembers one more compressed blob of a layer that is here.
+    pub fn add_layer_blob(&self, layer: &DiffId, blob: KnownBlob) -> Result<(), StoreError> {
+        let mut blobs = self.layer_blobs(layer)?;
+        if blobs.contains(&blob) {
+            return Ok(());
+        }
+        blobs.push(blob);
+        let path = self.layer_path(layer).join("blobs");
+        let bytes = serde_json::to_vec(&blobs)
+            .map_err(|error| StoreError::Damaged { path: path.clone(), why: error.to_string() })?;
+        self.replace(&path, &bytes)
+    }
+
+    /// Writes the layer's uncompressed tar, made from whichever form is here. Its digest has been checked when this
+    /// returns; bytes that were written before a mismatch was found must not be used.
+    pub fn write_tar(&self, layer: &DiffId, out: &mut dyn Write) -> Result<(), StoreError> {
+        let folder = self.layer_path(layer);
+        let failed = |source: io::Error| StoreError::Io { action: "write the tar of", path: folder.clone(), source };
+        if let Some(mut tar) = open_if_there(&folder.join("tar"))? {
+            return copy_checked(&mut tar, out, layer, &folder.join("tar"));
+        }
+        for blob in self.layer_blobs(layer)? {
+            if self.has_blob(&blob.digest) {
+                let mut tar = compress::decompress(Box::new(self.open_blob(&blob.digest)?)).map_err(failed)?;
+                return copy_checked(&mut tar, out, layer, &self.blob_path(&blob.digest));
+            }
+        }
+        let index = self.layer_index(layer)?.ok_or_else(|| self.missing(format!("the layer {layer}")))?;
+        let (data, epoch) = match self.epoch_of(layer)? {
+            Some(form) => (self.layer_data_of(&form.of)?, Some(form.epoch)),
+            None => (self.layer_data_of(layer)?, None),
+        };
+        let damaged = |why: String| StoreError::Damaged { path: folder.clone(), why };
+        let found = write_form(&index, &mut |position| Ok(data.open(&index, position)? as Box<dyn Read>), epoch, out);
+        match found {
+            Ok((found, _)) if found == *layer => Ok(()),
+            Ok((found, _)) => Err(damaged(format!("its tar has the digest {found}"))),
+            Err(WriteError::Out(error) | WriteError::Thread(error)) => Err(failed(error)),
+            Err(error) => Err(damaged(error.to_string())),
+        }
+    }
+
+    /// The layer's uncompressed tar as a file that can be read at any offset: the one in the store, or a temporary one.
+    pub fn tar_file(&self, layer: &DiffId, lease: &Lease) -> Result<File, StoreError> {
+        if let Some(tar) = open_if_there(&self.layer_path(layer).join("tar"))? {
+            return Ok(tar);
+        }
+        let folder = lease.folder();
+        let file = tempfile::tempfile_in(folder).map_err(StoreError::io("make a file in", folder))?;
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        self.write_tar(layer, &mut out)?;
+        let mut file =
+            out.into_inner().map_err(|error| StoreError::io("write a file in", folder)(error.into_error()))?;
+        file.rewind().map_err(StoreError::io("read a file in", folder))?;
+        Ok(file)
+    }
+
+    /// Whether [`Store::layer_data`] can read the layer without unpacking something first.
+    fn epoch_of(&self, layer: &DiffId) -> Result<Option<EpochOf>, StoreError> {
+        let path = self.layer_path(layer).join("epoch");
+        let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| StoreError::Damaged { path, why: error.to_string() })
+    }
+
+    /// Access to the data of the layer's files.
+    pub fn layer_data(&self, layer: &DiffId, lease: &Lease) -> Result<LayerData, StoreError> {
+        let source = self.epoch_of(layer)?.map_or(*layer, |form| form.of);
+        match self.layer_data_of(&source) {
+            Err(StoreError::Missing { .. }) => {
+                let tar = self.tar_file(&source, lease)?;
+                let index = self.layer_index(&source)?.ok_or_else(|| self.missing(format!("the layer {source}")))?;
+                Ok(LayerData { place: Place::Tar { tar, index } })
+            }
+            other => other,
+        }
+    }
+
+    fn layer_data_of(&self, layer: &DiffId) -> Result<LayerData, StoreError> {
+        if let Some(tar) = open_if_there(&self.layer_path(layer).join("tar"))? {
+            let index = self.layer_index(layer)?.ok_or_else(|| self.missing(format!("the layer {layer}")))?;
+            return Ok(LayerData { place: Place::Tar { tar, index } });
+        }
+        let tree = self.layer_tree(layer).ok_or_else(|| self.missing(format!("the data of layer {layer}")))?;
+        let dir = RootDir::open(&tree).map_err(StoreError::io("open", &tree))?;
+        Ok(LayerData { place: Place::Tree(dir) })
+    }
+
+    /// Whether reading the layer's files needs the ids that the store's trees were made with: it has a tree only.
+    pub fn needs_tree_ids(&self, layer: &DiffId) -> Result<bool, StoreError> {
+        let source = self.epoch_of(layer)?.map_or(*layer, |form| form.of);
+        let folder = self.layer_path(&source);
+        if folder.join("tar").exists() {
+            return Ok(false);
+        }
+        Ok(!self.layer_blobs(&source)?.iter().any(|blob| self.has_blob(&blob.digest)))
+    }
+
+    /// Whether a layer made by this rbuild can be made from its tree alone. Layers from outside keep their bytes.
+    pub fn is_made_here(index: &LayerIndex) -> bool {
+        matches!(index.origin(), Origin::Made { .. })
+    }
+}
+
+impl LayerData {
+    /// Opens the data of the file at `position` of `index`: of this layer, another form of it, or what it stands for on
+    /// its parents.
+    pub fn open(&self, index: &LayerIndex, position: usize) -> io::Result<Box<dyn Read + '_>> {
+        match &self.place {
+            Place::Tree(tree) => data::from_tree(index, position, tree).map(|reader| reader as Box<dyn Read>),
+            Place::Tar { tar, index: own } if index.diff_id() == own.diff_id() => data::from_tar(index, position, tar),
+            Place::Tar { tar, index: own } => {
+                let position = own.position(index.path(position)).ok_or(io::ErrorKind::NotFound)?;
+                data::from_tar(own, position, tar)
+            }
+        }
+    }
+}
+
+fn take(from: &Path, to: &Path) -> Result<(), StoreError> {
+    fs::rename(from, to).map_err(StoreError::io("take over", from))
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
+    let bytes = serde_json::to_vec(value).map_err(|error| StoreError::io("write", path)(io::Error::other(error)))?;
+    fs::write(path, bytes).map_err(StoreError::io("write", path))
+}
+
+fn copy_checked(from: &mut dyn Read, to: &mut dyn Write, expected: &DiffId, path: &Path) -> Result<(), StoreError> {
+    let mut out = HashingWriter::new(to);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = from.read(&mut buffer).map_err(StoreError::io("read", path))?;
+        if read == 0 {
+            break;
+        }
+        out.write_all(&buffer[..read]).map_err(StoreError::io("write a copy of", path))?;
+    }
+    let (_, found, _) = out.finish();
+    if found != expected.0 {
+        return Err(StoreError::Damaged {
+            path: path.to_owned(),
+            why: format!("its tar has the digest {found}, not {expected}"),
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! What a running command has made so far, and its folder for unfinished files.
+//!
+//! In: a [`Store`]. Out: [`Lease`]. What always holds: a lease lives as long as the flock on its file; whatever the
+//! command renames into place is appended to the file first. So a later command can tell what a dead one left: its
+//! unfinished files go, and what it had made before the machine went down (another boot) is checked against its digest.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::layout::{Store, StoreError};
+
+/// A claim on the store by a running command.
+#[derive(Debug)]
+pub struct Lease {
+    file: Mutex<File>,
+    path: PathBuf,
+    folder: PathBuf,
+    next: AtomicU64,
+    made: AtomicU64,
+}
+
+/// What [`Store::sweep`] found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Paths, relative to the root, that a dead command of an earlier boot made: they need to be checked.
+    pub suspects: Vec<String>,
+    /// Unfinished files that could not be removed, since they belong to mapped ids.
+    pub stuck: usize,
+}
+
+impl Store {
+    /// Takes a lease. `boot` is the id of the running boot of the machine, `/proc/sys/kernel/random/boot_id`.
+    pub fn lease(&self, boot: &str) -> Result<Lease, StoreError> {
+        let _shared = self.gc_lock(false)?;
+        let leases = self.path("leases");
+        let (file, path) = tempfile::Builder::new()
+            .prefix("build-")
+            .tempfile_in(&leases)
+            .and_then(|file| file.keep().map_err(|error| error.error))
+            .map_err(StoreError::io("take a lease in", &leases))?;
+        file.lock().map_err(StoreError::io("lock", &path))?;
+        let name = path.file_name().unwrap_or_default();
+        let folder = self.path("tmp").join(name);
+        fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
+        let lease = Lease { file: Mutex::new(file), path, folder, next: AtomicU64::new(0), made: AtomicU64::new(0) };
+        lease.append(&format!("boot {boot}\n"))?;
+        Ok(lease)
+    }
+
+    /// The lock that keeps garbage collection and leases apart: shared to take a lease, exclusive to mark and sweep.
+    pub fn gc_lock(&self, exclusive: bool) -> Result<File, StoreError> {
+        let path = self.path("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(StoreError::io("open", &path))?;
+        let locked = if exclusive { file.lock() } else { file.lock_shared() };
+        locked.map_err(StoreError::io("lock", &path))?;
+        Ok(file)
+    }
+
+    /// Clears away what dead commands left in `tmp`. Leases of another boot are kept until [`Store::forget`]: the caller
+    /// checks their suspects first.
+    pub fn sweep(&self, boot: &str) -> Result<Swept, StoreError> {
+        let mut suspects = Vec::new();
+        if !self.list("leases")?.is_empty() {
+            // Exclusive: nobody is between making a lease and locking it.
+            let _exclusive = self.gc_lock(true)?;
+            for path in self.list("leases")? {
+                let Ok(file) = File::open(&path) else { continue };
+                if file.try_lock().is_err() {
+                    continue;
+                }
+                let text = fs::read_to_string(&path).map_err(StoreError::io("read", &path))?;
+                let mut lines = text.lines();
+                let other_boot = lines.next().is_some_and(|line| line.strip_prefix("boot ") != Some(boot));
+                if other_boot {
+                    suspects.extend(lines.filter_map(|line| line.strip_prefix("made ")).map(str::to_owned));
+                }
+                let name = path.file_name().unwrap_or_default();
+                self.discard(&self.path("tmp").join(name))?;
+                if !other_boot {
+                    remove_if_there(&path)?;
+                }
+            }
+        }
+        Ok(Swept { suspects, stuck: self.empty_trash()? })
+    }
+
+    /// Renames `path` into the trash, from where [`Store::empty_trash`] removes it. Under the exclusive lock only.
+    pub(crate) fn discard(&self, path: &Path) -> Result<(), StoreError> {
+        let trash = self.path("trash");
+        let place = tempfile::tempdir_in(&trash).map_err(StoreError::io("make a folder in", &trash))?.keep();
+        match fs::rename(path, place.join("x")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("discard", path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what lies in the trash. How many things could not be removed: an ordinary user must be inside the user
+    /// namespace to remove files of mapped ids.
+    pub fn empty_trash(&self) -> Result<usize, StoreError> {
+        Ok(self.list("trash")?.iter().filter(|path| remove_tree(path).is_err()).count())
+    }
+
+    fn list(&self, folder: &str) -> Result<Vec<PathBuf>, StoreError> {
+        let folder = self.path(folder);
+        let entries = fs::read_dir(&folder).map_err(StoreError::io("list", &folder))?;
+        entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<io::Result<_>>()
+            .map_err(StoreError::io("list", &folder))
+    }
+
+    /// Drops the leases of dead commands, once their suspects have been checked.
+    pub fn forget(&self) -> Result<(), StoreError> {
+        let _exclusive = self.gc_lock(true)?;
+        for path in self.list("leases")? {
+            let Ok(file) = File::open(&path) else { continue };
+            let folder = self.path("tmp").join(path.file_name().unwrap_or_default());
+            if file.try_lock().is_ok() && !folder.exists() {
+                remove_if_there(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Lease {
+    /// The folder for unfinished files: on the store's file system, gone with the lease.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A path in [`Lease::folder`] that nobody else gets.
+    pub fn fresh_path(&self) -> PathBuf {
+        self.folder.join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    /// Notes that `path` (relative to the root) is about to be renamed into place.
+    pub fn will_make(&self, path: &str) -> Result<(), StoreError> {
+        self.made.fetch_add(1, Ordering::Relaxed);
+        self.append(&format!("made {path}\n"))
+    }
+
+    /// Whether anything was made under this lease.
+    pub fn made_something(&self) -> bool {
+        self.made.load(Ordering::Relaxed) > 0
+    }
+
+    /// Makes everything that was made durable: one `syncfs`, however many files.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        let folder = File::open(&self.folder).map_err(StoreError::io("open", &self.folder))?;
+        rustix::fs::syncfs(&folder)
+            .map_err(|error| StoreError::io("sync the file system of", &self.folder)(error.into()))
+    }
+
+    fn append(&self, line: &str) -> Result<(), StoreError> {
+        // A poisoned lock means that another thread panicked between two appends; the file is whole all the same.
+        let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        file.write_all(line.as_bytes()).map_err(StoreError::io("write", &self.path))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // What cannot be removed now is swept by the next command: the lease file goes last and only if its folder went.
+        if remove_tree(&self.folder).is_ok() {
+            drop(remove_if_there(&self.path));
+        }
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a folder with all that is in it, folders without write permission too.
+pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            for entry in walkdir::WalkDir::new(path) {
+                let entry = entry?;
+                if entry.file_type().is_dir() {
+                    use std::os::unix::fs::PermissionsExt;
+                    fs::set_permissions(entry.path(), fs::Permissions::from_mode(0o700))?;
+                }
+            }
+            fs::remove_dir_all(path)
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        (folder, store)
+    }
+
+    fn count(path: &Path) -> usize {
+        fs::read_dir(path).unwrap().count()
+    }
+
+    #[test]
+    fn a_lease_takes_its_folder_with_it() {
+        let (_folder, store) = store();
+        let lease = store.lease("boot-a").unwrap();
+        fs::write(lease.fresh_path(), "x").unwrap();
+        assert_ne!(lease.fresh_path(), lease.fresh_path());
+        assert_eq!(store.sweep("boot-a").unwrap(), Swept::default(), "a living lease is left alone");
+        assert_eq!((count(&store.path("leases")), count(&store.path("tmp"))), (1, 1));
+        drop(lease);
+        assert_eq!((count(&store.path("leases")), count(&store.path("tmp"))), (0, 0));
+    }
+
+    #[test]
+    fn what_a_killed_command_left_is_swept() {
+        let (_folder, store) = store();
+        let lease = store.lease("boot-a").unwrap();
+        fs::create_dir(lease.folder().join("locked")).unwrap();
+        lease.will_make("layers/abc").unwrap();
+        // As SIGKILL would: the lock goes with the process, the files stay.
+        lease.file.lock().unwrap().unlock().unwrap();
+        std::mem::forget(lease);
+        assert_eq!(store.sweep("boot-a").unwrap(), Swept::default());
+        assert_eq!((count(&store.path("leases")), count(&store.path("tmp"))), (0, 0));
+    }
+
+    #[test]
+    fn after_another_boot_what_was_made_is_suspect_until_checked() {
+        let (_folder, store) = store();
+        let lease = store.lease("boot-a").unwrap();
+        lease.will_make("layers/abc").unwrap();
+        lease.file.lock().unwrap().unlock().unwrap();
+        std::mem::forget(lease);
+        let expected = Swept { suspects: vec!["layers/abc".to_owned()], stuck: 0 };
+        assert_eq!(store.sweep("boot-b").unwrap(), expected);
+        assert_eq!(store.sweep("boot-b").unwrap(), expected, "a check that was cut off is made again");
+        store.forget().unwrap();
+        assert_eq!(count(&store.path("leases")), 0);
+    }
+}

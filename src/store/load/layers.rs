@@ -1,0 +1,355 @@
+//! One layer from a layout or an archive into the store.
+//!
+//! In: a file, and what its documents say of it. Out: the layer in the store with its index. What always holds: each
+//! byte is read once, and is checked against the blob's digest and size and against the diffID before anything appears;
+//! a layer that is here already in the same form is not read at all.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::LoadError;
+use super::files::{Files, Member};
+use crate::digest::{DiffId, Digest, HashingReader};
+use crate::image::manifest::{Encoding, Family};
+use crate::layer::compress::{self, Format};
+use crate::layer::entry_ref::{EntryRef, KindRef};
+use crate::layer::index::LayerIndex;
+use crate::layer::scan::{ScanError, scan};
+use crate::layer::stack::LayerStack;
+use crate::store::layers::{Form, KnownBlob};
+use crate::store::lease::Lease;
+use crate::store::{Store, StoreError};
+
+/// Bytes that are handed from the reading thread to the unpacking one at a time, and how many such pieces may wait.
+const PIECE: usize = 1 << 18;
+const WAITING: usize = 8;
+
+/// A layer as the documents have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// The file.
+    pub(super) name: String,
+    /// Digest and size of the file, where a manifest says them.
+    pub(super) blob: Option<(Digest, u64)>,
+    /// What the config says.
+    pub(super) diff_id: DiffId,
+}
+
+impl Wanted {
+    /// As messages name it.
+    fn shown(&self) -> String {
+        self.blob.map_or_else(|| self.name.clone(), |(digest, _)| digest.to_string())
+    }
+}
+
+/// How a layer is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Brought {
+    /// Its compression.
+    pub(super) encoding: Encoding,
+    /// Digest of the file.
+    pub(super) digest: Digest,
+    /// Size of the file.
+    pub(super) size: u64,
+}
+
+/// Brings layers in, several at once. What each became, in order.
+pub(super) fn bring(store: &Store, lease: &Lease, files: &Files, wanted: &[Wanted]) -> Result<Vec<Brought>, LoadError> {
+    let mut brought = Vec::with_capacity(wanted.len());
+    for layer in wanted {
+        brought.push(known(store, layer)?);
+    }
+    // The threads are joined here: who enters a user namespace later must be alone in the process.
+    let missing: Vec<usize> = (0..wanted.len())
+        .filter(|&number| brought[number].is_none() && !wanted[..number].contains(&wanted[number]))
+        .collect();
+    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(missing.len());
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some(&number) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let result = bring_one(store, lease, files, &wanted[number]);
+            if result.is_err() {
+                next.store(missing.len(), Ordering::Relaxed);
+            }
+            results.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..workers {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    // Of several errors, that of the lowest layer: the same one every time, where they do not race.
+    results.sort_by_key(|(number, _)| *number);
+    for (number, result) in results {
+        brought[number] = Some(result?);
+    }
+    (0..wanted.len())
+        .map(|number| {
+            // Proof: what was neither known nor missing says the same as a layer before it, which was one of the two.
+            let first = wanted.iter().position(|layer| *layer == wanted[number]).unwrap_or(number);
+            brought[first].ok_or_else(|| files_lost(files, &wanted[number]))
+        })
+        .collect()
+}
+
+fn files_lost(files: &Files, wanted: &Wanted) -> LoadError {
+    LoadError::Missing { place: files.place().to_owned(), what: format!("the layer {}", wanted.shown()) }
+}
+
+/// What is here already, without a look at the file.
+fn known(store: &Store, wanted: &Wanted) -> Result<Option<Brought>, LoadError> {
+    let Some((digest, size)) = wanted.blob else { return Ok(None) };
+    if !store.has_layer(&wanted.diff_id) {
+        return Ok(None);
+    }
+    for blob in store.layer_blobs(&wanted.diff_id)? {
+        if (blob.digest, blob.size) == (digest, size) && (store.has_blob(&digest) || digest == wanted.diff_id.0) {
+            let encoding = encoding_of(&blob.media_type);
+            return Ok(Some(Brought { encoding, digest, size }));
+        }
+    }
+    Ok(None)
+}
+
+fn encoding_of(media_type: &str) -> Encoding {
+    use oci_spec::image::MediaType;
+
+    use crate::image::manifest::Kind;
+    match Kind::of(&MediaType::from(media_type)) {
+        Some(Kind::Layer(encoding)) => encoding,
+        _ => Encoding::Tar,
+    }
+}
+
+fn bring_one(store: &Store, lease: &Lease, files: &Files, wanted: &Wanted) -> Result<Brought, LoadError> {
+    let member = files.open(&wanted.name)?.ok_or_else(|| files_lost(files, wanted))?;
+    let size = member.size();
+    if let Some((_, expected)) = wanted.blob.filter(|(_, expected)| *expected != size) {
+        let what = format!("the layer {}", wanted.shown());
+        return Err(LoadError::Size { place: files.place().to_owned(), what, expected, found: size });
+    }
+    let mut magic = [0; 6];
+    let filled = member.peek(&mut magic).map_err(LoadError::io("read", files.place()))?;
+    let encoding = match compress::detect(&magic[..filled]) {
+        None => return bring_tar(store, lease, files, member, wanted),
+        Some(Format::Gzip) => Encoding::Gzip,
+        Some(Format::Zstd) => Encoding::Zstd,
+        Some(other) => {
+            let why = format!("it is compressed by {other}, which no image may use for its layers");
+            return Err(LoadError::layer(files.place(), &wanted.shown(), why));
+        }
+    };
+    bring_blob(store, lease, files, member, wanted, encoding)
+}
+
+/// An uncompressed layer: the tar is kept.
+fn bring_tar(
+    store: &Store,
+    lease: &Lease,
+    files: &Files,
+    member: Member,
+    wanted: &Wanted,
+) -> Result<Brought, LoadError> {
+    let size = member.size();
+    let path = lease.fresh_path();
+    let file = File::create_new(&path).map_err(StoreError::io("make", &path))?;
+    let mut tee = Tee { from: member, to: BufWriter::with_capacity(1 << 20, file) };
+    let index = scan(&mut tee).map_err(|error| scan_failed(files, wanted, &error))?;
+    tee.to.flush().map_err(StoreError::io("write", &path))?;
+    let found = index.diff_id();
+    if let Some((expected, _)) = wanted.blob.filter(|(expected, _)| *expected != found.0) {
+        let what = format!("the layer {expected}");
+        return Err(LoadError::Digest { place: files.place().to_owned(), what, found: found.0 });
+    }
+    check_diff_id(files, wanted, &index)?;
+    store.put_layer(lease, &index, Form::Tar(path))?;
+    // The tar itself counts as a blob that is known, so that next time a look at its size is enough.
+    let media_type = Family::Oci.layer(Encoding::Tar).to_string();
+    store.add_layer_blob(&found, KnownBlob { media_type, digest: found.0, size, encoder: None })?;
+    Ok(Brought { encoding: Encoding::Tar, digest: found.0, size })
+}
+
+/// A compressed layer: the blob is kept. One thread reads, digests and writes it; the other unpacks and indexes.
+fn bring_blob(
+    store: &Store,
+    lease: &Lease,
+    files: &Files,
+    mut member: Member,
+    wanted: &Wanted,
+    encoding: Encoding,
+) -> Result<Brought, LoadError> {
+    let mut blob = store.blob_writer(lease)?;
+    let failed = AtomicBool::new(false);
+    let (sender, receiver) = sync_channel::<Vec<u8>>(WAITING);
+    let (read, scanned) = std::thread::scope(|scope| {
+        let unpacking = scope.spawn(|| {
+            let pieces = Pieces { receiver, current: io::Cursor::new(Vec::new()) };
+            let scanned = unpack_and_scan(pieces);
+            failed.store(scanned.is_err(), Ordering::Relaxed);
+            scanned
+        });
+        let read = feed(&mut member, &mut blob, sender, &failed);
+        (read, unpacking.join())
+    });
+    read.map_err(LoadError::io("read", files.place()))?;
+    let index = match scanned {
+        Ok(scanned) => scanned.map_err(|error| scan_failed(files, wanted, &error))?,
+        Err(panic) => std::panic::resume_unwind(panic),
+    };
+    check_diff_id(files, wanted, &index)?;
+    let (digest, size) = match wanted.blob {
+        Some(expected) => match blob.commit_if(expected)? {
+            Ok(()) => expected,
+            Err((found, _)) => {
+                let what = format!("the layer {}", expected.0);
+                return Err(LoadError::Digest { place: files.place().to_owned(), what, found });
+            }
+        },
+        None => blob.commit()?,
+    };
+    let media_type = Family::Oci.layer(encoding).to_string();
+    let known = KnownBlob { media_type, digest, size, encoder: None };
+    store.put_layer(lease, &index, Form::Blob(known))?;
+    Ok(Brought { encoding, digest, size })
+}
+
+fn unpack_and_scan(pieces: Pieces) -> Result<LayerIndex, ScanError> {
+    scan(compress::decompress(Box::new(pieces)).map_err(ScanError::from)?)
+}
+
+/// Reads all of `member` into `blob`, and passes it on for as long as somebody listens.
+fn feed(
+    member: &mut Member,
+    blob: &mut impl Write,
+    sender: SyncSender<Vec<u8>>,
+    failed: &AtomicBool,
+) -> io::Result<()> {
+    let mut sender = Some(sender);
+    loop {
+        let mut piece = vec![0; PIECE];
+        let read = member.read(&mut piece)?;
+        if read == 0 || failed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        piece.truncate(read);
+        blob.write_all(&piece)?;
+        // Bytes after the end of the compressed stream belong to the blob, and to nothing else.
+        if sender.as_ref().is_some_and(|sender| sender.send(piece).is_err()) {
+            sender = None;
+        }
+    }
+}
+
+fn check_diff_id(files: &Files, wanted: &Wanted, index: &LayerIndex) -> Result<(), LoadError> {
+    let (expected, found) = (wanted.diff_id, index.diff_id());
+    if expected == found {
+        return Ok(());
+    }
+    let layer = wanted.shown();
+    Err(LoadError::DiffId { place: files.place().to_owned(), layer, expected, found })
+}
+
+/// A hard link may name a file of a layer below, and of nothing else: whether there is one, no layer tells by itself.
+pub(super) fn check_links(store: &Store, files: &Files, diff_ids: &[DiffId]) -> Result<(), LoadError> {
+    let mut indexes = Vec::with_capacity(diff_ids.len());
+    for layer in diff_ids {
+        let index = store.layer_index(layer)?.ok_or_else(|| store.missing(format!("the layer {layer}")))?;
+        indexes.push(Arc::new(index));
+    }
+    let failed = |layer: &DiffId, why| LoadError::layer(files.place(), &layer.to_string(), why);
+    let Some(top) = diff_ids.last() else { return Ok(()) };
+    let stack = LayerStack::new(indexes).map_err(|error| failed(top, error.to_string()))?;
+    for (height, layer) in stack.layers.iter().enumerate() {
+        let is_link = |entry: &EntryRef<'_>| matches!(entry.kind, KindRef::HardLink { .. });
+        let links = layer.entries().enumerate().filter(|(_, entry)| is_link(entry));
+        let mut open = links.filter(|(position, _)| layer.data_position(*position).is_none()).peekable();
+        if open.peek().is_none() {
+            continue;
+        }
+        let below = LayerStack { layers: stack.layers[..=height].to_vec() };
+        for (_, link) in open {
+            if let (None, KindRef::HardLink { target }) = (below.lookup_ref(link.path), link.kind) {
+                let shown = |path| String::from_utf8_lossy(path).into_owned();
+                let why = format!(
+                    "/{} is a hard link to /{}, which is no file of the image",
+                    shown(link.path),
+                    shown(target)
+                );
+                return Err(failed(&diff_ids[height], why));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Why a layer cannot be indexed: most often it is damaged, which its digest tells better than the place where the tar
+/// makes no sense.
+fn scan_failed(files: &Files, wanted: &Wanted, error: &ScanError) -> LoadError {
+    let found = wanted.blob.and_then(|(expected, _)| {
+        let member = files.open(&wanted.name).ok()??;
+        let mut reader = HashingReader::new(member);
+        io::copy(&mut reader, &mut io::sink()).ok()?;
+        Some(reader.finish().1).filter(|found| *found != expected)
+    });
+    match found {
+        Some(found) => {
+            let what = format!("the layer {}", wanted.shown());
+            LoadError::Digest { place: files.place().to_owned(), what, found }
+        }
+        None => LoadError::layer(files.place(), &wanted.shown(), chain(error)),
+    }
+}
+
+/// An error and what it came from, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// What comes through a channel, as a reader.
+struct Pieces {
+    receiver: Receiver<Vec<u8>>,
+    current: io::Cursor<Vec<u8>>,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = self.current.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            match self.receiver.recv() {
+                Ok(piece) => self.current = io::Cursor::new(piece),
+                // The other end is done.
+                Err(_) => return Ok(0),
+            }
+        }
+    }
+}
+
+/// Passes on what it reads, and writes it down.
+pub(crate) struct Tee<R, W> {
+    pub(crate) from: R,
+    pub(crate) to: W,
+}
+
+impl<R: Read, W: Write> Read for Tee<R, W> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(buffer)?;
+        self.to.write_all(&buffer[..read])?;
+        Ok(read)
+    }
+}

@@ -1,0 +1,91 @@
+//! After a power cut: what a build had renamed into place may be there without its data.
+//!
+//! In: the paths that dead leases of another boot list as made. Out: the store without those that do not hold what
+//! their names say. What always holds: nothing is removed that is right, and an image whose layer had to go says so
+//! when it is used; the next build makes the layer again.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use super::layout::{Store, StoreError};
+use super::verify::is_damage;
+use crate::cache::record::CacheRecord;
+use crate::digest::{DiffId, Digest, HashingReader};
+
+impl Store {
+    /// Checks `suspects` (paths relative to the root) and discards those that are damaged. The paths discarded.
+    /// Reads trees: an ordinary user must be inside the user namespace.
+    pub fn recover(&self, suspects: &[String]) -> Result<Vec<String>, StoreError> {
+        let mut discarded = Vec::new();
+        for suspect in suspects {
+            let path = self.path(suspect);
+            if path.exists() && !self.is_whole(suspect, &path)? {
+                let _exclusive = self.gc_lock(true)?;
+                self.discard(&path)?;
+                discarded.push(suspect.clone());
+            }
+        }
+        self.empty_trash()?;
+        Ok(discarded)
+    }
+
+    fn is_whole(&self, suspect: &str, path: &Path) -> Result<bool, StoreError> {
+        let mut parts = suspect.split('/');
+        let kind = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(Digest::from_hex);
+        Ok(match (kind, name) {
+            (("blobs", _), Some(name)) => digest_of(path)? == name,
+            (("layers", _), Some(name)) => match self.write_tar(&DiffId(name), &mut io::sink()) {
+                Ok(()) => true,
+                // A form that cannot be read to its end is as good as none.
+                Err(StoreError::Damaged { .. } | StoreError::Missing { .. }) => false,
+                Err(StoreError::Io { source, .. }) if is_damage(&source) => false,
+                Err(error) => return Err(error),
+            },
+            // A tree on parents is not named after what it holds, and is made again from its layer.
+            (("trees", _), _) => false,
+            (("cache", "records" | "last"), _) => read(path)?.is_some_and(|bytes| CacheRecord::parse(&bytes).is_ok()),
+            (("cache", "contents"), _) => {
+                read(path)?.is_some_and(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).is_ok())
+            }
+            // Readers check these two as they read.
+            (("cache", _), _) => read(path)?.is_some_and(|bytes| !bytes.is_empty()),
+            _ => false,
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    super::layout::read_if_there(path)
+}
+
+fn digest_of(path: &Path) -> Result<Digest, StoreError> {
+    let file = File::open(path).map_err(StoreError::io("open", path))?;
+    let mut reader = HashingReader::new(file);
+    io::copy(&mut reader, &mut io::sink()).map_err(StoreError::io("read", path))?;
+    Ok(reader.finish().1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn only_what_is_damaged_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let lease = store.lease("boot").unwrap();
+        let right = store.put_blob(&lease, b"right").unwrap();
+        let wrong = store.put_blob(&lease, b"wrong").unwrap();
+        fs::write(store.blob_path(&wrong), "").unwrap();
+        fs::create_dir_all(store.path("cache/records/ab")).unwrap();
+        fs::write(store.path("cache/records/ab/cd"), "rbuild rec").unwrap();
+        let name = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
+        let suspects = [name(&right), name(&wrong), "cache/records/ab/cd".to_owned(), "layers/gone".to_owned()];
+        assert_eq!(store.recover(&suspects).unwrap(), [name(&wrong), "cache/records/ab/cd".to_owned()]);
+        assert!(store.has_blob(&right) && !store.has_blob(&wrong));
+        assert_eq!(fs::read_dir(store.path("trash")).unwrap().count(), 0);
+    }
+}

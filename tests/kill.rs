@@ -1,0 +1,143 @@
+//! A build that is killed at any moment leaves a store on which the next one succeeds, with the right digest, and
+//! nothing else: no process, no mount, no temporary file.
+
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::env::TestEnv;
+use crate::support::machine::{self, Need, needs};
+use crate::support::oci::Image;
+
+/// Copies, deletions, several stages at once, a large file, a command that starts others: something of everything.
+const DOCKERFILE: &str = "FROM busybox AS one
+COPY files /files
+RUN head -c 2000000 /dev/zero > /big && sh -c 'sleep 0.02 & wait' && rm /etc/motd
+RUN ln /big /same && mkdir -p /d/e && echo 1 > /d/e/f
+
+FROM busybox AS two
+WORKDIR /w
+RUN for i in 1 2 3 4 5 6 7 8 9; do echo $i > $i; done; sleep 0.02
+COPY --from=one /d /w/d
+
+FROM two
+COPY --from=one /big /files /taken/
+RUN rm -r /w/d && echo done > /w/done
+CMD [\"/w/done\"]
+";
+
+#[test]
+fn a_killed_build_leaves_a_store_that_works() {
+    if !needs("a_killed_build_leaves_a_store_that_works", &[Need::Busybox, Need::Run]) {
+        return;
+    }
+    let mut env = TestEnv::new();
+    env.set("SOURCE_DATE_EPOCH", "0");
+    env.write("ctx/Dockerfile", DOCKERFILE);
+    for n in 0..20 {
+        env.write(&format!("ctx/files/{n}"), format!("file {n}\n").repeat(n + 1));
+    }
+    env.import_busybox();
+    // The base alone, as it was brought in: what every second round starts from.
+    copy_tree(&env.store(), &env.path("fresh"));
+    let args = ["build", "-t", "killed:one", "-t", "killed:two", "--iidfile", "id", "ctx"];
+    let right = env.run(args).ok();
+    let mut lengths: Vec<Duration> = (0..3)
+        .map(|_| {
+            start_again(&env);
+            let begin = Instant::now();
+            env.run(args).ok();
+            begin.elapsed()
+        })
+        .collect();
+    lengths.sort();
+    let length = lengths[1];
+    let mut killed = 0;
+    for (round, moment) in moments(length).into_iter().enumerate() {
+        // In turn: a store with nothing but the base, and the store of the round before with every step done again.
+        let again = round % 2 == 1;
+        if !again {
+            start_again(&env);
+        }
+        let mut command = env.command(args);
+        if again {
+            command.arg("--no-cache");
+        }
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("rbuild starts");
+        std::thread::sleep(moment);
+        child.kill().expect("a child can be killed");
+        let status = child.wait().expect("a child can be waited for");
+        killed += usize::from(status.signal() == Some(9));
+        let shown = format!("round {round}: killed after {moment:?} of {length:?}");
+        let next = env.run(args);
+        assert_eq!(next.code, Some(0), "{shown}: the next build failed\n{}", next.shown());
+        assert_eq!((next.image(), next.content()), (right.image(), right.content()), "{shown}\n{}", next.shown());
+        let left = env.left_behind();
+        assert!(left.is_empty(), "{shown}: left behind\n{}", left.join("\n"));
+        if round % 10 == 9 {
+            env.run(["inspect", "--verify", "killed:one", "killed:two"]).ok();
+        }
+    }
+    machine::say(&format!("note: {killed} of 100 builds of {length:?} were killed before their end"));
+    assert!(killed >= 60, "only {killed} builds were killed before their end");
+    env.write("ctx/Dockerfile", "FROM killed:two\n");
+    env.build("-o type=oci,dest=out.tar").ok();
+    assert_eq!(Image::read(&env.path("out.tar")).file("w/done"), b"done\n");
+}
+
+/// 70 moments over the whole build and 30 over its last tenth, where layers are committed and tags are set.
+fn moments(length: Duration) -> Vec<Duration> {
+    let whole = (0..70_u32).map(|n| length * n / 70);
+    let end = (0..30_u32).map(|n| length * (270 + n) / 300);
+    whole.chain(end).collect()
+}
+
+fn start_again(env: &TestEnv) {
+    env.empty_store();
+    copy_tree(&env.path("fresh"), &env.store());
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp starts");
+    assert!(done.success());
+}
+
+#[test]
+fn an_interrupt_ends_every_process_and_leaves_nothing() {
+    if !needs("an_interrupt_ends_every_process_and_leaves_nothing", &[Need::Busybox, Need::Run]) {
+        return;
+    }
+    for (signal, name, code) in
+        [(rustix::process::Signal::INT, "SIGINT", 130), (rustix::process::Signal::TERM, "SIGTERM", 143)]
+    {
+        let env = TestEnv::new();
+        env.import_busybox();
+        // Two stages at once, grandchildren, one that does not mind signals.
+        env.write(
+            "ctx/Dockerfile",
+            "FROM busybox AS one\nRUN echo one started; trap '' INT TERM; sleep 600 & sleep 600\n\
+             FROM busybox AS two\nRUN echo two started; sh -c 'sleep 600 & exec sleep 600'\n\
+             FROM scratch\nCOPY --from=one /a /\nCOPY --from=two /a /\n",
+        );
+        let log = std::fs::File::create(env.path("log")).expect("a new file");
+        let mut command = env.command(["build", "--progress", "plain", "--jobs", "2", "ctx"]);
+        let mut child = command.stdout(Stdio::null()).stderr(log).spawn().expect("rbuild starts");
+        let said = || std::fs::read_to_string(env.path("log")).expect("the log is text");
+        let end = Instant::now() + Duration::from_secs(60);
+        // Waits for the output of both commands, not for a length of time.
+        while ["one started", "two started"].iter().any(|text| said().matches(text).count() < 2) {
+            assert!(Instant::now() < end, "{name}: the commands did not start\n{}", said());
+            assert!(child.try_wait().expect("a child can be asked").is_none(), "{name}: ended early\n{}", said());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal)
+            .expect("a child takes a signal");
+        let begin = Instant::now();
+        let status = child.wait().expect("a child can be waited for");
+        assert!(begin.elapsed() < Duration::from_secs(20), "{name}: took {:?} to end", begin.elapsed());
+        assert_eq!(status.code(), Some(code), "{name}\n{}", said());
+        let left = env.left_behind();
+        assert!(left.is_empty(), "{name}: left behind\n{}", left.join("\n"));
+    }
+}

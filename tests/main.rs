@@ -1,0 +1,21 @@
+//! The tests that look at rbuild from outside: one binary, the real program, real stores, the real kernel.
+//!
+//! Each module is one subject. `support` holds what they share: a store and a home of its own for each test, a base
+//! image made from Debian's static busybox, and a reader that re-hashes every image it reads.
+#![allow(clippy::print_stdout, clippy::print_stderr, unreachable_pub)]
+
+mod support;
+
+mod build;
+mod cache;
+mod conformance;
+mod ignore;
+mod images;
+mod kill;
+mod layering;
+mod parse;
+mod plan;
+mod random;
+mod rootless;
+mod scenarios;
+mod seeds;

@@ -1,0 +1,899 @@
+//! The sandbox of RUN on a real kernel: as root, and as an ordinary user with subordinate ids.
+//!
+//! In: a static busybox (`/bin/busybox`, Debian's package `busybox-static`), which is all that the root file system
+//! under test holds. Out: one line per case. This program has a main function of its own: an ordinary user's part
+//! enters a user namespace, for which a process must have one thread, and each case is its own sandbox's init.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::exit, missing_docs)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use rbuild::event::Stream;
+use rbuild::exec::{ExecError, Exit, ProcessSpec, RootFs, Sandbox, init_hook, probe, run};
+use rbuild::plan::step::Network;
+use rbuild::sys::cancel::{Cancel, install_signal_handlers};
+use rbuild::sys::idmap::IdMap;
+use rbuild::sys::namespace::{enter_user_namespace, in_initial_user_namespace};
+
+const BUSYBOX: &str = "/bin/busybox";
+
+fn main() -> ExitCode {
+    init_hook();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.as_slice() {
+        [mode, root] if mode == "run-for-ever" => return run_for_ever(Path::new(root)),
+        [mode, root] if mode == "run-until-signal" => return run_until_signal(Path::new(root)),
+        [mode, root] if mode == "run-deleted" => return run_deleted(Path::new(root)),
+        _ => {}
+    }
+    if !is_static(Path::new(BUSYBOX)) {
+        eprintln!("skipped: sandbox: no static {BUSYBOX} (Debian: apt-get install busybox-static)");
+        return ExitCode::SUCCESS;
+    }
+    let facts =
+        if args.first().is_some_and(|arg| arg == "--facts") { probe::facts(&Sandbox::default(), None) } else { vec![] };
+    if !rustix_root() {
+        let entered = IdMap::of_caller()
+            .map_err(|error| error.to_string())
+            .and_then(|map| enter_user_namespace(&map).map_err(|error| error.to_string()));
+        if let Err(why) = entered {
+            eprintln!("skipped: sandbox: {why}");
+            return ExitCode::SUCCESS;
+        }
+    }
+    let wanted: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    if args.first().is_some_and(|arg| arg == "--facts") {
+        for fact in facts {
+            println!("{fact:?}");
+        }
+        return ExitCode::SUCCESS;
+    }
+    if args.first().is_some_and(|arg| arg == "--measure") {
+        measure(&Bench::new());
+        return ExitCode::SUCCESS;
+    }
+    let (mut failed, mut ran) = (Vec::new(), 0);
+    for (name, case) in CASES {
+        if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
+            continue;
+        }
+        ran += 1;
+        let began = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| case(&Bench::new())));
+        let said = if outcome.is_ok() { "ok" } else { "FAILED" };
+        println!("test {name} ... {said} ({} ms)", began.elapsed().as_millis());
+        if outcome.is_err() {
+            failed.push(*name);
+        }
+    }
+    println!("test result: {} ran, {} failed {failed:?}", ran, failed.len());
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn rustix_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
+/// Whether it is an ELF program without a loader (no PT_INTERP).
+fn is_static(path: &Path) -> bool {
+    let Ok(bytes) = fs::read(path) else { return false };
+    !bytes.is_empty()
+        && !bytes[..bytes.len().min(4096)].windows(8).any(|window| window == b"/ld-linu" || window == b"lib/ld-m")
+}
+
+/// What a RUN costs beyond its command: `cargo test --test sandbox -- --measure` prints it.
+fn measure(bench: &Bench) {
+    for folder in ["proc", "sys", "dev"] {
+        fs::create_dir(bench.lower().join(folder)).expect("a folder");
+    }
+    for file in ["hosts", "hostname", "resolv.conf"] {
+        fs::write(bench.lower().join("etc").join(file), "").expect("a file");
+    }
+    let mut times: Vec<_> = (0..200)
+        .map(|_| {
+            let rootfs = bench.rootfs();
+            let began = Instant::now();
+            Bench::run_in(&rootfs, &command(&["/bin/busybox", "true"])).ok();
+            began.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!("RUN true: fastest {:?}, median {:?}, slowest {:?}", times[0], times[100], times[199]);
+}
+
+type Case = fn(&Bench);
+
+const CASES: &[(&str, Case)] = &[
+    ("environment_and_working_directory", environment_and_working_directory),
+    ("users_and_groups", users_and_groups),
+    ("capabilities_are_dockers", capabilities_are_dockers),
+    ("host_name_hosts_and_resolver", host_name_hosts_and_resolver),
+    ("nothing_of_the_sandbox_is_left_in_the_layer", nothing_of_the_sandbox_is_left_in_the_layer),
+    ("what_the_command_leaves_beside_places_stays", what_the_command_leaves_beside_places_stays),
+    ("places_behind_links", places_behind_links),
+    ("a_moved_folder_leads_nowhere", a_moved_folder_leads_nowhere),
+    ("proc_and_sys", proc_and_sys),
+    ("devices", devices),
+    ("shared_memory", shared_memory),
+    ("exit_codes_and_signals", exit_codes_and_signals),
+    ("programs_that_cannot_run", programs_that_cannot_run),
+    ("output_arrives_while_it_is_written", output_arrives_while_it_is_written),
+    ("large_output_arrives_whole", large_output_arrives_whole),
+    ("zombies_are_reaped", zombies_are_reaped),
+    ("background_processes_end_with_the_command", background_processes_end_with_the_command),
+    ("cancel_ends_everything", cancel_ends_everything),
+    ("death_of_rbuild_ends_everything", death_of_rbuild_ends_everything),
+    ("a_signal_cancels", a_signal_cancels),
+    ("no_mounts_are_left", no_mounts_are_left),
+    ("whiteouts_and_opaque_folders", whiteouts_and_opaque_folders),
+    ("many_layers_and_twice_the_same", many_layers_and_twice_the_same),
+    ("no_network_is_loopback_only", no_network_is_loopback_only),
+    ("scripts_are_executed_from_a_read_only_mount", scripts_are_executed_from_a_read_only_mount),
+    ("set_user_id_works", set_user_id_works),
+    ("no_lower_layers", no_lower_layers),
+    ("descriptors_and_limits", descriptors_and_limits),
+    ("the_program_of_the_sandbox_cannot_be_written", the_program_of_the_sandbox_cannot_be_written),
+    ("the_machine_is_probed_without_a_trace", the_machine_is_probed_without_a_trace),
+    ("errors_say_what_to_do", errors_say_what_to_do),
+    ("several_at_once", several_at_once),
+    ("a_program_that_was_replaced_still_works", a_program_that_was_replaced_still_works),
+    ("another_program_as_init", another_program_as_init),
+];
+
+/// A store for one case: the tree with busybox, and room for uppers.
+struct Bench {
+    temp: tempfile::TempDir,
+}
+
+struct Ran {
+    exit: Exit,
+    stdout: String,
+    stderr: String,
+    upper: PathBuf,
+}
+
+impl Ran {
+    #[track_caller]
+    fn ok(self) -> Self {
+        assert_eq!(self.exit, Exit::Code(0), "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+
+    #[track_caller]
+    fn says(self, expected: &str) -> Self {
+        let ran = self.ok();
+        assert_eq!(ran.stdout.trim_end(), expected, "stderr: {}", ran.stderr);
+        ran
+    }
+
+    /// What a layer made of it would hold, by path.
+    fn changes(&self) -> Vec<String> {
+        fn walk(folder: &Path, prefix: &str, found: &mut Vec<String>) {
+            let mut names: Vec<_> =
+                fs::read_dir(folder).expect("readable").map(|entry| entry.expect("entry")).collect();
+            names.sort_by_key(fs::DirEntry::file_name);
+            for entry in names {
+                let name = format!("{prefix}{}", entry.file_name().display());
+                let kind = entry.file_type().expect("type");
+                let mark = if kind.is_char_device() {
+                    " (whiteout)"
+                } else if kind.is_dir() {
+                    "/"
+                } else {
+                    ""
+                };
+                found.push(format!("{name}{mark}"));
+                if kind.is_dir() {
+                    walk(&entry.path(), &format!("{name}/"), found);
+                }
+            }
+        }
+        let mut found = Vec::new();
+        walk(&self.upper, "", &mut found);
+        found
+    }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let temp = tempfile::Builder::new().prefix("rbuild-sandbox-").tempdir().expect("a temporary folder");
+        let bench = Self { temp };
+        let lower = bench.lower();
+        fs::create_dir_all(lower.join("bin")).expect("bin");
+        fs::create_dir_all(lower.join("etc")).expect("etc");
+        fs::create_dir_all(lower.join("tmp")).expect("tmp");
+        for folder in [lower.clone(), lower.join("bin"), lower.join("etc")] {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("mode");
+        }
+        fs::set_permissions(lower.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("mode");
+        fs::copy(BUSYBOX, lower.join("bin/busybox")).expect("busybox");
+        fs::set_permissions(lower.join("bin/busybox"), fs::Permissions::from_mode(0o755)).expect("mode");
+        for applet in ["sh", "ls", "cat", "id", "env", "rm", "mkdir", "stat", "sleep", "ps", "kill", "head", "grep"] {
+            symlink("busybox", lower.join("bin").join(applet)).expect("a link");
+        }
+        fs::write(lower.join("etc/passwd"), "root::0:0::/root:/bin/sh\n").expect("passwd");
+        bench
+    }
+
+    fn path(&self) -> &Path {
+        self.temp.path()
+    }
+
+    fn lower(&self) -> PathBuf {
+        self.path().join("lower")
+    }
+
+    fn rootfs(&self) -> RootFs {
+        let number = fs::read_dir(self.path()).expect("readable").count();
+        let at = self.path().join(format!("run{number}"));
+        let (upper, work) = (at.join("upper"), at.join("work"));
+        fs::create_dir_all(&upper).expect("upper");
+        fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)).expect("mode");
+        fs::create_dir_all(&work).expect("work");
+        RootFs { lower: vec![self.lower()], upper, work }
+    }
+
+    fn sh(&self, script: &str) -> Ran {
+        self.run(&shell(script))
+    }
+
+    fn run(&self, process: &ProcessSpec) -> Ran {
+        Self::run_in(&self.rootfs(), process)
+    }
+
+    fn run_in(rootfs: &RootFs, process: &ProcessSpec) -> Ran {
+        let output = Mutex::new((Vec::new(), Vec::new()));
+        let cancel = Cancel::new().expect("an event");
+        let exit = run(
+            rootfs,
+            process,
+            &|stream, bytes| {
+                let mut output = output.lock().expect("no panic");
+                if stream == Stream::Stdout {
+                    output.0.extend_from_slice(bytes);
+                } else {
+                    output.1.extend_from_slice(bytes);
+                }
+            },
+            &cancel,
+        )
+        .unwrap_or_else(|error| panic!("{error}"));
+        let (stdout, stderr) = output.into_inner().expect("no panic");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        assert_eq!(fs::read_dir(&rootfs.work).expect("readable").count(), 0, "the work folder is not empty");
+        Ran { exit, stdout: text(stdout), stderr: text(stderr), upper: rootfs.upper.clone() }
+    }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+fn command(args: &[&str]) -> ProcessSpec {
+    ProcessSpec {
+        args: words(args),
+        env: words(&["PATH=/bin"]),
+        cwd: "/".to_owned(),
+        uid: 0,
+        gid: 0,
+        groups: vec![],
+        hostname: "buildkitsandbox".to_owned(),
+        network: Network::Default,
+        script: None,
+        extra_hosts: vec![],
+        shm_size: 0,
+    }
+}
+
+fn shell(script: &str) -> ProcessSpec {
+    command(&["/bin/sh", "-c", script])
+}
+
+fn nobody(script: &str) -> ProcessSpec {
+    ProcessSpec { uid: 65534, gid: 65534, groups: vec![65534], ..shell(script) }
+}
+
+fn environment_and_working_directory(bench: &Bench) {
+    let mut process = command(&["env"]);
+    process.env = words(&["B=2 3", "PATH=/bin", "A=", "B=again"]);
+    bench.run(&process).says("B=2 3\nPATH=/bin\nA=\nB=again");
+    // A folder that is missing is made, as root's.
+    let mut process = nobody("pwd; stat -c '%a %u' . ; umask");
+    process.cwd = String::from("/new/deep");
+    let ran = bench.run(&process).says("/new/deep\n755 0\n0022");
+    assert_eq!(ran.changes(), ["etc/", "new/", "new/deep/"]);
+    // Arguments arrive as they are.
+    bench.run(&command(&["/bin/sh", "-c", "printf '%s|' \"$@\"", "x", "a b", "", "ü\n"])).says("a b||ü\n|");
+}
+
+fn users_and_groups(bench: &Bench) {
+    bench.sh("id -u; id -g; id -G").says("0\n0\n0");
+    let mut process = shell("id -u; id -g; id -G; touch /tmp/x; stat -c '%u:%g' /tmp/x; echo to null > /dev/null");
+    (process.uid, process.gid, process.groups) = (33, 44, vec![44, 55, 66]);
+    bench.run(&process).says("33\n44\n44 55 66\n33:44");
+    bench.run(&nobody("echo out > /dev/stdout; echo err > /dev/stderr; test ! -w /etc && echo fine")).says("out\nfine");
+}
+
+fn capabilities_are_dockers(bench: &Bench) {
+    let show = "grep -E '^(Cap|NoNewPrivs)' /proc/self/status";
+    let lines = |bounding: &str, effective: &str| {
+        format!(
+            "CapInh:\t0000000000000000\nCapPrm:\t{effective}\nCapEff:\t{effective}\nCapBnd:\t{bounding}\nCapAmb:\t0000000000000000\nNoNewPrivs:\t0"
+        )
+    };
+    bench.sh(show).says(&lines("00000000a80425fb", "00000000a80425fb"));
+    bench.run(&nobody(show)).says(&lines("00000000a80425fb", "0000000000000000"));
+    bench.sh("mkdir /m; ! mount -t tmpfs x /m 2>/dev/null && chown 5:6 /m && stat -c '%u:%g' /m").says("5:6");
+}
+
+fn host_name_hosts_and_resolver(bench: &Bench) {
+    let mut process = shell("hostname; cat /etc/hostname; cat /etc/hosts; cat /etc/resolv.conf > /dev/null");
+    process.hostname = String::from("box");
+    process.extra_hosts = vec![("db".to_owned(), "10.1.2.3".to_owned())];
+    let ran = bench.run(&process).ok();
+    assert!(ran.stdout.starts_with("box\nbox\n127.0.0.1\tlocalhost box\n::1\tlocalhost "), "{}", ran.stdout);
+    assert!(ran.stdout.ends_with("\n10.1.2.3\tdb\n"), "{}", ran.stdout);
+    // As under BuildKit: what could only be lost cannot be written.
+    bench.sh("! (echo x >> /etc/hosts) 2>/dev/null && ! rm /etc/resolv.conf 2>/dev/null && echo kept").says("kept");
+}
+
+fn mtime(path: &Path) -> (i64, i64) {
+    let meta = fs::symlink_metadata(path).expect("there");
+    (meta.mtime(), meta.mtime_nsec())
+}
+
+fn nothing_of_the_sandbox_is_left_in_the_layer(bench: &Bench) {
+    let etc = bench.lower().join("etc");
+    let then = std::time::SystemTime::UNIX_EPOCH + Duration::new(1_234_567, 987_654_321);
+    fs::File::open(&etc).and_then(|file| file.set_modified(then)).expect("mtime");
+    let ran =
+        bench.sh("ls /dev /proc /sys > /dev/null; stat -c %Y /etc; cat /etc/resolv.conf > /dev/null").says("1234567");
+    assert_eq!(ran.changes(), ["etc/"], "only the folder that was copied up for the places");
+    assert_eq!(mtime(&ran.upper.join("etc")), (1_234_567, 987_654_321));
+    // A file that the image has is left alone, and hidden while the command runs.
+    fs::write(etc.join("hosts"), "the image's own\n").expect("hosts");
+    fs::write(etc.join("hostname"), "").expect("hostname");
+    fs::write(etc.join("resolv.conf"), "").expect("resolv.conf");
+    for folder in ["proc", "sys", "dev"] {
+        fs::create_dir(bench.lower().join(folder)).expect("a folder");
+    }
+    let ran = bench.sh("grep -c image /etc/hosts || true").says("0");
+    assert_eq!(ran.changes(), [""; 0]);
+}
+
+fn what_the_command_leaves_beside_places_stays(bench: &Bench) {
+    let ran = bench.sh("sleep 0.05; echo mine > /etc/mine; stat -c %Y.%y /etc > /tmp/when; rm -r /etc/passwd").ok();
+    assert_eq!(ran.changes(), ["etc/", "etc/mine", "etc/passwd (whiteout)", "tmp/", "tmp/when"]);
+    let written = mtime(&ran.upper.join("etc/mine"));
+    assert!(mtime(&ran.upper.join("etc")) >= written, "the command's own change of the folder counts");
+    // A file system without /etc.
+    fs::remove_dir_all(bench.lower().join("etc")).expect("removed");
+    assert_eq!(bench.sh("ls /etc").says("hostname\nhosts\nresolv.conf").changes(), [""; 0]);
+    assert_eq!(bench.sh("echo x > /etc/y").ok().changes(), ["etc/", "etc/y"]);
+}
+
+fn places_behind_links(bench: &Bench) {
+    // As Debian has it where systemd-resolved is installed; absolute links stay inside.
+    symlink("../run/systemd/resolve/stub-resolv.conf", bench.lower().join("etc/resolv.conf")).expect("a link");
+    let outside = bench.path().join("outside");
+    fs::create_dir(&outside).expect("a folder");
+    symlink(outside.join("hosts"), bench.lower().join("etc/hosts")).expect("a link");
+    let ran = bench.sh("head -n 1 /etc/hosts; cat /etc/resolv.conf >/dev/null && echo read").ok();
+    assert_eq!(ran.stdout, "127.0.0.1\tlocalhost buildkitsandbox\nread\n");
+    assert_eq!(ran.changes(), ["etc/", "tmp/"]);
+    assert_eq!(fs::read_dir(outside).expect("readable").count(), 0);
+    fs::remove_file(bench.lower().join("etc/hosts")).expect("removed");
+    symlink("hosts", bench.lower().join("etc/hosts")).expect("a link");
+    let cancel = Cancel::new().expect("an event");
+    let error = run(&bench.rootfs(), &shell("true"), &|_, _| {}, &cancel).expect_err("a link to itself");
+    assert!(matches!(&error, ExecError::SetUp { what, .. } if what.contains("/etc/hosts")), "{error}");
+}
+
+fn a_moved_folder_leads_nowhere(bench: &Bench) {
+    let outside = bench.path().join("outside");
+    fs::create_dir(&outside).expect("a folder");
+    fs::write(outside.join("hosts"), "").expect("a file");
+    fs::write(outside.join("resolv.conf"), "").expect("a file");
+    fs::remove_dir_all(bench.lower().join("etc")).expect("removed");
+    let ran = bench.sh(&format!("mv /etc /old && ln -s {} /etc", outside.display())).ok();
+    assert_eq!(fs::read_dir(&outside).expect("readable").count(), 2, "files outside were removed through a link");
+    assert!(ran.changes().contains(&"etc".to_owned()));
+}
+
+fn proc_and_sys(bench: &Bench) {
+    bench.sh("cat /proc/1/comm > /dev/null; ls /proc | grep -c '^[0-9]'").says("4");
+    bench.sh("cat /proc/self/cgroup | grep -v ':/$' | head -n 1").says("");
+    let ran = bench.sh(
+        "for f in /proc/kcore /proc/keys /proc/timer_list /proc/interrupts; do test ! -e $f || test ! -s $f || wc -c < $f; done
+         head -c 1 /proc/kcore | wc -c; ls /sys/firmware 2>/dev/null
+         (echo 1 > /proc/sys/kernel/panic) 2>/dev/null || echo ro; (echo b > /proc/sysrq-trigger) 2>/dev/null || echo ro
+         (mkdir /sys/fs/cgroup/x) 2>/dev/null || echo ro; ls -d /sys/class/net; (echo 1 > /proc/self/oom_score_adj) && echo own",
+    );
+    assert_eq!(ran.ok().stdout, "0\nro\nro\nro\n/sys/class/net\nown\n");
+    let mounts = bench.sh("cat /proc/self/mountinfo").ok().stdout;
+    for line in mounts.lines().filter(|line| line.split(' ').nth(4).is_some_and(|at| at.starts_with("/sys"))) {
+        assert!(line.split(' ').nth(5).is_some_and(|options| options.starts_with("ro,")), "{line}");
+    }
+    assert!(!mounts.contains(&*bench.path().join("lower/bin").display().to_string()), "{mounts}");
+}
+
+fn devices(bench: &Bench) {
+    let ran = bench.sh("cd /dev; stat -c '%n %F %a %t:%T' null zero full random urandom tty; for l in fd stdin stdout stderr ptmx core; do readlink $l; done").ok();
+    let expected = "null character special file 666 1:3\nzero character special file 666 1:5\n\
+        full character special file 666 1:7\nrandom character special file 666 1:8\n\
+        urandom character special file 666 1:9\ntty character special file 666 5:0\n\
+        /proc/self/fd\n/proc/self/fd/0\n/proc/self/fd/1\n/proc/self/fd/2\npts/ptmx\n/proc/kcore\n";
+    assert_eq!(ran.stdout, expected);
+    bench.sh("cat; readlink /proc/self/fd/0; head -c 3 /dev/zero | wc -c; head -c 9 /dev/urandom | wc -c; : > /dev/ptmx; ls /dev/pts; ls /dev/mqueue; ls /dev | wc -l")
+        .says("/dev/null\n3\n9\nptmx\n15");
+    bench
+        .run(&nobody("echo x > /dev/null && head -c 1 /dev/random | wc -c && mktemp /tmp/XXXXXX > /dev/null"))
+        .says("1");
+    bench.sh("(echo x > /dev/full) 2>/dev/null || echo full").says("full");
+}
+
+fn shared_memory(bench: &Bench) {
+    let show = "stat -c %a /dev/shm; grep ' /dev/shm ' /proc/mounts | grep -o 'size=[0-9]*k'";
+    bench.sh(show).says("1777\nsize=65536k");
+    let mut process = nobody(&format!("echo x > /dev/shm/y; {show}"));
+    process.shm_size = 8 << 20;
+    bench.run(&process).says("1777\nsize=8192k");
+}
+
+fn exit_codes_and_signals(bench: &Bench) {
+    for (script, expected) in [
+        ("exit 0", Exit::Code(0)),
+        ("exit 1", Exit::Code(1)),
+        ("exit 255", Exit::Code(255)),
+        ("kill -TERM $$", Exit::Signal(15)),
+        ("kill -KILL $$", Exit::Signal(9)),
+        ("kill -SEGV $$", Exit::Signal(11)),
+        ("sh -c 'kill -KILL $$'", Exit::Signal(9)),
+        ("sh -c 'kill -KILL $$'; exit $?", Exit::Code(137)),
+        // The first process of the sandbox cannot be killed from inside.
+        ("kill -KILL 1; kill -TERM 1; exit 3", Exit::Code(3)),
+        // Signals that rbuild ignores or blocks are as always for the command: head ends, yes gets SIGPIPE.
+        ("yes | head -n 1 > /dev/null; exit 4", Exit::Code(4)),
+    ] {
+        assert_eq!(bench.sh(script).exit, expected, "{script}");
+    }
+    let mut process = command(&["grep", "-E", "^Sig(Blk|Ign):", "/proc/self/status"]);
+    process.uid = 1;
+    bench.run(&process).says("SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000");
+}
+
+fn programs_that_cannot_run(bench: &Bench) {
+    let lower = bench.lower();
+    fs::write(lower.join("bin/data"), "x").expect("a file");
+    fs::write(lower.join("bin/text"), "echo no interpreter line\n").expect("a file");
+    fs::write(lower.join("bin/lost"), "#!/no/such/shell\n").expect("a file");
+    for script in ["text", "lost"] {
+        fs::set_permissions(lower.join("bin").join(script), fs::Permissions::from_mode(0o755)).expect("mode");
+    }
+    for (args, code, message) in [
+        (vec!["nothing"], 127, "exec: \"nothing\": executable file not found in $PATH\n"),
+        (vec!["/bin/nothing"], 127, "exec: \"/bin/nothing\": no such file or directory\n"),
+        (vec!["data"], 126, "exec: \"data\": permission denied"),
+        (vec!["/etc"], 126, "exec: \"/etc\": permission denied"),
+        (vec!["text"], 126, "exec: \"text\": exec format error"),
+        (vec!["/bin/lost"], 127, "exec: \"/bin/lost\": no such file or directory: the file is there, its interpreter"),
+        (vec![""], 127, "exec: \"\": executable file not found in $PATH\n"),
+        (vec![], 127, "exec: \"\": executable file not found in $PATH\n"),
+    ] {
+        let ran = bench.run(&command(&args));
+        assert_eq!((ran.exit, ran.stdout.as_str()), (Exit::Code(code), ""), "{args:?}");
+        assert!(ran.stderr.starts_with(message), "{args:?}: {}", ran.stderr);
+    }
+}
+
+fn output_arrives_while_it_is_written(bench: &Bench) {
+    let cancel = Cancel::new().expect("an event");
+    let pieces = Mutex::new(Vec::new());
+    let began = Instant::now();
+    run(
+        &bench.rootfs(),
+        &shell("printf one; sleep 0.2; printf two >&2; sleep 0.2; printf 'thr\\377ee'"),
+        &|stream, bytes| pieces.lock().expect("no panic").push((stream, bytes.to_vec(), began.elapsed())),
+        &cancel,
+    )
+    .expect("runs");
+    let pieces = pieces.into_inner().expect("no panic");
+    let told: Vec<_> = pieces.iter().map(|(stream, bytes, _)| (*stream, bytes.as_slice())).collect();
+    let expected: [(Stream, &[u8]); 3] =
+        [(Stream::Stdout, b"one"), (Stream::Stderr, b"two"), (Stream::Stdout, b"thr\xffee")];
+    assert_eq!(told, expected);
+    assert!(pieces[2].2 > pieces[0].2 + Duration::from_millis(300), "output was held back: {pieces:?}");
+}
+
+fn large_output_arrives_whole(bench: &Bench) {
+    let ran = bench.sh("i=0; while [ $i -lt 2000 ]; do echo $i; echo $i >&2; i=$((i+1)); done; head -c 3000000 /dev/zero | tr '\\0' x").ok();
+    let numbers: String = (0..2000).fold(String::new(), |text, number| text + &number.to_string() + "\n");
+    assert_eq!(ran.stderr, numbers);
+    assert_eq!(ran.stdout.len(), numbers.len() + 3_000_000);
+}
+
+fn zombies_are_reaped(bench: &Bench) {
+    // Orphans end while the command still runs; none of them stays behind as a zombie.
+    bench.sh("for i in 1 2 3 4 5; do (sh -c 'sleep 0.05' & ) ; done; sleep 0.3; cat /proc/[0-9]*/stat | wc -l; grep -l ') Z ' /proc/[0-9]*/stat | wc -l").says("4\n0");
+}
+
+fn background_processes_end_with_the_command(bench: &Bench) {
+    let marker = marker(1);
+    let began = Instant::now();
+    let ran = bench
+        .sh(&format!("sleep {marker} & setsid sleep {marker} & (trap '' TERM HUP; sleep {marker}) & echo done"))
+        .says("done");
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(processes_with(&marker), 0);
+    drop(ran);
+}
+
+/// A number of seconds that no other process sleeps.
+fn marker(case: u32) -> String {
+    format!("{}{case}.5", 100_000 + std::process::id())
+}
+
+fn processes_with(marker: &str) -> usize {
+    fs::read_dir("/proc")
+        .expect("readable")
+        .filter_map(Result::ok)
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .filter(|line| line.split(|byte| *byte == 0).any(|word| word == marker.as_bytes()))
+        .count()
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(began.elapsed() < Duration::from_secs(20), "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn cancel_ends_everything(bench: &Bench) {
+    let marker = marker(2);
+    let cancel = Cancel::new().expect("an event");
+    let script = format!(
+        "trap '' TERM INT; sleep {marker} & setsid sleep {marker} & echo ready; while :; do sleep {marker}; done"
+    );
+    let rootfs = bench.rootfs();
+    let exit = std::thread::scope(|scope| {
+        let running = scope.spawn(|| run(&rootfs, &shell(&script), &|_, _| {}, &cancel));
+        eventually("three of them run", || processes_with(&marker) == 3);
+        cancel.cancel();
+        running.join().expect("no panic").expect("no error")
+    });
+    assert_eq!(exit, Exit::Canceled);
+    assert_eq!(processes_with(&marker), 0);
+    let ran = Ran { exit, stdout: String::new(), stderr: String::new(), upper: rootfs.upper.clone() };
+    assert_eq!(ran.changes(), ["etc/"], "places are removed after a cancel, too");
+    assert_eq!(run(&bench.rootfs(), &shell("true"), &|_, _| {}, &cancel).expect("no error"), Exit::Canceled);
+}
+
+/// The part of the next case that is killed.
+fn run_for_ever(root: &Path) -> ExitCode {
+    let rootfs = RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w") };
+    let marker = fs::read_to_string(root.join("marker")).expect("a marker");
+    let cancel = Cancel::new().expect("an event");
+    let script = format!("sleep {marker} & setsid sleep {marker} & echo ready; sleep {marker}");
+    match run(&rootfs, &shell(&script), &|_, bytes| print!("{}", String::from_utf8_lossy(bytes)), &cancel) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn death_of_rbuild_ends_everything(bench: &Bench) {
+    let marker = marker(3);
+    fs::create_dir(bench.path().join("u")).expect("upper");
+    fs::create_dir(bench.path().join("w")).expect("work");
+    fs::write(bench.path().join("marker"), &marker).expect("a marker");
+    let program = std::env::current_exe().expect("this program");
+    let mut helper =
+        Command::new(program).arg("run-for-ever").arg(bench.path()).stdout(Stdio::piped()).spawn().expect("starts");
+    let mut line = String::new();
+    BufReader::new(helper.stdout.take().expect("piped")).read_line(&mut line).expect("readable");
+    eventually("three of them run", || processes_with(&marker) == 3);
+    helper.kill().expect("killed");
+    assert_eq!(helper.wait().expect("waited").signal(), Some(9));
+    eventually("all of them are gone", || processes_with(&marker) == 0);
+}
+
+/// The part of the next case that gets the signal.
+fn run_until_signal(root: &Path) -> ExitCode {
+    let rootfs = RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w") };
+    let cancel = Cancel::new().expect("an event");
+    install_signal_handlers(&cancel).expect("installed");
+    let exit = run(
+        &rootfs,
+        &shell("echo ready; sleep 1000"),
+        &|_, bytes| print!("{}", String::from_utf8_lossy(bytes)),
+        &cancel,
+    );
+    match (exit, cancel.signal()) {
+        (Ok(Exit::Canceled), Some(signal)) => ExitCode::from(u8::try_from(128 + signal).unwrap_or(255)),
+        other => {
+            eprintln!("{other:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn a_signal_cancels(bench: &Bench) {
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        for folder in ["u", "w"] {
+            let path = bench.path().join(folder);
+            if path.exists() {
+                fs::remove_dir_all(&path).expect("removed");
+            }
+            fs::create_dir(path).expect("a folder");
+        }
+        let program = std::env::current_exe().expect("this program");
+        let mut helper = Command::new(program)
+            .arg("run-until-signal")
+            .arg(bench.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut line = String::new();
+        BufReader::new(helper.stdout.take().expect("piped")).read_line(&mut line).expect("readable");
+        assert_eq!(line, "ready\n");
+        let pid = rustix::process::Pid::from_child(&helper);
+        let number = if signal == "INT" { rustix::process::Signal::INT } else { rustix::process::Signal::TERM };
+        rustix::process::kill_process(pid, number).expect("sent");
+        assert_eq!(helper.wait().expect("waited").code(), Some(code), "SIG{signal}");
+    }
+}
+
+fn no_mounts_are_left(bench: &Bench) {
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("readable");
+    let before = mounts();
+    bench.sh("true").ok();
+    bench.sh("exit 1");
+    assert_eq!(mounts(), before);
+    let children =
+        || fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id())).unwrap_or_default();
+    assert_eq!(children().trim(), "");
+    let open = || fs::read_dir("/proc/self/fd").expect("readable").count();
+    let before = open();
+    bench.sh("true").ok();
+    assert_eq!(open(), before, "descriptors are left open");
+}
+
+fn whiteouts_and_opaque_folders(bench: &Bench) {
+    let lower = bench.lower();
+    fs::create_dir_all(lower.join("d/sub")).expect("folders");
+    fs::write(lower.join("d/old"), "x").expect("a file");
+    fs::write(lower.join("gone"), "x").expect("a file");
+    let ran = bench
+        .sh("rm /gone; rm -r /d; mkdir -p /d/sub; echo y > /d/sub/new; mv /tmp /temp 2>/dev/null || echo EXDEV")
+        .ok();
+    // busybox's mv copies where the kernel says EXDEV; that it had to is what redirect_dir=nofollow is for.
+    let changes = ran.changes();
+    for expected in ["d/", "d/sub/", "d/sub/new", "gone (whiteout)"] {
+        assert!(changes.contains(&expected.to_owned()), "{changes:?}");
+    }
+    let meta = fs::symlink_metadata(ran.upper.join("gone")).expect("a whiteout");
+    assert_eq!((meta.rdev(), meta.file_type().is_char_device()), (0, true));
+    let attribute = if in_initial_user_namespace().expect("readable") { "trusted" } else { "user" };
+    let mut value = [0; 8];
+    let name = format!("{attribute}.overlay.opaque");
+    let length = rustix::fs::getxattr(ran.upper.join("d"), name.as_str(), &mut value).expect("marked as opaque");
+    assert_eq!(&value[..length], b"y");
+    // And it is a layer for the next command.
+    let mut rootfs = bench.rootfs();
+    rootfs.lower.insert(0, ran.upper);
+    Bench::run_in(&rootfs, &shell("find /d; test ! -e /gone")).says("/d\n/d/sub\n/d/sub/new");
+}
+
+fn many_layers_and_twice_the_same(bench: &Bench) {
+    let mut rootfs = bench.rootfs();
+    let long = "x".repeat(200);
+    let folder = bench.path().join(format!("{long},:\\ü/{long}"));
+    for number in 0..450 {
+        let tree = folder.join(format!("tree{number}"));
+        fs::create_dir_all(&tree).expect("a tree");
+        fs::write(tree.join(format!("file{}", number % 300)), number.to_string()).expect("a file");
+        rootfs.lower.insert(0, tree);
+    }
+    let repeated = rootfs.lower[449].clone();
+    rootfs.lower.insert(0, repeated);
+    let ran = Bench::run_in(&rootfs, &shell("ls / | grep -c ^file; cat /file0 /file1 /file299"));
+    ran.says("300\n0301299");
+}
+
+fn no_network_is_loopback_only(bench: &Bench) {
+    let mut process = shell(
+        "ls /sys/class/net 2>/dev/null; ip -o link | cut -d' ' -f2,3 | cut -d, -f1,2; ip -o addr | grep -o '127.0.0.1/8'; cat /etc/resolv.conf > /dev/null; ping -c 1 127.0.0.1 > /dev/null && echo up",
+    );
+    process.network = Network::None;
+    let ran = bench.run(&process).ok();
+    assert!(ran.stdout.starts_with("lo\nlo: <LOOPBACK,UP\n127.0.0.1/8\n"), "{}\n{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.ends_with("up\n"), "{}\n{}", ran.stdout, ran.stderr);
+    let own = fs::read_link("/proc/self/ns/net").expect("readable");
+    for (network, same) in [(Network::Host, true), (Network::Default, true), (Network::None, false)] {
+        let mut process = shell("readlink /proc/self/ns/net");
+        process.network = network;
+        let inside = bench.run(&process).ok().stdout;
+        assert_eq!(inside.trim_end() == own.to_string_lossy(), same, "{network:?}");
+    }
+    let namespaces = bench.sh("for n in mnt pid ipc uts cgroup; do readlink /proc/self/ns/$n; done").ok().stdout;
+    for (name, inside) in ["mnt", "pid", "ipc", "uts", "cgroup"].iter().zip(namespaces.lines()) {
+        let outside = fs::read_link(format!("/proc/self/ns/{name}")).expect("readable");
+        assert_ne!(inside, outside.to_string_lossy(), "{name}");
+    }
+}
+
+fn scripts_are_executed_from_a_read_only_mount(bench: &Bench) {
+    let text = "#!/bin/sh\nstat -c '%a %u' $0; (echo x > $0) 2>/dev/null || echo ro; (echo x > /dev/pipes/y) 2>/dev/null || echo ro; echo $#\n";
+    for uid in [0, 65534] {
+        let mut process = command(&["/dev/pipes/EOF"]);
+        process.script = Some(("EOF".to_owned(), text.to_owned()));
+        process.uid = uid;
+        let ran = bench.run(&process).says("755 0\nro\nro\n0");
+        assert_eq!(ran.changes(), ["etc/"]);
+    }
+    for name in ["", "..", "a/b", "a\0b"] {
+        let mut process = command(&["/bin/sh"]);
+        process.script = Some((name.to_owned(), text.to_owned()));
+        let cancel = Cancel::new().expect("an event");
+        let error = run(&bench.rootfs(), &process, &|_, _| {}, &cancel).expect_err("no file name");
+        assert!(matches!(error, ExecError::ScriptName(_)), "{error}");
+    }
+}
+
+fn set_user_id_works(bench: &Bench) {
+    let lower = bench.lower();
+    fs::copy(BUSYBOX, lower.join("bin/whoami-suid")).expect("busybox");
+    bench.run(&nobody("id -u")).says("65534");
+    // A copy of busybox named by its applet, owned by root with mode 4755: as sudo is.
+    fs::rename(lower.join("bin/whoami-suid"), lower.join("bin/grep-suid")).expect("renamed");
+    fs::create_dir(lower.join("suid")).expect("a folder");
+    fs::rename(lower.join("bin/grep-suid"), lower.join("suid/su")).expect("renamed");
+    fs::set_permissions(lower.join("suid/su"), fs::Permissions::from_mode(0o4755)).expect("mode");
+    bench
+        .run(&nobody("/suid/su -s /bin/sh root -c 'id -u; grep CapEff /proc/self/status'"))
+        .says("0\nCapEff:\t00000000a80425fb");
+}
+
+fn no_lower_layers(bench: &Bench) {
+    let rootfs = RootFs { lower: vec![], ..bench.rootfs() };
+    fs::create_dir(rootfs.upper.join("bin")).expect("bin");
+    fs::copy(BUSYBOX, rootfs.upper.join("bin/sh")).expect("busybox");
+    let ran = Bench::run_in(&rootfs, &shell("echo *")).says("bin dev etc proc sys");
+    assert_eq!(ran.changes(), ["bin/", "bin/sh"]);
+}
+
+fn descriptors_and_limits(bench: &Bench) {
+    // ls itself has the folder open as 3.
+    bench.sh("ls /proc/self/fd").says("0\n1\n2\n3");
+    let limits = |text: &str| -> BTreeMap<String, String> {
+        text.lines()
+            .filter_map(|line| line.split_once("  "))
+            .map(|(name, rest)| (name.to_owned(), rest.split_whitespace().collect::<Vec<_>>().join(" ")))
+            .collect()
+    };
+    let outside = limits(&fs::read_to_string("/proc/self/limits").expect("readable"));
+    let inside = limits(&bench.sh("cat /proc/self/limits").ok().stdout);
+    assert_eq!(inside, outside);
+    bench.sh("cut -d' ' -f 1,5,6,7,8 /proc/self/stat | { read pid pgrp session tty foreground; test $pgrp -gt 1 && echo $tty $foreground; }")
+        .says("0 -1");
+}
+
+fn the_program_of_the_sandbox_cannot_be_written(bench: &Bench) {
+    // Executes the sandbox's own init by its link in /proc, as an image could (CVE-2019-5736).
+    let ran = bench.sh("for p in /proc/1/exe /proc/self/exe; do (echo x >> $p) 2>/dev/null || echo refused; done");
+    assert!(ran.ok().stdout.starts_with("refused\n"));
+    let program = std::env::current_exe().expect("this program");
+    let before = fs::metadata(&program).expect("there").len();
+    let ran = bench.run(&command(&["/proc/self/exe"]));
+    assert_ne!(ran.exit, Exit::Code(0), "{}", ran.stdout);
+    assert_eq!(fs::metadata(&program).expect("there").len(), before);
+}
+
+fn the_machine_is_probed_without_a_trace(bench: &Bench) {
+    let store = bench.path().join("store");
+    fs::create_dir(&store).expect("a folder");
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("readable");
+    let before = mounts();
+    for store in [None, Some(store.as_path()), Some(Path::new("/no/such/store"))] {
+        let facts = probe::facts(&Sandbox::default(), store);
+        for name in ["kernel", "overlay"] {
+            let fact = facts.iter().find(|fact| fact.name == name).unwrap_or_else(|| panic!("no {name}: {facts:?}"));
+            assert!(fact.ok, "{fact:?}");
+        }
+        for fact in &facts {
+            assert!(!fact.value.is_empty() && !fact.value.contains('\n'), "{fact:?}");
+            assert!(fact.ok || fact.remedy.is_some(), "{fact:?}");
+        }
+    }
+    assert_eq!(fs::read_dir(&store).expect("readable").count(), 0, "something is left in the store");
+    assert_eq!(mounts(), before);
+}
+
+fn errors_say_what_to_do(bench: &Bench) {
+    let cancel = Cancel::new().expect("an event");
+    let error = |rootfs: &RootFs, process: &ProcessSpec| {
+        run(rootfs, process, &|_, _| {}, &cancel).expect_err("an error").to_string()
+    };
+    let rootfs = bench.rootfs();
+    let missing = RootFs { lower: vec![bench.path().join("no/tree")], ..rootfs.clone() };
+    let text = error(&missing, &shell("true"));
+    assert!(text.contains("open ") && text.contains("no/tree: No such file"), "{text}");
+    let text = error(&rootfs, &ProcessSpec { hostname: "x".repeat(65), ..shell("true") });
+    assert!(text.contains("sethostname") && text.contains("64 characters"), "{text}");
+    let text = error(&rootfs, &ProcessSpec { env: words(&["A=\0"]), ..shell("true") });
+    assert!(text.contains("NUL byte"), "{text}");
+    let text = error(&rootfs, &ProcessSpec { cwd: "/bin/sh".to_owned(), ..shell("true") });
+    assert!(text.contains("working directory /bin/sh"), "{text}");
+    if !in_initial_user_namespace().expect("readable") {
+        let text = error(&rootfs, &ProcessSpec { uid: 4_000_000_000, ..shell("true") });
+        assert!(text.contains("user 4000000000 is not among the ids"), "{text}");
+        let text = error(&rootfs, &ProcessSpec { groups: vec![4_000_000_000], ..shell("true") });
+        assert!(text.contains("subgid"), "{text}");
+    }
+    fs::create_dir(bench.lower().join("etc/hosts")).expect("a folder");
+    let text = error(&bench.rootfs(), &shell("true"));
+    assert!(text.contains("/etc/hosts") && text.contains("the image has a folder"), "{text}");
+}
+
+fn several_at_once(bench: &Bench) {
+    let roots: Vec<_> = (0..8).map(|_| bench.rootfs()).collect();
+    std::thread::scope(|scope| {
+        for (number, rootfs) in roots.iter().enumerate() {
+            scope.spawn(move || {
+                for _ in 0..5 {
+                    Bench::run_in(rootfs, &shell(&format!("echo {number} >> /tmp/x; echo {number}")))
+                        .says(&number.to_string());
+                }
+            });
+        }
+    });
+    for (number, rootfs) in roots.iter().enumerate() {
+        let text = fs::read_to_string(rootfs.upper.join("tmp/x")).expect("written");
+        assert_eq!(text, format!("{number}\n").repeat(5));
+    }
+}
+
+/// The part of the next case whose program is deleted under it.
+fn run_deleted(root: &Path) -> ExitCode {
+    let program = std::env::current_exe().expect("this program");
+    fs::remove_file(&program).expect("removed");
+    fs::write(&program, "another one").expect("replaced");
+    let rootfs = RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w") };
+    let cancel = Cancel::new().expect("an event");
+    match run(&rootfs, &shell("(echo x >> /proc/1/exe) 2>/dev/null || exit 5"), &|_, _| {}, &cancel) {
+        Ok(Exit::Code(code)) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
+        other => {
+            eprintln!("{other:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn a_program_that_was_replaced_still_works(bench: &Bench) {
+    fs::create_dir(bench.path().join("u")).expect("upper");
+    fs::create_dir(bench.path().join("w")).expect("work");
+    let program = bench.path().join("program");
+    fs::copy(std::env::current_exe().expect("this program"), &program).expect("copied");
+    let status = Command::new(&program).arg("run-deleted").arg(bench.path()).status().expect("starts");
+    assert_eq!(status.code(), Some(5));
+}
+
+fn another_program_as_init(bench: &Bench) {
+    let sandbox = Sandbox { init: PathBuf::from(env!("CARGO_BIN_EXE_rbuild")) };
+    let cancel = Cancel::new().expect("an event");
+    let exit = sandbox.run(&bench.rootfs(), &shell("exit 7"), &|_, _| {}, &cancel).expect("runs");
+    assert_eq!(exit, Exit::Code(7));
+}

@@ -1,0 +1,174 @@
+//! The fuzz targets as ordinary tests: over seeds, and over random changes of them. `RBUILD_RANDOM_SEED` repeats a run.
+
+use crate::support::base::RootTar;
+use crate::support::machine::{say, source_dir};
+use crate::support::random::Random;
+
+#[path = "../fuzz/checks.rs"]
+mod checks;
+
+/// What changes put in: pieces that mean something somewhere.
+const PIECES: &[&[u8]] = &[
+    b"FROM ",
+    b"\n",
+    b"\r\n",
+    b"\\\n",
+    b"`\n",
+    b"<<EOF\n",
+    b"EOF\n",
+    b"<<-'x'\n",
+    b"--from=",
+    b"--mount=type=cache",
+    b"[\"",
+    b"\"]",
+    b"${",
+    b":-",
+    b"}",
+    b"$x",
+    b"'",
+    b"\"",
+    b"# escape=`\n",
+    b"\xef\xbb\xbf",
+    b"\xff",
+    b"\0",
+    b"**/",
+    b"!",
+    b"[a-",
+    b"]",
+    b"../",
+    b"/",
+    b".wh.",
+    b".wh..wh..opq",
+    b"ustar\x0000",
+    b"99999999999",
+    b"\x80\0\0\0",
+    b"30 path=",
+    b"GNU.sparse.map=",
+    b"ONBUILD ",
+];
+
+fn dockerfiles() -> Vec<Vec<u8>> {
+    let mut seeds: Vec<Vec<u8>> = [
+        "# syntax=docker/dockerfile:1\n# escape=`\nFROM a AS b\nRUN <<EOF cat `\n x\nline\nEOF\nCOPY --chmod=u=rwX,go=rX <<-'x' <<y /\n\tx\nx\ny\n",
+        "ARG a=${b:-'c d'} e\nFROM --platform=$a x@sha256:00\nENV a=\"b c\" d e\nENV f g h\nHEALTHCHECK --interval=1s CMD [\"a\", \"\\u0041\"]\n",
+        "FROM scratch\nRUN a && \\\n  # comment\n\n  b\nONBUILD COPY --from=x [\"a b\", \"/c\"]\nEXPOSE 1-2/udp $p\nVOLUME [\"/v\"]\nUSER u:g\n",
+    ]
+    .iter()
+    .map(|text| text.as_bytes().to_vec())
+    .collect();
+    collect(&source_dir().join("testdata/dockerfiles"), &mut seeds);
+    collect(&source_dir().join("testdata/scenarios"), &mut seeds);
+    seeds
+}
+
+fn collect(folder: &std::path::Path, seeds: &mut Vec<Vec<u8>>) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            collect(&entry.path(), seeds);
+        } else if entry.metadata().is_ok_and(|found| found.len() < 10_000) {
+            seeds.push(std::fs::read(entry.path()).expect("test data is readable"));
+        }
+    }
+}
+
+fn tars() -> Vec<Vec<u8>> {
+    let mut all = RootTar::new();
+    all.directory(".", 0o755, (0, 0));
+    all.directory("d", 0o755, (1, 2));
+    all.file("d/f", 0o644, b"some bytes");
+    all.link("d/l", "../d/f");
+    all.push(tar::EntryType::Link, "d/same", 0o644, (0, 0), Some("d/f"), b"");
+    all.push(tar::EntryType::Char, "d/null", 0o666, (0, 0), None, b"");
+    all.file("d/.wh.gone", 0o644, b"");
+    all.file("e/.wh..wh..opq", 0o644, b"");
+    all.push(tar::EntryType::XHeader, "x", 0o644, (0, 0), None, b"16 path=a/long\n20 size=99999999999\n");
+    all.file("short", 0o4755, b"x");
+    all.push(tar::EntryType::GNULongName, "x", 0o644, (0, 0), None, b"a/very/long/name\0");
+    all.file("cut", 0o644, b"y");
+    let mut outside = RootTar::new();
+    outside.file("../../etc/passwd", 0o644, b"x");
+    outside.push(tar::EntryType::Link, "hard", 0o644, (0, 0), Some("/etc/shadow"), b"");
+    outside.link("/absolute", "/");
+    vec![all.finish(), outside.finish(), Vec::new(), vec![0; 1024]]
+}
+
+/// Runs `check` over the seeds as they are and over `rounds` changed ones.
+fn try_all(name: &str, seeds: &[Vec<u8>], rounds: usize, check: fn(&[u8])) {
+    let seed = Random::seed();
+    let mut random = Random::new(seed);
+    for (number, data) in seeds.iter().enumerate() {
+        attempt(&format!("{name}: seed {number}"), data, check);
+    }
+    for round in 0..rounds {
+        let mut data = seeds[random.below(seeds.len())].clone();
+        for _ in 0..=random.below(6) {
+            let at = random.below(data.len() + 1);
+            match random.below(6) {
+                0 => data.truncate(at),
+                1 if at < data.len() => data[at] = random.next() as u8,
+                2 if at < data.len() => data[at] ^= 1 << random.below(8),
+                3 => {
+                    let end = (at + random.below(40)).min(data.len());
+                    data.drain(at..end);
+                }
+                4 => {
+                    let (start, other) = (random.below(data.len() + 1), &seeds[random.below(seeds.len())]);
+                    let piece = other[start.min(other.len())
+                        ..(start + random.below(60)).min(other.len()).max(start.min(other.len()))]
+                        .to_vec();
+                    data.splice(at..at, piece);
+                }
+                _ => {
+                    let piece = random.pick(PIECES).to_vec();
+                    data.splice(at..at, piece);
+                }
+            }
+        }
+        attempt(&format!("{name}: round {round} of RBUILD_RANDOM_SEED={seed}"), &data, check);
+    }
+}
+
+fn attempt(what: &str, data: &[u8], check: fn(&[u8])) {
+    if std::panic::catch_unwind(|| check(data)).is_err() {
+        say(&format!("{what}: {:?}", String::from_utf8_lossy(data)));
+        panic!("{what}: does not hold for {} bytes", data.len());
+    }
+}
+
+#[test]
+fn parse_holds_for_any_text() {
+    try_all("parse", &dockerfiles(), 3_000, checks::parse);
+}
+
+#[test]
+fn word_holds_for_any_text() {
+    let words =
+        ["\0a", "\0${a:-${b}}", "\0'$a' \"$b\" \\$c", "\x01`$a", "\0${a//b/c} ${a##*x} ${a:?no}", "\0plain words"];
+    let seeds: Vec<_> = words.iter().map(|text| text.as_bytes().to_vec()).collect();
+    try_all("word", &seeds, 20_000, checks::word);
+}
+
+#[test]
+fn ignore_holds_for_any_patterns() {
+    let texts =
+        ["*\n!src\n\0src/a/b", "**/x\n# c\n!d/**\n\0d/x/y", "a[b-d]?\\*\n\0abc", "/a/\n!a/b\na/b/c\n\0a/b/c/d", "\0x"];
+    let seeds: Vec<_> = texts.iter().map(|text| text.as_bytes().to_vec()).collect();
+    try_all("ignore", &seeds, 20_000, checks::ignore);
+}
+
+#[test]
+fn scan_holds_for_any_tar() {
+    try_all("scan", &tars(), 10_000, checks::scan);
+}
+
+#[test]
+fn index_holds_for_any_bytes() {
+    let mut seeds: Vec<Vec<u8>> = tars()
+        .iter()
+        .filter_map(|tar| rbuild::layer::scan::scan(tar.as_slice()).ok())
+        .map(|index| index.as_bytes().to_vec())
+        .collect();
+    assert!(!seeds.is_empty(), "none of the seeds can be indexed");
+    seeds.push(Vec::new());
+    try_all("index", &seeds, 10_000, checks::index);
+}

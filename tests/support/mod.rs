@@ -1,0 +1,8 @@
+//! What the tests share.
+
+pub mod base;
+pub mod env;
+pub mod machine;
+pub mod oci;
+pub mod random;
+pub mod scenario;

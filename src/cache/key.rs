@@ -372,14 +372,13 @@ mod tests {
             ("run", run_key(&digest(&Op::Run(run())), &below)),
             (
                 "copy quick",
-                quick_key(Some(&copy()), &digest(&Op::Copy(copy())),
-                    &SourceId::Content(Digest::of(b"files")),
-                    &below,
-                ),
+                quick_key(Some(&copy()), &digest(&Op::Copy(copy())), &SourceId::Content(Digest::of(b"files")), &below),
             ),
             (
                 "copy landing",
-                landing_key(Some(&copy()), &digest(&Op::Copy(copy())),
+                landing_key(
+                    Some(&copy()),
+                    &digest(&Op::Copy(copy())),
                     &SourceId::Content(Digest::of(b"files")),
                     &Digest::of(b"landing"),
                 ),

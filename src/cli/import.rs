@@ -40,7 +40,7 @@ pub(super) fn run(args: &ImportArgs, settings: &Settings) -> Result<ExitCode, Fa
         (Box::new(file), place)
     };
     let store = find::store(settings)?;
-    let lease = find::lease(&store)?;
+    let lease = find::lease(&store, settings)?;
     let created = epoch.map_or_else(|| jiff::Timestamp::now().to_string(), rfc3339);
     let options = ImportOptions { changes: args.changes.clone(), message: None, platform: find::machine(), created };
     let mut record = import(&store, &lease, tar, &place, &options).map_err(failure)?;

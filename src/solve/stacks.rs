@@ -70,7 +70,8 @@ impl<'a> Stacks<'a> {
     /// What is seen through these layers, bottom first.
     pub(super) fn view(&self, layers: &[DiffId]) -> Result<LayerStack, StoreError> {
         let indexes = layers.iter().map(|layer| self.index(layer)).collect::<Result<Vec<_>, _>>()?;
-        LayerStack::new(indexes).map_err(|error| StoreError::Damaged { path: self.store.root().to_owned(), why: error.to_string() })
+        LayerStack::new(indexes)
+            .map_err(|error| StoreError::Damaged { path: self.store.root().to_owned(), why: error.to_string() })
     }
 
     /// The data of a layer's files.

@@ -128,6 +128,19 @@ impl Store {
     pub fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         replace_file(&self.path("tmp"), path, bytes)
     }
+
+    /// As [`Store::replace`], and when it returns the change outlives a power cut: a rename may come to the disk before
+    /// the data of the file, and its folder after both.
+    pub fn replace_for_good(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        let tmp = self.path("tmp");
+        let mut file = tempfile::NamedTempFile::new_in(&tmp).map_err(StoreError::io("make a file in", &tmp))?;
+        file.write_all(bytes).map_err(StoreError::io("write", file.path()))?;
+        file.as_file().sync_data().map_err(StoreError::io("write to the disk", file.path()))?;
+        file.persist(path).map_err(|error| StoreError::io("rename into place", path)(error.error))?;
+        let folder = path.parent().unwrap_or(path);
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(StoreError::io("write to the disk", folder))
+    }
 }
 
 /// Opens a file for reading; `None` where there is none.

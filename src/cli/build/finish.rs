@@ -27,8 +27,8 @@ use crate::layer::compress::Compression;
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::{epoch_index, write_form};
 use crate::output::{self, Output, OutputImage};
-use crate::plan::step::Stack;
 use crate::plan::BaseImage;
+use crate::plan::step::Stack;
 use crate::solve::{Solution, Solved};
 use crate::store::images::ImageRecord;
 use crate::store::layers::Form;
@@ -210,7 +210,9 @@ fn names(args: &BuildArgs) -> Result<Vec<Reference>, Failure> {
 pub(super) fn tag(name: &str) -> Result<Reference, Failure> {
     let reference = Reference::parse(name).map_err(|error| Failure::Usage(format!("the name {name:?}: {error}")))?;
     if reference.digest().is_some() {
-        return Err(Failure::Usage(format!("the name {name:?} has a digest, which the result cannot be given; use a tag")));
+        return Err(Failure::Usage(format!(
+            "the name {name:?} has a digest, which the result cannot be given; use a tag"
+        )));
     }
     Ok(reference)
 }

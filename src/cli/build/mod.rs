@@ -18,11 +18,11 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 
 use self::input::Dockerfile;
-use super::failure::Failure;
-use super::stdout::stdout;
 use super::args::{BuildArgs, BuildContext, Isolation, NamedContext, Print};
+use super::failure::Failure;
 use super::render::Reporter;
 use super::settings::Settings;
+use super::stdout::stdout;
 use crate::context::local::LocalContext;
 use crate::diagnostic::Diagnostic;
 use crate::dockerfile;
@@ -70,11 +70,8 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
     let (plan, bases, more) = resolve(&graph, &options, args, settings, &store, &lease).map_err(refuse)?;
     if args.print == Some(Print::Plan) {
-        let text = if args.print_json {
-            format!("{:#}\n", plan::print::to_json(&plan))
-        } else {
-            plan::print::text(&plan)
-        };
+        let text =
+            if args.print_json { format!("{:#}\n", plan::print::to_json(&plan)) } else { plan::print::text(&plan) };
         write!(stdout(), "{text}")?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -88,9 +85,21 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         reporter.event(Event::Warning(warning));
     }
     if args.outputs.iter().any(|output| output.rewrite_timestamp) && options.epoch.is_none() {
-        reporter.event(Event::Note("warning: rewrite-timestamp=true has no effect without SOURCE_DATE_EPOCH or --timestamp"));
+        reporter.event(Event::Note(
+            "warning: rewrite-timestamp=true has no effect without SOURCE_DATE_EPOCH or --timestamp",
+        ));
     }
-    let job = Job { args, settings, file: &file, store: &store, lease: &lease, reporter: &reporter, plan: &plan, bases: &bases, cancel: &cancel };
+    let job = Job {
+        args,
+        settings,
+        file: &file,
+        store: &store,
+        lease: &lease,
+        reporter: &reporter,
+        plan: &plan,
+        bases: &bases,
+        cancel: &cancel,
+    };
     let result = job.carry_out(now, &swept.suspects);
     if let Ok(report) = &result {
         report.lines().iter().for_each(|line| reporter.event(Event::Note(line)));
@@ -213,11 +222,14 @@ impl Job<'_> {
 
     /// After a power cut: checks what the builds of then had made.
     fn recover(&self, suspects: &[String]) -> Result<(), Failure> {
-        self.prepare_trees().map_err(anyhow::Error::msg)?;
+        if self.store.recovering_takes_ids(suspects) {
+            self.prepare_trees().map_err(anyhow::Error::msg)?;
+        }
         let gone = self.store.recover(suspects).map_err(anyhow::Error::from)?;
         self.store.forget().map_err(anyhow::Error::from)?;
         if !gone.is_empty() {
-            let note = format!("the machine went down during a build: {} damaged files of the store were removed", gone.len());
+            let note =
+                format!("the machine went down during a build: {} damaged files of the store were removed", gone.len());
             self.reporter.event(Event::Note(&note));
         }
         Ok(())
@@ -319,7 +331,8 @@ fn resolve(
         bases::resolve(&requests, &mut bases, args, settings, store, lease)?;
         match plan::plan(graph, &bases, options)? {
             Outcome::Planned(plan, warnings) => {
-                let image = |name: &str, platform: &Platform| match bases.get(&(name.to_owned(), platform.to_string())) {
+                let image = |name: &str, platform: &Platform| match bases.get(&(name.to_owned(), platform.to_string()))
+                {
                     Some(Resolved::Image(image)) => Arc::clone(image),
                     _ => unreachable!("a planned base was resolved as an image"),
                 };

@@ -178,7 +178,7 @@ fn a_layout_comes_in_and_is_not_read_twice() {
     let again = place.bring(&source, &Selector::Any).unwrap();
     assert_eq!((again.image_id, again.layers), (base.image_id, base.layers));
     let error = Place::new().bring(&source, &Selector::Any).unwrap_err().to_string();
-    assert!(error.contains("is incomplete") && error.contains("blobs/sha256/"), "{error}");
+    assert!(error.contains("is incomplete") && error.contains("the layer sha256:"), "{error}");
 }
 
 #[test]

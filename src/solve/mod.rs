@@ -183,19 +183,18 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
             let first = (0..done.len()).find(runs).unwrap_or(first);
             solver.prepare_trees().map_err(|cause| StepError { step: StepId(first), cause })?;
         }
-        schedule::run(&needs, &done, engine.jobs, &|index| {
+        let carry_out = |index| {
             let id = StepId(index);
             solver.carry_out(id).map_err(|cause| {
-                if matches!(cause, Cause::Canceled) {
-                    engine.events.event(Event::Canceled(id));
-                } else {
-                    engine.events.event(Event::Failed(id, &cause.to_string()));
-                    // The other steps' commands end; their layers would belong to no image.
-                    engine.cancel.cancel();
+                match cause {
+                    Cause::Canceled => engine.events.event(Event::Canceled(id)),
+                    _ => engine.events.event(Event::Failed(id, &cause.to_string())),
                 }
                 StepError { step: id, cause }
             })
-        })?;
+        };
+        // After an error the other steps' commands end: their layers would belong to no image.
+        schedule::run(&needs, &done, engine.jobs, &carry_out, &|| engine.cancel.cancel())?;
     } else if solver.needs_trees(&done) {
         solver.prepare_trees().map_err(|cause| StepError { step: StepId(0), cause })?;
     }
@@ -239,7 +238,7 @@ impl<'a> Solver<'a> {
             solved: (0..count).map(|_| OnceLock::new()).collect(),
             missed: (0..count).map(|_| Mutex::new(None)).collect(),
             told: (0..count).map(|_| OnceLock::new()).collect(),
-            stacks: stacks::Stacks::new(engine.store, engine.lease),
+            stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events),
             trees: OnceLock::new(),
         }
     }

@@ -152,8 +152,10 @@ impl Store {
             Form::Blob(blob) => write_json(&folder.join("blobs"), &[blob]).map(|()| "blobs")?,
         };
         lease.will_make(&name)?;
-        if fs::rename(&folder, &place).is_ok() {
-            return Ok(());
+        match fs::rename(&folder, &place) {
+            Ok(()) => return Ok(()),
+            Err(error) if !place.join("index").exists() => return Err(StoreError::io("rename into place", &place)(error)),
+            Err(_) => {}
         }
         // It is here already: add the form, unless it has that too.
         if let Form::Blob(blob) = form {

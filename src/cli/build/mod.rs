@@ -156,7 +156,7 @@ impl Job<'_> {
         for context in &contexts {
             context.save().context("cannot write the list of known files")?;
         }
-        let solution = solved.map_err(|error| self.failure(error))?;
+        let solution = solved.map_err(|error| self.failure(&error))?;
         finish::finish(self, &solution)
     }
 
@@ -234,7 +234,7 @@ impl Job<'_> {
     }
 
     /// What went wrong with a step, at its instruction.
-    fn failure(&self, error: solve::StepError) -> Failure {
+    fn failure(&self, error: &solve::StepError) -> Failure {
         let step = &self.plan.steps[error.step.0];
         let message = match &error.cause {
             solve::Cause::Command { exit, .. } => format!("the command failed: {}", solve::describe_exit(exit)),
@@ -252,7 +252,7 @@ impl Job<'_> {
             cause = next.source();
         }
         let source = self.file.source.clone();
-        match error.cause {
+        match &error.cause {
             solve::Cause::Command { .. } => {
                 let tail = self.reporter.tail(error.step);
                 Failure::Step { source, diagnostic: Box::new(diagnostic), tail }

@@ -34,6 +34,9 @@ use crate::store::images::ImageRecord;
 use crate::store::layers::Form;
 use crate::store::{Store, base};
 
+/// Docker does not load images with more layers.
+const DOCKERS_MOST_LAYERS: usize = 127;
+
 /// What a build came to.
 pub(super) struct Report {
     id: ImageId,
@@ -132,6 +135,11 @@ pub(super) fn finish(job: &Job<'_>, solution: &Solution) -> Result<Report, Failu
     })
     .map_err(anyhow::Error::from)?;
 
+    let height = assembled.config.rootfs.diff_ids.len();
+    if height > DOCKERS_MOST_LAYERS {
+        let note = format!("warning: the image has {height} layers; Docker refuses more than {DOCKERS_MOST_LAYERS}");
+        job.reporter.event(Event::Note(&note));
+    }
     let names = names(job.args)?;
     let wants_store =
         job.args.outputs.is_empty() || job.args.outputs.iter().any(|output| output.kind == OutputKind::Image);

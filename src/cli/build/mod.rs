@@ -63,6 +63,9 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
 
+    // Before anything is made that a signal would leave behind.
+    let cancel = Cancel::new().context("cannot prepare for signals")?;
+    cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
     let root = settings.store_root().map_err(anyhow::Error::from)?;
     let store = Store::open(&root).map_err(anyhow::Error::from)?;
     let boot = boot_id()?;
@@ -77,8 +80,6 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     }
     foreign_platforms(&plan, &options.build_platform)?;
 
-    let cancel = Cancel::new().context("cannot prepare for signals")?;
-    cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
     let reporter = Reporter::new(args.progress, args.explain, settings);
     reporter.set_source(file.source.clone());
     for warning in warnings.iter().chain(&more) {
@@ -154,7 +155,10 @@ impl Job<'_> {
         let solved = solve::solve(self.plan, &engine);
         // Digests that were computed stay known, whether the build went well or not.
         for context in &contexts {
-            context.save().context("cannot write the list of known files")?;
+            if let Err(error) = context.save(self.lease.folder()) {
+                let note = format!("warning: what was learned of the context's files is not kept: {error}");
+                self.reporter.event(Event::Note(&note));
+            }
         }
         let solution = solved.map_err(|error| self.failure(&error))?;
         finish::finish(self, &solution)
@@ -222,7 +226,9 @@ impl Job<'_> {
 
     /// After a power cut: checks what the builds of then had made.
     fn recover(&self, suspects: &[String]) -> Result<(), Failure> {
-        self.prepare_trees().map_err(anyhow::Error::msg)?;
+        if self.store.recovering_takes_ids(suspects) {
+            self.prepare_trees().map_err(anyhow::Error::msg)?;
+        }
         let gone = self.store.recover(suspects).map_err(anyhow::Error::from)?;
         self.store.forget().map_err(anyhow::Error::from)?;
         if !gone.is_empty() {

@@ -3,6 +3,7 @@ use std::fmt::Write as _;
 use super::*;
 use crate::layer::sample;
 use proptest::prelude::*;
+use std::fmt::Write as _;
 
 /// Writes the entries in `text`, one per line, with `mtime`.
 fn write(text: &str, mtime: i64) -> Result<(Vec<u8>, LayerIndex), WriteError> {

@@ -160,7 +160,7 @@ impl Job<'_> {
                 self.reporter.event(Event::Note(&note));
             }
         }
-        let solution = solved.map_err(|error| self.failure(error))?;
+        let solution = solved.map_err(|error| self.failure(&error))?;
         finish::finish(self, &solution)
     }
 
@@ -240,7 +240,7 @@ impl Job<'_> {
     }
 
     /// What went wrong with a step, at its instruction.
-    fn failure(&self, error: solve::StepError) -> Failure {
+    fn failure(&self, error: &solve::StepError) -> Failure {
         let step = &self.plan.steps[error.step.0];
         let message = match &error.cause {
             solve::Cause::Command { exit, .. } => format!("the command failed: {}", solve::describe_exit(exit)),
@@ -258,7 +258,7 @@ impl Job<'_> {
             cause = next.source();
         }
         let source = self.file.source.clone();
-        match error.cause {
+        match &error.cause {
             solve::Cause::Command { .. } => {
                 let tail = self.reporter.tail(error.step);
                 Failure::Step { source, diagnostic: Box::new(diagnostic), tail }

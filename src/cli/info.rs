@@ -29,6 +29,7 @@ pub(super) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     });
     facts.extend(probe::facts(&Sandbox::default(), root.as_deref().ok()).into_iter().map(with_limits));
     facts.push(isolation(&facts));
+    tell_once(&mut facts);
     stdout().write_all(text(&facts).as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -46,7 +47,17 @@ fn isolation(facts: &[Fact]) -> Fact {
     if facts.iter().any(|fact| fact.name == "overlay" && fact.ok) {
         Fact { name: "isolation", ok: true, value: "namespace".to_owned(), remedy: None }
     } else {
-        missing("isolation", "none: RUN cannot be carried out here".to_owned(), "see what is missing above")
+        missing("isolation", "none (RUN cannot be carried out here)".to_owned(), "see what is missing above")
+    }
+}
+
+/// What is missing for the same reason as something above points there.
+fn tell_once(facts: &mut [Fact]) {
+    for i in 1..facts.len() {
+        let (above, rest) = facts.split_at_mut(i);
+        if let Some(same) = above.iter().find(|fact| !fact.ok && fact.value == rest[0].value) {
+            (rest[0].value, rest[0].remedy) = (format!("not tried (see {})", same.name), None);
+        }
     }
 }
 
@@ -124,6 +135,16 @@ x:       y
 ";
         assert_eq!(text(&facts), expected);
         assert_eq!(text(&facts[..1]), "store: /s\n");
+    }
+
+    #[test]
+    fn one_reason_is_told_once() {
+        let bad = |name| missing(name, "no ids".to_owned(), "get some");
+        let mut facts = [bad("subordinate ids"), bad("user namespaces"), missing("x", "y".into(), "z")];
+        tell_once(&mut facts);
+        assert_eq!(facts[0], bad("subordinate ids"));
+        assert_eq!((facts[1].value.as_str(), &facts[1].remedy), ("not tried (see subordinate ids)", &None));
+        assert_eq!(facts[2].value, "y");
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! A step that failed, told at the word that is to blame.
 //!
-//! In: what the engine says, the step, and the Dockerfile. Out: one diagnostic with what happened, where, why and what
+//! In: what the engine says, the step, the Dockerfile, and whether there is a context. Out: one diagnostic with what happened, where, why and what
 //! to do. What always holds: a step that comes from no instruction of the file (a trigger of the base) is told at the
 //! FROM that brought it.
 
 use crate::diagnostic::{Diagnostic, Source, Span};
 use crate::dockerfile::ast::{self, Dockerfile, Instruction, InstructionKind, Stage, Word};
 use crate::exec::Exit;
-use crate::plan::step::{CopyOp, CopySource, Op, RunOp, Stack, Step};
+use crate::plan::step::{ContextId, CopyFrom, CopyOp, CopySource, Op, RunOp, Stack, Step};
 use crate::solve::copy::CopyError;
 use crate::solve::{self, Cause};
 
@@ -20,12 +20,15 @@ pub(super) fn diagnostic<'a>(
     step: &Step,
     dockerfile: &Dockerfile,
     source: &Source,
+    has_context: bool,
     tail: impl IntoIterator<Item = &'a str>,
 ) -> Diagnostic {
     let place = find(dockerfile, step.span);
     let diagnostic = match (error, &step.op) {
         (Cause::Command { exit, .. }, Op::Run(op)) => command(*exit, op, step, dockerfile, tail),
-        (Cause::Copy(error), op) => copy(error, op, step.span, place.map(|(_, instruction)| &instruction.kind)),
+        (Cause::Copy(error), op) => {
+            copy(error, op, step.span, place.map(|(_, instruction)| &instruction.kind), has_context)
+        }
         (Cause::User(why), _) => user(why, step, place, source),
         (other, _) => Diagnostic::error(step.span, other.to_string()),
     };
@@ -193,7 +196,13 @@ impl<'a> Words<'a> {
     }
 }
 
-fn copy(error: &CopyError, op: &Op, whole: Span, kind: Option<&InstructionKind>) -> Diagnostic {
+fn copy(
+    error: &CopyError,
+    op: &Op,
+    whole: Span,
+    kind: Option<&InstructionKind>,
+    has_context: bool,
+) -> Diagnostic {
     let words = kind.and_then(Words::of);
     let source = |text: &str| words.as_ref().and_then(|words| words.source(text, op)).unwrap_or(whole);
     let destination = match kind {
@@ -205,6 +214,10 @@ fn copy(error: &CopyError, op: &Op, whole: Span, kind: Option<&InstructionKind>)
             let from = words.as_ref().and_then(|words| words.from);
             let place = from.map_or_else(|| place.clone(), |from| format!("the files of --from={}", from.text));
             let span = source(source_text);
+            if from.is_none() && !has_context && op_reads_main_context(op) {
+                return Diagnostic::error(span, format!("{source_text:?} not found: there is no build context"))
+                    .help("with the Dockerfile on standard input, give the folder as well: rbuild -f - DIR");
+            }
             let diagnostic = Diagnostic::error(span, format!("{source_text:?} not found in {place}"));
             let diagnostic = match (near.as_slice(), reason) {
                 (_, Some(reason)) => diagnostic.label(reason.as_str()),
@@ -244,6 +257,10 @@ fn copy(error: &CopyError, op: &Op, whole: Span, kind: Option<&InstructionKind>)
         }
         other => Diagnostic::error(whole, other.to_string()),
     }
+}
+
+fn op_reads_main_context(op: &Op) -> bool {
+    matches!(op, Op::Copy(CopyOp { from: CopyFrom::Context(ContextId(0)), .. }))
 }
 
 #[cfg(test)]

@@ -231,7 +231,8 @@ impl Job<'_> {
         let source = self.file.source.clone();
         let tail = self.reporter.tail(error.step);
         let lines = tail.lines.iter().map(String::as_str);
-        let diagnostic = blame::diagnostic(&error.cause, step, self.dockerfile, &source, lines);
+        let has_context = matches!(self.args.context, Some(BuildContext::Directory(_)));
+        let diagnostic = blame::diagnostic(&error.cause, step, self.dockerfile, &source, has_context, lines);
         match error.cause {
             solve::Cause::Command { .. } => Failure::Step { source, diagnostic: Box::new(diagnostic), tail },
             _ => Failure::Diagnostics { source, list: vec![diagnostic] },

@@ -216,7 +216,7 @@ impl Job<'_> {
         if self.store.recovering_takes_ids(suspects) {
             self.prepare_trees().map_err(anyhow::Error::msg)?;
         }
-        let gone = self.store.recover(suspects).map_err(anyhow::Error::from)?;
+        let gone = self.store.recover(self.lease, suspects).map_err(anyhow::Error::from)?;
         self.store.forget().map_err(anyhow::Error::from)?;
         if !gone.is_empty() {
             let note = format!("the machine went down during a build: {} damaged files of the store were removed", gone.len());

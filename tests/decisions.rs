@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use crate::support::base::{RootTar, TIME};
+use crate::support::base::TIME;
 use crate::support::env::TestEnv;
 use crate::support::machine::{Need, is_root, needs, test_user};
 use crate::support::oci::Image;
@@ -170,10 +170,17 @@ fn rule_37_device_nodes_that_cannot_be_made_are_told_and_kept() {
     }
     let env = if is_root() { TestEnv::as_user(&test_user().expect("looked up before")) } else { TestEnv::new() };
     env.import_busybox();
-    let mut tar = RootTar::new();
-    tar.directory("odd", 0o755, (0, 0));
-    tar.push(tar::EntryType::Char, "odd/null", 0o666, (0, 0), Some("1,3"), b"");
-    env.write("ctx/odd.tar", tar.finish());
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_path("odd/null").expect("a short name");
+    header.set_entry_type(tar::EntryType::Char);
+    header.set_device_major(1).expect("a header that has devices");
+    header.set_device_minor(3).expect("a header that has devices");
+    header.set_mode(0o666);
+    header.set_size(0);
+    header.set_cksum();
+    tar.append(&header, &b""[..]).expect("memory takes every write");
+    env.write("ctx/odd.tar", tar.into_inner().expect("memory takes every write"));
     env.write("ctx/Dockerfile", "FROM busybox\nADD odd.tar /\nRUN ls /odd > /seen\nFROM scratch\nCOPY --from=0 /seen /odd /\n");
     let run = env.build("--progress plain -o type=oci,dest=out.tar").ok();
     assert_eq!(run.stderr.matches("/odd/null cannot be made here").count(), 1, "{}", run.shown());

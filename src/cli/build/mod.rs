@@ -232,7 +232,7 @@ impl Job<'_> {
         if self.store.recovering_takes_ids(suspects) {
             self.prepare_trees().map_err(anyhow::Error::msg)?;
         }
-        let gone = self.store.recover(suspects).map_err(anyhow::Error::from)?;
+        let gone = self.store.recover(self.lease, suspects).map_err(anyhow::Error::from)?;
         self.store.forget().map_err(anyhow::Error::from)?;
         if !gone.is_empty() {
             let note =

@@ -8,6 +8,8 @@ mod support;
 
 mod build;
 mod cache;
+mod changing;
+mod concurrent;
 mod conformance;
 mod ignore;
 mod images;
@@ -16,6 +18,7 @@ mod layering;
 mod parse;
 mod plan;
 mod random;
+mod recovery;
 mod rootless;
 mod scenarios;
 mod seeds;

@@ -154,7 +154,9 @@ impl Store {
         lease.will_make(&name)?;
         match fs::rename(&folder, &place) {
             Ok(()) => return Ok(()),
-            Err(error) if !place.join("index").exists() => return Err(StoreError::io("rename into place", &place)(error)),
+            Err(error) if !place.join("index").exists() => {
+                return Err(StoreError::io("rename into place", &place)(error));
+            }
             Err(_) => {}
         }
         // It is here already: add the form, unless it has that too.
@@ -220,6 +222,19 @@ impl Store {
         }
     }
 
+    /// Whether the index of a layer that was made here, together with the data that is here, gives the layer.
+    pub(super) fn is_index_of_data(&self, layer: &DiffId, index: &LayerIndex) -> Result<bool, StoreError> {
+        let form = self.epoch_of(layer)?;
+        let data = match self.layer_data_of(form.as_ref().map_or(layer, |form| &form.of)) {
+            // It is kept compressed, and nothing reads it by its index.
+            Err(StoreError::Missing { .. }) => return Ok(true),
+            other => other?,
+        };
+        let mut open = |position| Ok(data.open(index, position)? as Box<dyn Read>);
+        let made = write_form(index, &mut open, form.map(|form| form.epoch), io::sink());
+        Ok(made.is_ok_and(|(made, _)| made == *layer))
+    }
+
     /// The layer's uncompressed tar as a file that can be read at any offset: the one in the store, or a temporary one.
     pub fn tar_file(&self, layer: &DiffId, lease: &Lease) -> Result<File, StoreError> {
         if let Some(tar) = open_if_there(&self.layer_path(layer).join("tar"))? {
@@ -228,7 +243,7 @@ impl Store {
         let folder = lease.folder();
         let file = tempfile::tempfile_in(folder).map_err(StoreError::io("make a file in", folder))?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
-        self.write_tar(layer, &mut out)?;
+        self.write_tar(layer, &mut lease.heeding(&mut out))?;
         let mut file =
             out.into_inner().map_err(|error| StoreError::io("write a file in", folder)(error.into_error()))?;
         file.rewind().map_err(StoreError::io("read a file in", folder))?;

@@ -8,12 +8,13 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use super::layout::{Store, StoreError};
+use super::layout::{Store, StoreError, open_if_there};
 use super::verify::is_damage;
 use crate::cache::record::CacheRecord;
 use crate::digest::{DiffId, Digest, HashingReader};
 use crate::layer::data;
 use crate::layer::entry_ref::KindRef;
+use crate::layer::scan::scan;
 use crate::sys::root_dir::RootDir;
 
 impl Store {
@@ -55,8 +56,8 @@ impl Store {
                 None => false,
             },
             (("blobs", _), Some(name)) => digest_of(path)? == name,
-            (("layers", _), Some(name)) => match self.write_tar(&DiffId(name), &mut io::sink()) {
-                Ok(()) => true,
+            (("layers", _), Some(name)) => match self.is_layer_whole(&DiffId(name)) {
+                Ok(whole) => whole,
                 // A form that cannot be read to its end is as good as none.
                 Err(StoreError::Damaged { .. } | StoreError::Missing { .. }) => false,
                 Err(StoreError::Io { source, .. }) if is_damage(&source) => false,
@@ -72,6 +73,17 @@ impl Store {
             (("cache", _), _) => read(path)?.is_some_and(|bytes| !bytes.is_empty()),
             _ => false,
         })
+    }
+
+    /// Whether a layer's tar can be had from what is there, and its index is that of the tar.
+    fn is_layer_whole(&self, layer: &DiffId) -> Result<bool, StoreError> {
+        let Some(index) = self.layer_index(layer)? else { return Ok(false) };
+        self.write_tar(layer, &mut io::sink())?;
+        if Self::is_made_here(&index) {
+            return self.is_index_of_data(layer, &index);
+        }
+        let Some(tar) = open_if_there(&self.path("layers").join(layer.0.hex()).join("tar"))? else { return Ok(true) };
+        Ok(scan(io::BufReader::with_capacity(1 << 20, tar)).is_ok_and(|found| found.as_bytes() == index.as_bytes()))
     }
 
     /// Whether the files of a layer's tree hold what its index says.

@@ -8,6 +8,8 @@ mod support;
 
 mod build;
 mod cache;
+mod changing;
+mod concurrent;
 mod conformance;
 mod decisions;
 mod ignore;
@@ -17,6 +19,7 @@ mod layering;
 mod parse;
 mod plan;
 mod random;
+mod recovery;
 mod rootless;
 mod scenarios;
 mod seeds;

@@ -288,6 +288,9 @@ fn a_warm_store_and_an_empty_one_agree() {
         cold.import_busybox();
         let ((one, said), (other, said_other)) = (outcome(&warm, epoch), outcome(&cold, epoch));
         built += usize::from(one.code == Some(0));
+        if round % 100 == 99 {
+            machine::say(&format!("note: random builds: {} done, {built} of them images", round + 1));
+        }
         if one != other {
             let differing: Vec<_> = one
                 .tree

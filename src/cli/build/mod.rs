@@ -72,7 +72,8 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let store = Store::open(&root).map_err(anyhow::Error::from)?;
     let boot = boot_id()?;
     let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
-    let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
+    let mut lease = store.lease(&boot).map_err(anyhow::Error::from)?;
+    lease.heed(&cancel);
     let (plan, bases, more) = resolve(&graph, &options, args, settings, &store, &lease).map_err(refuse)?;
     if args.print == Some(Print::Plan) {
         let text =

@@ -16,10 +16,10 @@ mod inspect;
 mod load;
 pub mod output_spec;
 pub mod render;
+mod rmi;
 pub mod settings;
 pub mod size;
 pub mod stdout;
-mod rmi;
 mod tag;
 mod template;
 

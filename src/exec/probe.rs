@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::mount::MountFlags;
@@ -167,10 +167,7 @@ fn network() -> Fact {
 fn trial(sandbox: &Sandbox, root: bool, store: Option<&Path>) -> Vec<Fact> {
     const SPACES: &str = "user namespaces";
     let mut command = Command::new(&sandbox.init);
-    command.arg0(INIT_NAME).arg(ARGUMENT).env_clear().stdin(Stdio::null());
-    if let Some(path) = std::env::var_os("PATH") {
-        command.env("PATH", path);
-    }
+    command.arg0(INIT_NAME).arg(ARGUMENT).stdin(Stdio::null());
     if let Some(store) = store.filter(|store| store.is_dir()) {
         command.arg(store);
     }
@@ -197,18 +194,16 @@ fn trial(sandbox: &Sandbox, root: bool, store: Option<&Path>) -> Vec<Fact> {
 
 /// The process of [`trial`]: writes what hindered the namespaces, the kind of overlay that works, and what hindered
 /// that, each empty where it does not apply, with NUL bytes between them.
-pub(super) fn init() -> io::Result<()> {
+pub(super) fn init(store: Option<&Path>, mut out: impl Write) -> io::Result<()> {
     close_from(3)?;
-    let store = std::env::args_os().nth(2).map(PathBuf::from);
     let (mut spaces, mut overlay, mut error) = (String::new(), String::new(), String::new());
     match enter() {
         Err(why) => spaces = why,
-        Ok(()) => match try_overlay(store.as_deref()) {
+        Ok(()) => match try_overlay(store) {
             Ok(kind) => kind.clone_into(&mut overlay),
             Err(why) => error = why,
         },
     }
-    let mut out = io::stdout().lock();
     out.write_all(format!("{spaces}\0{overlay}\0{error}\0").as_bytes())?;
     // This process ends without running what would do that.
     out.flush()

@@ -179,9 +179,13 @@ impl Solver<'_> {
 
     /// Whether reading files of a base takes the ids of its trees.
     pub(super) fn base_needs_ids(&self, base: BaseId) -> bool {
-        let layers = &self.engine.bases[base.0].config.rootfs.diff_ids;
+        self.engine.bases[base.0].config.rootfs.diff_ids.iter().any(|layer| self.layer_needs_ids(layer))
+    }
+
+    /// Whether reading files of a layer takes the ids of its tree.
+    pub(super) fn layer_needs_ids(&self, layer: &DiffId) -> bool {
         // What cannot be told is taken to be needed: the worst that follows is a namespace too many.
-        layers.iter().any(|layer| self.engine.store.needs_tree_ids(layer).unwrap_or(true))
+        self.engine.store.needs_tree_ids(layer).unwrap_or(true)
     }
 
     fn look_up(&self, id: StepId) -> Result<Look, Cause> {
@@ -368,7 +372,7 @@ impl Solver<'_> {
                     if (&old.kind, old.mode, old.uid, old.gid)
                         == (&landed.entry.kind, landed.entry.mode, landed.entry.uid, landed.entry.gid) =>
                 {
-                    kept += 1
+                    kept += 1;
                 }
                 Some(_) => {
                     kept += 1;

@@ -12,6 +12,9 @@ use super::layout::{Store, StoreError};
 use super::verify::is_damage;
 use crate::cache::record::CacheRecord;
 use crate::digest::{DiffId, Digest, HashingReader};
+use crate::layer::data;
+use crate::layer::entry_ref::KindRef;
+use crate::sys::root_dir::RootDir;
 
 impl Store {
     /// Checks `suspects` (paths relative to the root) and discards those that are damaged. The paths discarded.
@@ -19,22 +22,38 @@ impl Store {
     pub fn recover(&self, suspects: &[String]) -> Result<Vec<String>, StoreError> {
         let mut discarded = Vec::new();
         for suspect in suspects {
-            let path = self.path(suspect);
-            if path.exists() && !self.is_whole(suspect, &path)? {
-                let _exclusive = self.gc_lock(true)?;
-                self.discard(&path)?;
-                discarded.push(suspect.clone());
+            // Each form of a layer is used by itself: a right tar says nothing of the tree beside it.
+            let forms = if suspect.starts_with("layers/") { vec!["tar", "tree", ""] } else { vec![""] };
+            for form in forms {
+                let suspect = if form.is_empty() { suspect.clone() } else { format!("{suspect}/{form}") };
+                let path = self.path(&suspect);
+                if path.exists() && !self.is_whole(&suspect, &path)? {
+                    let _exclusive = self.gc_lock(true)?;
+                    self.discard(&path)?;
+                    discarded.push(suspect);
+                }
             }
         }
         self.empty_trash()?;
         Ok(discarded)
     }
 
+    /// Whether [`Store::recover`] reads or removes trees.
+    pub fn recovering_takes_ids(&self, suspects: &[String]) -> bool {
+        suspects.iter().any(|suspect| suspect.starts_with("trees/") || self.path(suspect).join("tree").exists())
+    }
+
     fn is_whole(&self, suspect: &str, path: &Path) -> Result<bool, StoreError> {
         let mut parts = suspect.split('/');
         let kind = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let form = parts.next();
         let name = path.file_name().and_then(|name| name.to_str()).and_then(Digest::from_hex);
         Ok(match (kind, name) {
+            (("layers", layer), _) if form == Some("tar") => Some(digest_of(path)?) == Digest::from_hex(layer),
+            (("layers", layer), _) if form == Some("tree") => match Digest::from_hex(layer) {
+                Some(layer) => self.is_tree_whole(&DiffId(layer), path)?,
+                None => false,
+            },
             (("blobs", _), Some(name)) => digest_of(path)? == name,
             (("layers", _), Some(name)) => match self.write_tar(&DiffId(name), &mut io::sink()) {
                 Ok(()) => true,
@@ -53,6 +72,31 @@ impl Store {
             (("cache", _), _) => read(path)?.is_some_and(|bytes| !bytes.is_empty()),
             _ => false,
         })
+    }
+
+    /// Whether the files of a layer's tree hold what its index says.
+    fn is_tree_whole(&self, layer: &DiffId, tree: &Path) -> Result<bool, StoreError> {
+        let index = match self.layer_index(layer) {
+            Ok(Some(index)) => index,
+            Ok(None) | Err(StoreError::Damaged { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let root = RootDir::open(tree).map_err(StoreError::io("open", tree))?;
+        for (position, entry) in index.entries().enumerate() {
+            let KindRef::File { sha256, .. } = entry.kind else { continue };
+            let sum = data::from_tree(&index, position, &root).and_then(|file| {
+                let mut reader = HashingReader::new(file);
+                io::copy(&mut reader, &mut io::sink())?;
+                Ok(reader.finish().1)
+            });
+            match sum {
+                Ok(sum) if sum == sha256 => {}
+                Ok(_) => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                Err(error) => return Err(StoreError::io("read a file of", tree)(error)),
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -11,9 +11,9 @@ use crate::diagnostic::{Diagnostic, nearest};
 use crate::image::reference::Reference;
 use crate::plan::{BaseImage, BaseRequest, Bases, Resolved};
 use crate::store::images::ImageRecord;
+use crate::store::lease::Lease;
 use crate::store::load::{LayoutSource, Selector, bring_layout};
 use crate::store::{Store, base};
-use crate::store::lease::Lease;
 
 /// Finds all that is requested and adds it to `bases`; the errors are all that there are.
 pub(super) fn resolve(

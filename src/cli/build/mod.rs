@@ -20,11 +20,11 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 
 use self::input::Dockerfile;
-use super::failure::Failure;
-use super::stdout::stdout;
 use super::args::{BuildArgs, BuildContext, Isolation, NamedContext, Print};
+use super::failure::Failure;
 use super::render::Reporter;
 use super::settings::Settings;
+use super::stdout::stdout;
 use crate::context::local::LocalContext;
 use crate::diagnostic::Diagnostic;
 use crate::dockerfile::{self, ast};
@@ -45,6 +45,7 @@ use crate::sys::namespace;
 pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
     refuse_later(args)?;
+    check_results(args, settings)?;
     let file = input::dockerfile(args, settings)?;
     let parsed = dockerfile::parse(&file.source);
     if args.print == Some(Print::Ast) {
@@ -65,6 +66,9 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
 
+    // Before anything is made that a signal would leave behind.
+    let cancel = Cancel::new().context("cannot prepare for signals")?;
+    cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
     let root = settings.store_root().map_err(anyhow::Error::from)?;
     let store = Store::open(&root).map_err(anyhow::Error::from)?;
     let boot = boot_id()?;
@@ -72,18 +76,13 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
     let (plan, bases, more) = resolve(&graph, &options, args, settings, &store, &lease).map_err(refuse)?;
     if args.print == Some(Print::Plan) {
-        let text = if args.print_json {
-            format!("{:#}\n", plan::print::to_json(&plan))
-        } else {
-            plan::print::text(&plan)
-        };
+        let text =
+            if args.print_json { format!("{:#}\n", plan::print::to_json(&plan)) } else { plan::print::text(&plan) };
         write!(stdout(), "{text}")?;
         return Ok(ExitCode::SUCCESS);
     }
     foreign_platforms(&plan, &options.build_platform).map_err(refuse)?;
 
-    let cancel = Cancel::new().context("cannot prepare for signals")?;
-    cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
     let reporter = Reporter::new(args.progress, args.explain, settings);
     reporter.set_source(file.source.clone());
     let warnings = warnings.into_iter().chain(hints::almost_json(&parsed.dockerfile, &file.source)).chain(more);
@@ -91,10 +90,23 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         reporter.event(Event::Warning(&warning));
     }
     if args.outputs.iter().any(|output| output.rewrite_timestamp) && options.epoch.is_none() {
-        reporter.event(Event::Note("warning: rewrite-timestamp=true has no effect without SOURCE_DATE_EPOCH or --timestamp"));
+        reporter.event(Event::Note(
+            "warning: rewrite-timestamp=true has no effect without SOURCE_DATE_EPOCH or --timestamp",
+        ));
     }
     let dockerfile = &parsed.dockerfile;
-    let job = Job { args, settings, file: &file, dockerfile, store: &store, lease: &lease, reporter: &reporter, plan: &plan, bases: &bases, cancel: &cancel };
+    let job = Job {
+        args,
+        settings,
+        file: &file,
+        dockerfile,
+        store: &store,
+        lease: &lease,
+        reporter: &reporter,
+        plan: &plan,
+        bases: &bases,
+        cancel: &cancel,
+    };
     let result = job.carry_out(now, &swept.suspects);
     reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
     match (result, cancel.signal()) {
@@ -147,7 +159,10 @@ impl Job<'_> {
         let solved = solve::solve(self.plan, &engine);
         // Digests that were computed stay known, whether the build went well or not.
         for context in &contexts {
-            context.save().context("cannot write the list of known files")?;
+            if let Err(error) = context.save(self.lease.folder()) {
+                let note = format!("warning: what was learned of the context's files is not kept: {error}");
+                self.reporter.event(Event::Note(&note));
+            }
         }
         let solution = solved.map_err(|error| self.failure(&error))?;
         finish::finish(self, &solution)
@@ -215,11 +230,14 @@ impl Job<'_> {
 
     /// After a power cut: checks what the builds of then had made.
     fn recover(&self, suspects: &[String]) -> Result<(), Failure> {
-        self.prepare_trees().map_err(anyhow::Error::msg)?;
+        if self.store.recovering_takes_ids(suspects) {
+            self.prepare_trees().map_err(anyhow::Error::msg)?;
+        }
         let gone = self.store.recover(suspects).map_err(anyhow::Error::from)?;
         self.store.forget().map_err(anyhow::Error::from)?;
         if !gone.is_empty() {
-            let note = format!("the machine went down during a build: {} damaged files of the store were removed", gone.len());
+            let note =
+                format!("the machine went down during a build: {} damaged files of the store were removed", gone.len());
             self.reporter.event(Event::Note(&note));
         }
         Ok(())
@@ -244,6 +262,22 @@ impl Job<'_> {
 fn refuse_later(args: &BuildArgs) -> Result<(), Failure> {
     if args.isolation == Isolation::Chroot {
         return Err(Failure::Usage("not supported yet: --isolation=chroot; RUN needs namespaces".to_owned()));
+    }
+    Ok(())
+}
+
+/// What can be said against names and files of the result before the work, not after it.
+fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
+    finish::names(args)?;
+    for (flag, file) in [("--iidfile", &args.iidfile), ("--metadata-file", &args.metadata_file)] {
+        let Some(file) = file else { continue };
+        let path = settings.cwd.join(file);
+        if path.is_dir() {
+            return Err(anyhow::anyhow!("{flag}: {} is a directory; name a file", file.display()).into());
+        }
+        if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
+            return Err(anyhow::anyhow!("{flag}: there is no directory {}", folder.display()).into());
+        }
     }
     Ok(())
 }
@@ -307,7 +341,8 @@ fn resolve(
         bases::resolve(&requests, &mut bases, args, settings, store, lease)?;
         match plan::plan(graph, &bases, options)? {
             Outcome::Planned(plan, warnings) => {
-                let image = |name: &str, platform: &Platform| match bases.get(&(name.to_owned(), platform.to_string())) {
+                let image = |name: &str, platform: &Platform| match bases.get(&(name.to_owned(), platform.to_string()))
+                {
                     Some(Resolved::Image(image)) => Arc::clone(image),
                     _ => unreachable!("a planned base was resolved as an image"),
                 };

@@ -71,7 +71,8 @@ fn command<'a>(
 ) -> Diagnostic {
     let mut diagnostic = Diagnostic::error(step.span, format!("the command failed: {}", solve::describe_exit(&exit)));
     if exit == Exit::Signal(9) {
-        diagnostic = diagnostic.help("if nobody did that, memory ran out: the kernel's log has a line about it (`dmesg`)");
+        diagnostic =
+            diagnostic.help("if nobody did that, memory ran out: the kernel's log has a line about it (`dmesg`)");
     }
     let program = op.args.first().map_or("", String::as_str);
     let unknown = format!("exec: \"{program}\": no such file");
@@ -181,13 +182,7 @@ impl<'a> Words<'a> {
     }
 }
 
-fn copy(
-    error: &CopyError,
-    op: &Op,
-    whole: Span,
-    kind: Option<&InstructionKind>,
-    has_context: bool,
-) -> Diagnostic {
+fn copy(error: &CopyError, op: &Op, whole: Span, kind: Option<&InstructionKind>, has_context: bool) -> Diagnostic {
     let words = kind.and_then(Words::of);
     let source = |text: &str| words.as_ref().and_then(|words| words.source(text, op)).unwrap_or(whole);
     let destination = match kind {
@@ -237,9 +232,9 @@ fn copy(
             let first = words.as_ref().and_then(|words| words.exclude.first());
             Diagnostic::error(first.map_or(whole, |word| word.span), error.to_string())
         }
-        CopyError::DirectoryOntoOther { .. } | CopyError::OtherOntoDirectory { .. } | CopyError::NotADirectory { .. } => {
-            Diagnostic::error(destination, error.to_string())
-        }
+        CopyError::DirectoryOntoOther { .. }
+        | CopyError::OtherOntoDirectory { .. }
+        | CopyError::NotADirectory { .. } => Diagnostic::error(destination, error.to_string()),
         other => Diagnostic::error(whole, other.to_string()),
     }
 }

@@ -54,7 +54,11 @@ impl Screen {
             bar.set_style(style);
         }
         let state = Mutex::new(State { tty, over: false });
-        Self { shared: Arc::new(Shared { bar, began, size, state, over: Condvar::new() }), ticker: None, held: Vec::new() }
+        Self {
+            shared: Arc::new(Shared { bar, began, size, state, over: Condvar::new() }),
+            ticker: None,
+            held: Vec::new(),
+        }
     }
 
     /// Takes note of `event`.

@@ -207,7 +207,7 @@ fn base_contents(store: &Store, base: &BaseImage) -> anyhow::Result<Option<Vec<C
 }
 
 /// The names of `-t` and of outputs' `name=`, full, with tags.
-fn names(args: &BuildArgs) -> Result<Vec<Reference>, Failure> {
+pub(super) fn names(args: &BuildArgs) -> Result<Vec<Reference>, Failure> {
     let written = args.tags.iter().chain(args.outputs.iter().flat_map(|output| &output.names));
     written.map(|name| tag(name)).collect()
 }

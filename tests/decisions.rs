@@ -181,7 +181,10 @@ fn rule_37_device_nodes_that_cannot_be_made_are_told_and_kept() {
     header.set_cksum();
     tar.append(&header, &b""[..]).expect("memory takes every write");
     env.write("ctx/odd.tar", tar.into_inner().expect("memory takes every write"));
-    env.write("ctx/Dockerfile", "FROM busybox\nADD odd.tar /\nRUN ls /odd > /seen\nFROM scratch\nCOPY --from=0 /seen /odd /\n");
+    env.write(
+        "ctx/Dockerfile",
+        "FROM busybox\nADD odd.tar /\nRUN ls /odd > /seen\nFROM scratch\nCOPY --from=0 /seen /odd /\n",
+    );
     let run = env.build("--progress plain -o type=oci,dest=out.tar").ok();
     assert_eq!(run.stderr.matches("/odd/null cannot be made here").count(), 1, "{}", run.shown());
     let found = Image::read(&env.path("out.tar"));

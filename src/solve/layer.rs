@@ -53,7 +53,12 @@ impl Solver<'_> {
     }
 
     /// Where the files of a landing are read from; of a stack only the layers that have some of them.
-    fn source<'s>(&'s self, copy: Option<&CopyOp>, landing: &Landing, spool: Option<&'s Spool>) -> Result<Source<'s>, Cause> {
+    fn source<'s>(
+        &'s self,
+        copy: Option<&CopyOp>,
+        landing: &Landing,
+        spool: Option<&'s Spool>,
+    ) -> Result<Source<'s>, Cause> {
         let mut source = Source { context: None, view: LayerStack::default(), data: HashMap::new(), spool };
         match copy.map(|copy| copy.from) {
             Some(CopyFrom::Context(context)) => source.context = Some(&self.engine.contexts[context.0]),

@@ -178,21 +178,23 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
     }
     if let Some(first) = done.iter().position(|done| !done) {
         if solver.needs_trees(&done) {
+            // The one to name when that fails: RUN is what most often wants a tree.
+            let runs = |index: &usize| !done[*index] && matches!(plan.steps[*index].op, Op::Run(_));
+            let first = (0..done.len()).find(runs).unwrap_or(first);
             solver.prepare_trees().map_err(|cause| StepError { step: StepId(first), cause })?;
         }
-        schedule::run(&needs, &done, engine.jobs, &|index| {
+        let carry_out = |index| {
             let id = StepId(index);
             solver.carry_out(id).map_err(|cause| {
-                if matches!(cause, Cause::Canceled) {
-                    engine.events.event(Event::Canceled(id));
-                } else {
-                    engine.events.event(Event::Failed(id, &cause.to_string()));
-                    // The other steps' commands end; their layers would belong to no image.
-                    engine.cancel.cancel();
+                match cause {
+                    Cause::Canceled => engine.events.event(Event::Canceled(id)),
+                    _ => engine.events.event(Event::Failed(id, &cause.to_string())),
                 }
                 StepError { step: id, cause }
             })
-        })?;
+        };
+        // After an error the other steps' commands end: their layers would belong to no image.
+        schedule::run(&needs, &done, engine.jobs, &carry_out, &|| engine.cancel.cancel())?;
     } else if solver.needs_trees(&done) {
         solver.prepare_trees().map_err(|cause| StepError { step: StepId(0), cause })?;
     }

@@ -74,7 +74,8 @@ impl<'a> Stacks<'a> {
     /// What is seen through these layers, bottom first.
     pub(super) fn view(&self, layers: &[DiffId]) -> Result<LayerStack, StoreError> {
         let indexes = layers.iter().map(|layer| self.index(layer)).collect::<Result<Vec<_>, _>>()?;
-        LayerStack::new(indexes).map_err(|error| StoreError::Damaged { path: self.store.root().to_owned(), why: error.to_string() })
+        LayerStack::new(indexes)
+            .map_err(|error| StoreError::Damaged { path: self.store.root().to_owned(), why: error.to_string() })
     }
 
     /// The data of a layer's files.
@@ -150,7 +151,8 @@ impl<'a> Stacks<'a> {
                 Some((layer, position, _)) => {
                     let data = self.data(&layers[layer])?;
                     let reader = data.open(&view.layers[layer], position);
-                    let reader = reader.map_err(StoreError::io("read a file of", layers[layer].to_string().as_ref()))?;
+                    let reader =
+                        reader.map_err(StoreError::io("read a file of", layers[layer].to_string().as_ref()))?;
                     writer.push(&mut entry, Body::Reader(reader))?;
                 }
             }
@@ -201,6 +203,9 @@ mod tests {
             let mounted = count - merged + usize::from(merged > 0);
             assert!(mounted <= MOST_TREES && merged <= count && merged % MERGED_AT_ONCE == 0, "{count}");
         }
-        assert_eq!((merged_layers(450), merged_layers(451), merged_layers(849), merged_layers(850)), (0, 400, 400, 800));
+        assert_eq!(
+            (merged_layers(450), merged_layers(451), merged_layers(849), merged_layers(850)),
+            (0, 400, 400, 800)
+        );
     }
 }

@@ -388,7 +388,7 @@ impl Solver<'_> {
                     if (&old.kind, old.mode, old.uid, old.gid)
                         == (&landed.entry.kind, landed.entry.mode, landed.entry.uid, landed.entry.gid) =>
                 {
-                    kept += 1
+                    kept += 1;
                 }
                 Some(_) => {
                     kept += 1;

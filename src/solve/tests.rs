@@ -101,7 +101,8 @@ impl Bench {
     fn build_with(&self, dockerfile: &str, exports: Exports) -> Outcomes {
         let plan = self.plan(dockerfile);
         let lease = self.store.lease("boot").unwrap();
-        let open = || LocalContext::open(&self.path(""), Patterns::default(), StatCache::in_memory(), SystemTime::now());
+        let open =
+            || LocalContext::open(&self.path(""), Patterns::default(), StatCache::in_memory(), SystemTime::now());
         let contexts: Vec<_> = plan.contexts.iter().map(|_| open().unwrap()).collect();
         let log = Log::default();
         let engine = Engine {

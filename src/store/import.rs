@@ -5,14 +5,14 @@
 //! tar, time and options give the same image id.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufWriter, Read};
 use std::sync::Arc;
 
 use super::base::{put_image, record};
 use super::images::ImageRecord;
+use super::intake::{IntakeError, take_in};
 use super::layers::Form;
 use super::lease::Lease;
-use super::load::Tee;
 use super::{Store, StoreError};
 use crate::diagnostic::{Diagnostic, Source};
 use crate::digest::{Digest, ImageId};
@@ -22,7 +22,7 @@ use crate::image::manifest::{Descriptor, Encoding, Family};
 use crate::image::platform::Platform;
 use crate::layer::compress;
 use crate::layer::index::At;
-use crate::layer::scan::{ScanError, scan};
+use crate::layer::scan::ScanError;
 use crate::plan::{self, BaseImage, Bases, Outcome, PlanOptions, Resolved};
 
 /// What the image shall say of itself.
@@ -87,10 +87,14 @@ pub fn import<'a>(
     let failed = |source| ImportError::Tar { place: place.to_owned(), source };
     let path = lease.fresh_path();
     let file = File::create_new(&path).map_err(StoreError::io("make", &path))?;
-    let plain = compress::decompress(tar).map_err(|error| failed(error.into()))?;
-    let mut tee = Tee { from: plain, to: std::io::BufWriter::with_capacity(1 << 20, file) };
-    let index = scan(&mut tee).map_err(failed)?;
-    tee.to.flush().map_err(StoreError::io("write", &path))?;
+    let mut plain = compress::decompress(tar).map_err(|error| failed(error.into()))?;
+    let mut keep = BufWriter::with_capacity(1 << 20, file);
+    let index = take_in(&mut *plain, &mut keep, false).map_err(|error| match error {
+        IntakeError::Read(error) => failed(error.into()),
+        IntakeError::Keep(error) => StoreError::io("write", &path)(error).into(),
+        IntakeError::Scan(error) => failed(error),
+    })?;
+    drop((plain, keep));
     if index.tar_size() == 0 {
         return Err(ImportError::Empty { place: place.to_owned() });
     }
@@ -219,6 +223,8 @@ fn sets_path(instruction: &Instruction) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
     use crate::layer::compress::{Compression, Encoder};
 

@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use super::layout::{Store, StoreError, open_if_there, read_if_there};
 use super::lease::Lease;
 use crate::digest::{ChainId, DiffId, Digest, HashingWriter};
-use crate::layer::{compress, data};
 use crate::layer::index::{HEADER, LayerIndex, Origin, Summary};
 use crate::layer::write::{WriteError, write_form};
+use crate::layer::{compress, data};
 use crate::sys::root_dir::RootDir;
 
 /// A form in which a new layer comes.
@@ -67,7 +67,10 @@ pub struct LayerData {
 enum Place {
     Tree(RootDir),
     /// With its own index: another form of the layer has its data at other offsets.
-    Tar { tar: File, index: LayerIndex },
+    Tar {
+        tar: File,
+        index: LayerIndex,
+    },
 }
 
 impl Store {
@@ -149,8 +152,12 @@ impl Store {
             Form::Blob(blob) => write_json(&folder.join("blobs"), &[blob]).map(|()| "blobs")?,
         };
         lease.will_make(&name)?;
-        if fs::rename(&folder, &place).is_ok() {
-            return Ok(());
+        match fs::rename(&folder, &place) {
+            Ok(()) => return Ok(()),
+            Err(error) if !place.join("index").exists() => {
+                return Err(StoreError::io("rename into place", &place)(error));
+            }
+            Err(_) => {}
         }
         // It is here already: add the form, unless it has that too.
         if let Form::Blob(blob) = form {

@@ -17,7 +17,6 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
-pub(crate) use layers::Tee;
 pub use layout::Selector;
 
 use self::files::Files;

@@ -1,8 +1,8 @@
 //! Reading an index file: everything that look-ups rely on is checked here, once.
 
 use super::{
-    FORMAT_VERSION, HEADER, IndexError, KEPT_LIMIT, LayerIndex, MAGIC, Origin, RECORD, RootMetadata, SPARSE, Summary, digest_at,
-    flag, kind, u32_at, u64_at,
+    FORMAT_VERSION, HEADER, IndexError, KEPT_LIMIT, LayerIndex, MAGIC, Origin, RECORD, RootMetadata, SPARSE, Summary,
+    digest_at, flag, kind, u32_at, u64_at,
 };
 use crate::digest::{ContentDigest, DiffId};
 use crate::layer::entry::{is_clean, shared_prefix};

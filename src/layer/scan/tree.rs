@@ -135,9 +135,9 @@ impl Tree {
             remove_below(&mut self.nodes, &key);
             for marks in [&mut self.whiteouts, &mut self.opaque] {
                 let below: Vec<Key> = marks.range(below(&key)).cloned().collect();
-                below.iter().for_each(|mark| {
+                for mark in &below {
                     marks.remove(mark);
-                });
+                }
             }
             self.opaque.remove(&key);
         }
@@ -352,7 +352,7 @@ fn below(key: &[u8]) -> std::ops::Range<Key> {
 
 fn remove_below(nodes: &mut BTreeMap<Key, Node>, key: &[u8]) {
     let below: Vec<Key> = nodes.range(below(key)).map(|(key, _)| key.clone()).collect();
-    below.iter().for_each(|key| {
+    for key in &below {
         nodes.remove(key);
-    });
+    }
 }

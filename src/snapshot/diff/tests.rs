@@ -4,6 +4,8 @@
 //! layers below, what the command left; that the merged view of the indexes shows the same; and that the layer's tar
 //! makes the same tree.
 
+#![allow(clippy::print_stderr)] // Tests say what they leave out.
+
 use super::*;
 use crate::layer::apply::{Flavour, apply};
 use crate::layer::sample;
@@ -109,7 +111,7 @@ fn view(stack: &LayerStack) -> String {
 }
 
 /// A layer written from text, with its tree.
-fn layer(text: &str, tree: &Path, options: &TreeOptions) -> LayerIndex {
+fn layer(text: &str, tree: &Path, options: TreeOptions) -> LayerIndex {
     let (uid, gid) = file::owner_of_new_files();
     let mut writer = LayerWriter::new(tempfile::tempfile().unwrap());
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -120,7 +122,7 @@ fn layer(text: &str, tree: &Path, options: &TreeOptions) -> LayerIndex {
     }
     let (tar, index) = writer.finish().unwrap();
     std::fs::create_dir(tree).unwrap();
-    apply(&index, &tar, tree, options).unwrap();
+    apply(&index, &tar, tree, &options).unwrap();
     index
 }
 
@@ -134,7 +136,7 @@ fn step(machine: &Machine, layers: &[&str], script: &str) -> Result<String, Stri
     let mut indexes = Vec::new();
     for (number, text) in layers.iter().enumerate() {
         let tree = dir.join(format!("tree{number}"));
-        indexes.push(Arc::new(layer(text, &tree, &options)));
+        indexes.push(Arc::new(layer(text, &tree, options)));
         trees.insert(0, tree);
     }
     let mut stack = LayerStack::new(indexes).unwrap();
@@ -370,7 +372,7 @@ fn capabilities_stay() {
         make_dirs(temp.path(), &["upper", "work", "merged"]).unwrap();
         let options = TreeOptions { flavour: machine.flavour, devices: false };
         let tree = temp.path().join("tree");
-        let below = LayerStack::new([Arc::new(layer("file f 0755 0 0 x", &tree, &options))]).unwrap();
+        let below = LayerStack::new([Arc::new(layer("file f 0755 0 0 x", &tree, options))]).unwrap();
         let began = SystemTime::UNIX_EPOCH;
         let script = "python3 -c 'import os; os.setxattr(\"f\", \"security.capability\", bytes.fromhex(\"01000002\" + \
                       \"0020000000000000\" + \"0000000000000000\"))'";

@@ -5,9 +5,8 @@
 //! a layer that is here already in the same form is not read at all.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::io::{self, BufWriter};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::LoadError;
@@ -17,15 +16,12 @@ use crate::image::manifest::{Encoding, Family};
 use crate::layer::compress::{self, Format};
 use crate::layer::entry_ref::{EntryRef, KindRef};
 use crate::layer::index::LayerIndex;
-use crate::layer::scan::{ScanError, scan};
+use crate::layer::scan::ScanError;
 use crate::layer::stack::LayerStack;
+use crate::store::intake::{IntakeError, take_in};
 use crate::store::layers::{Form, KnownBlob};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
-
-/// Bytes that are handed from the reading thread to the unpacking one at a time, and how many such pieces may wait.
-const PIECE: usize = 1 << 18;
-const WAITING: usize = 8;
 
 /// A layer as the documents have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,15 +149,15 @@ fn bring_tar(
     store: &Store,
     lease: &Lease,
     files: &Files,
-    member: Member,
+    mut member: Member,
     wanted: &Wanted,
 ) -> Result<Brought, LoadError> {
     let size = member.size();
     let path = lease.fresh_path();
     let file = File::create_new(&path).map_err(StoreError::io("make", &path))?;
-    let mut tee = Tee { from: member, to: BufWriter::with_capacity(1 << 20, file) };
-    let index = scan(&mut tee).map_err(|error| scan_failed(files, wanted, &error))?;
-    tee.to.flush().map_err(StoreError::io("write", &path))?;
+    let mut keep = BufWriter::with_capacity(1 << 20, file);
+    let index = take_in(&mut member, &mut keep, false)
+        .map_err(|error| intake_failed(files, wanted, error, StoreError::io("write", &path)))?;
     let found = index.diff_id();
     if let Some((expected, _)) = wanted.blob.filter(|(expected, _)| *expected != found.0) {
         let what = format!("the layer {expected}");
@@ -175,7 +171,7 @@ fn bring_tar(
     Ok(Brought { encoding: Encoding::Tar, digest: found.0, size })
 }
 
-/// A compressed layer: the blob is kept. One thread reads, digests and writes it; the other unpacks and indexes.
+/// A compressed layer: the blob is kept.
 fn bring_blob(
     store: &Store,
     lease: &Lease,
@@ -185,23 +181,8 @@ fn bring_blob(
     encoding: Encoding,
 ) -> Result<Brought, LoadError> {
     let mut blob = store.blob_writer(lease)?;
-    let failed = AtomicBool::new(false);
-    let (sender, receiver) = sync_channel::<Vec<u8>>(WAITING);
-    let (read, scanned) = std::thread::scope(|scope| {
-        let unpacking = scope.spawn(|| {
-            let pieces = Pieces { receiver, current: io::Cursor::new(Vec::new()) };
-            let scanned = unpack_and_scan(pieces);
-            failed.store(scanned.is_err(), Ordering::Relaxed);
-            scanned
-        });
-        let read = feed(&mut member, &mut blob, sender, &failed);
-        (read, unpacking.join())
-    });
-    read.map_err(LoadError::io("read", files.place()))?;
-    let index = match scanned {
-        Ok(scanned) => scanned.map_err(|error| scan_failed(files, wanted, &error))?,
-        Err(panic) => std::panic::resume_unwind(panic),
-    };
+    let index = take_in(&mut member, &mut blob, true)
+        .map_err(|error| intake_failed(files, wanted, error, StoreError::io("write a blob in", lease.folder())))?;
     check_diff_id(files, wanted, &index)?;
     let (digest, size) = match wanted.blob {
         Some(expected) => match blob.commit_if(expected)? {
@@ -217,33 +198,6 @@ fn bring_blob(
     let known = KnownBlob { media_type, digest, size, encoder: None };
     store.put_layer(lease, &index, Form::Blob(known))?;
     Ok(Brought { encoding, digest, size })
-}
-
-fn unpack_and_scan(pieces: Pieces) -> Result<LayerIndex, ScanError> {
-    scan(compress::decompress(Box::new(pieces)).map_err(ScanError::from)?)
-}
-
-/// Reads all of `member` into `blob`, and passes it on for as long as somebody listens.
-fn feed(
-    member: &mut Member,
-    blob: &mut impl Write,
-    sender: SyncSender<Vec<u8>>,
-    failed: &AtomicBool,
-) -> io::Result<()> {
-    let mut sender = Some(sender);
-    loop {
-        let mut piece = vec![0; PIECE];
-        let read = member.read(&mut piece)?;
-        if read == 0 || failed.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        piece.truncate(read);
-        blob.write_all(&piece)?;
-        // Bytes after the end of the compressed stream belong to the blob, and to nothing else.
-        if sender.as_ref().is_some_and(|sender| sender.send(piece).is_err()) {
-            sender = None;
-        }
-    }
 }
 
 fn check_diff_id(files: &Files, wanted: &Wanted, index: &LayerIndex) -> Result<(), LoadError> {
@@ -288,6 +242,19 @@ pub(super) fn check_links(store: &Store, files: &Files, diff_ids: &[DiffId]) -> 
     Ok(())
 }
 
+fn intake_failed(
+    files: &Files,
+    wanted: &Wanted,
+    error: IntakeError,
+    keep: impl FnOnce(io::Error) -> StoreError,
+) -> LoadError {
+    match error {
+        IntakeError::Read(error) => LoadError::io("read", files.place())(error),
+        IntakeError::Keep(error) => keep(error).into(),
+        IntakeError::Scan(error) => scan_failed(files, wanted, &error),
+    }
+}
+
 /// Why a layer cannot be indexed: most often it is damaged, which its digest tells better than the place where the tar
 /// makes no sense.
 fn scan_failed(files: &Files, wanted: &Wanted, error: &ScanError) -> LoadError {
@@ -316,40 +283,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
-}
-
-/// What comes through a channel, as a reader.
-struct Pieces {
-    receiver: Receiver<Vec<u8>>,
-    current: io::Cursor<Vec<u8>>,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let read = self.current.read(buffer)?;
-            if read > 0 || buffer.is_empty() {
-                return Ok(read);
-            }
-            match self.receiver.recv() {
-                Ok(piece) => self.current = io::Cursor::new(piece),
-                // The other end is done.
-                Err(_) => return Ok(0),
-            }
-        }
-    }
-}
-
-/// Passes on what it reads, and writes it down.
-pub(crate) struct Tee<R, W> {
-    pub(crate) from: R,
-    pub(crate) to: W,
-}
-
-impl<R: Read, W: Write> Read for Tee<R, W> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.from.read(buffer)?;
-        self.to.write_all(&buffer[..read])?;
-        Ok(read)
-    }
 }

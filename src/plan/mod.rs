@@ -35,8 +35,8 @@ use trigger::Trigger;
 /// What decides a plan beside the Dockerfile.
 #[derive(Debug, Clone)]
 pub struct PlanOptions {
-    /// `--build-arg`, in order; the last of one name counts. SOURCE_DATE_EPOCH among them is not looked at: it is
-    /// `epoch` that counts.
+    /// `--build-arg`, in order; the last of one name counts. Of SOURCE_DATE_EPOCH among them it counts only
+    /// whether it is empty: else it is `epoch` that counts.
     pub build_args: Vec<(String, String)>,
     /// `--target`.
     pub target: Option<String>,

@@ -78,7 +78,10 @@ impl PlanOptions {
     /// The value of an argument by `--build-arg`, by the epoch, or by the proxy settings; the last of several counts.
     pub(super) fn argument(&self, name: &str) -> Option<String> {
         if name == SOURCE_DATE_EPOCH {
-            return self.epoch.map(|epoch| epoch.to_string());
+            // Given as nothing, it hides a default of the Dockerfile all the same.
+            let given = self.build_args.iter().rev().find(|(given, _)| given == SOURCE_DATE_EPOCH);
+            let empty = || given.filter(|(_, value)| value.is_empty()).map(|_| String::new());
+            return self.epoch.map(|epoch| epoch.to_string()).or_else(empty);
         }
         let find = |list: &[(String, String)]| list.iter().rev().find(|(key, _)| key == name).map(|(_, v)| v.clone());
         find(&self.build_args).or_else(|| if is_proxy(name) { find(&self.proxy_env) } else { None })

@@ -154,7 +154,9 @@ impl Store {
         lease.will_make(&name)?;
         match fs::rename(&folder, &place) {
             Ok(()) => return Ok(()),
-            Err(error) if !place.join("index").exists() => return Err(StoreError::io("rename into place", &place)(error)),
+            Err(error) if !place.join("index").exists() => {
+                return Err(StoreError::io("rename into place", &place)(error));
+            }
             Err(_) => {}
         }
         // It is here already: add the form, unless it has that too.

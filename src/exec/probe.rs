@@ -69,7 +69,7 @@ pub fn facts(sandbox: &Sandbox, store: Option<&Path>) -> Vec<Fact> {
     facts.extend(trial(sandbox, root, store));
     facts.push(cgroups(Path::new("/sys/fs/cgroup")));
     facts.push(emulators(Path::new("/proc/sys/fs/binfmt_misc")));
-    facts.push(pasta());
+    facts.push(network());
     facts
 }
 
@@ -159,16 +159,8 @@ fn emulators(at: &Path) -> Fact {
     if known.is_empty() { Fact::bad("emulators", "none", REMEDY) } else { Fact::good("emulators", known.join(", ")) }
 }
 
-fn pasta() -> Fact {
-    const NAME: &str = "network of commands";
-    let tun = fs::metadata("/dev/net/tun").is_ok_and(|meta| meta.file_type().is_char_device());
-    match (find_program("pasta"), tun) {
-        (Some(path), true) => {
-            Fact::good(NAME, format!("the machine's; {} is there for one of their own", path.display()))
-        }
-        (None, _) => Fact::bad(NAME, "the machine's: no pasta", "for one of their own install the package passt"),
-        (_, false) => Fact::bad(NAME, "the machine's: no /dev/net/tun", "for one of their own: `modprobe tun`"),
-    }
+fn network() -> Fact {
+    Fact::good("network of RUN", "this machine's own; none with --network=none (one of its own is not supported yet)")
 }
 
 /// Tries, in a process of its own, to become root and to mount an overlay that can remove files.

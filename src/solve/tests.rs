@@ -259,7 +259,7 @@ fn cached_commands_ask_for_no_trees() {
     bench.store.put_layer(&lease, &index, crate::store::layers::Form::Tree(tree)).unwrap();
     let dockerfile = "FROM scratch AS a\nRUN [\"x\"]\nFROM scratch\nCOPY f /f\n";
     let all = format!("{dockerfile}COPY --from=a / /\n");
-    let plan = bench.plan("FROM scratch\nRUN [\"x\"]\n");
+    let plan = Bench::plan("FROM scratch\nRUN [\"x\"]\n");
     let step = &plan.steps[0];
     let op = crate::cache::key::op_digest(&step.op, &step.platform);
     let below = crate::cache::key::stack_id(None, &[]);

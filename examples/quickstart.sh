@@ -62,7 +62,7 @@ if [ ! -s "$tar" ]; then
     while IFS= read -r option; do options+=("--aptopt=$option"); done < <(
         apt-config dump | grep -E '^Acquire::(Check-Valid-Until|Check-Date|https?::Proxy) ' || true
     )
-    SOURCE_DATE_EPOCH=0 mmdebstrap --variant=minbase --dpkgopt='path-exclude=/usr/share/doc/*' \
+    SOURCE_DATE_EPOCH=0 mmdebstrap --format=tar --variant=minbase --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
         "${options[@]}" bookworm "$tar.part" "${sources[@]}"
     mv "$tar.part" "$tar"

@@ -9,6 +9,7 @@ mod support;
 mod build;
 mod cache;
 mod conformance;
+mod decisions;
 mod ignore;
 mod images;
 mod kill;

@@ -20,7 +20,7 @@ COPY --from=made /out /out
 COPY f /f
 RUN cat /out/text /f > /both && mkfifo /pipe
 USER nobody
-RUN ls -ln / /out > /tmp/seen
+RUN stat -c '%A %u %g %n' /out/* /f /tmp > /tmp/seen
 ";
 
 /// Builds in a new place, as `TestEnv` says; `step` works on it afterwards.

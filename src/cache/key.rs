@@ -372,21 +372,20 @@ mod tests {
             ("run", run_key(&digest(&Op::Run(run())), &below)),
             (
                 "copy quick",
-                quick_key(Some(&copy()), &digest(&Op::Copy(copy())),
-                    &SourceId::Content(Digest::of(b"files")),
-                    &below,
-                ),
+                quick_key(Some(&copy()), &digest(&Op::Copy(copy())), &SourceId::Content(Digest::of(b"files")), &below),
             ),
             (
                 "copy landing",
-                landing_key(Some(&copy()), &digest(&Op::Copy(copy())),
+                landing_key(
+                    Some(&copy()),
+                    &digest(&Op::Copy(copy())),
                     &SourceId::Content(Digest::of(b"files")),
                     &Digest::of(b"landing"),
                 ),
             ),
             ("workdir", quick_key(None, &digest(&Op::MakeDir(make())), &SourceId::Nothing, &below)),
         ];
-        let found: String = lines.iter().map(|(name, key)| format!("{name} {key}\n")).collect();
+        let found = lines.map(|(name, key)| format!("{name} {key}\n")).concat();
         assert_eq!(found, include_str!("../../testdata/keys/golden.txt"));
     }
 }

@@ -16,6 +16,8 @@ use crate::image::reference::Reference;
 use crate::store::images::{ImageRecord, Lookup};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
+use crate::sys::idmap::IdMap;
+use crate::sys::namespace;
 
 /// Characters of an id that tables show.
 const SHORT: usize = 12;
@@ -28,20 +30,38 @@ pub(crate) fn store(settings: &Settings) -> Result<Store, Failure> {
 }
 
 /// Takes a lease, for a command that makes something.
-pub(crate) fn lease(store: &Store) -> Result<Lease, Failure> {
+pub(crate) fn lease(store: &Store, settings: &Settings) -> Result<Lease, Failure> {
     let boot = std::fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
     let boot = boot.trim();
     let swept = store.sweep(boot).map_err(anyhow::Error::from)?;
+    let lease = store.lease(boot).map_err(anyhow::Error::from)?;
     if !swept.suspects.is_empty() {
-        store.recover(&swept.suspects).map_err(anyhow::Error::from)?;
+        if store.recovering_takes_ids(&swept.suspects) {
+            enter_ids(settings)?;
+        }
+        store.recover(&lease, &swept.suspects).map_err(anyhow::Error::from)?;
         store.forget().map_err(anyhow::Error::from)?;
     }
-    Ok(store.lease(boot).map_err(anyhow::Error::from)?)
+    Ok(lease)
+}
+
+/// Lets this process read file trees, whose files belong to mapped ids: root can, everyone else enters a user namespace,
+/// for which the process must still have one thread.
+pub(crate) fn enter_ids(settings: &Settings) -> Result<(), Failure> {
+    if settings.uid == 0 || rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let map = IdMap::of_caller().map_err(anyhow::Error::from)?;
+    Ok(namespace::enter_user_namespace(&map).map_err(anyhow::Error::from)?)
 }
 
 /// What this machine runs.
 pub(crate) fn machine() -> Platform {
-    Platform::new("linux", std::env::consts::ARCH, "")
+    let architecture = match std::env::consts::ARCH {
+        "powerpc64" => "ppc64le",
+        other => other,
+    };
+    Platform::new("linux", architecture, "")
 }
 
 /// The image of that name or id.
@@ -78,7 +98,7 @@ pub(crate) fn lookup(store: &Store, name: &str) -> Result<Option<ImageRecord>, F
                 candidates.push_str(&id.to_string());
             }
             if ids.len() > 20 {
-                candidates.push_str(&format!("\n  and {} more", ids.len() - 20));
+                candidates.push_str("\n  and more");
             }
             Err(Failure::Error(anyhow!("{name} fits several images; write more of the id:{candidates}")))
         }
@@ -119,4 +139,89 @@ pub(crate) fn now() -> i64 {
 /// A time of a config, in seconds since 1970.
 pub(crate) fn seconds(created: Option<&str>) -> Option<i64> {
     created?.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::Digest;
+
+    fn record(name: &str, names: &[&str]) -> ImageRecord {
+        ImageRecord {
+            id: ImageId(Digest::of(name.as_bytes())),
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            manifest: Digest::of(format!("manifest of {name}").as_bytes()),
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            manifest_size: 3,
+            content: None,
+            created: None,
+            size: 0,
+            platform: "linux/amd64".into(),
+        }
+    }
+
+    #[test]
+    fn images_are_found_by_what_users_call_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let nginx = record("nginx", &["docker.io/library/nginx:latest", "docker.io/library/nginx:1"]);
+        let other = record("other", &["localhost:5000/team/app:2"]);
+        for image in [&nginx, &other] {
+            store.tag(image).unwrap();
+        }
+        // A name that is the beginning of another image's id.
+        let clash = nginx.id.0.hex()[..7].to_owned();
+        store.tag(&record("clash", &[&format!("docker.io/library/{clash}:latest")])).unwrap();
+        let (id, manifest) = (&nginx.id, &nginx.manifest);
+        for (name, expected) in [
+            ("nginx", Ok("nginx")),
+            ("nginx:1", Ok("nginx")),
+            ("docker.io/library/nginx", Ok("nginx")),
+            (&format!("nginx@{manifest}"), Ok("nginx")),
+            (&format!("nginx:7@{manifest}"), Ok("nginx")),
+            (&format!("app@{manifest}"), Err("No such image: app@sha256:")),
+            (&id.to_string(), Ok("nginx")),
+            (&id.0.hex()[..12], Ok("nginx")),
+            (&id.to_string()[..20], Ok("nginx")),
+            (&manifest.to_string(), Ok("nginx")),
+            (&clash, Ok("clash")),
+            ("localhost:5000/team/app:2", Ok("other")),
+            (
+                "localhost:5000/team/app",
+                Err("No such image: localhost:5000/team/app; there is localhost:5000/team/app:2"),
+            ),
+            ("ngnix", Err("No such image: ngnix; did you mean nginx:latest?")),
+            ("quite-different", Err("No such image: quite-different")),
+            ("UPPER", Err("No such image: UPPER")),
+        ] {
+            match (image(&store, name), expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found.id, record(expected, &[]).id, "{name}"),
+                (Err(Failure::Error(error)), Err(expected)) => {
+                    let error = error.to_string();
+                    assert!(error.starts_with(expected), "{name}: {error}");
+                }
+                (found, expected) => panic!("{name}: {found:?}, expected {expected:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_ambiguous_id_lists_what_it_fits() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let images: Vec<ImageRecord> = (0..17).map(|n| record(&n.to_string(), &[])).collect();
+        for image in &images {
+            store.tag(image).unwrap();
+        }
+        // 17 ids cannot begin with 17 of 16 digits.
+        let first = |image: &ImageRecord| image.id.0.hex()[..1].to_owned();
+        let prefix =
+            images.iter().map(first).find(|digit| images.iter().filter(|image| first(image) == *digit).count() > 1);
+        let prefix = prefix.unwrap();
+        let Err(Failure::Error(error)) = image(&store, &prefix) else { panic!("{prefix} is not ambiguous") };
+        let error = error.to_string();
+        for image in &images {
+            assert_eq!(error.contains(&image.id.to_string()), first(image) == prefix, "{error}");
+        }
+    }
 }

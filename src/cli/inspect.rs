@@ -34,10 +34,13 @@ pub(super) fn run(args: &InspectArgs, settings: &Settings) -> Result<ExitCode, F
     for name in &args.images {
         match find::image(&store, name) {
             Ok(record) => {
-                if args.verify {
-                    failures.extend(problems(&store, &record, name)?);
+                let damaged = if args.verify { problems(&store, &record, name, settings)? } else { Vec::new() };
+                // Of an image whose documents are damaged there is nothing to show.
+                match describe(&store, &record) {
+                    Err(_) if !damaged.is_empty() => {}
+                    described => shown.push(described?),
                 }
-                shown.push(describe(&store, &record)?);
+                failures.extend(damaged);
             }
             Err(Failure::Error(error)) => failures.push(error.to_string()),
             Err(other) => return Err(other),
@@ -66,8 +69,14 @@ pub(super) fn run(args: &InspectArgs, settings: &Settings) -> Result<ExitCode, F
 }
 
 /// What is wrong with the image's bytes.
-fn problems(store: &Store, record: &ImageRecord, name: &str) -> Result<Vec<String>, Failure> {
-    let lease = find::lease(store)?;
+fn problems(store: &Store, record: &ImageRecord, name: &str, settings: &Settings) -> Result<Vec<String>, Failure> {
+    let layers = base::base_image(store, record).map(|image| image.config.rootfs.diff_ids).unwrap_or_default();
+    for layer in &layers {
+        if store.needs_tree_ids(layer).map_err(anyhow::Error::from)? {
+            find::enter_ids(settings)?;
+        }
+    }
+    let lease = find::lease(store, settings)?;
     let problems = verify(store, &lease, record).map_err(anyhow::Error::from)?;
     Ok(problems.into_iter().map(|problem| format!("{name} is damaged: {problem}")).collect())
 }

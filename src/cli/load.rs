@@ -35,7 +35,7 @@ pub(super) fn run(args: &LoadArgs, settings: &Settings) -> Result<ExitCode, Fail
         }
     };
     let store = find::store(settings)?;
-    let lease = find::lease(&store)?;
+    let lease = find::lease(&store, settings)?;
     let loaded = load(&store, &lease, archive, &place, &find::machine()).map_err(anyhow::Error::from)?;
     let mut out = stdout();
     for Loaded { mut record, names } in loaded {

@@ -38,17 +38,17 @@ fn remove(store: &Store, name: &str, force: bool) -> Result<(), Failure> {
         None => find::image(store, name)?,
     };
     let named = Reference::parse(name).ok().map(|name| name.to_string());
-    let going: Vec<String> = match named.filter(|named| image.names.contains(named)) {
-        Some(named) => vec![named],
-        None => {
-            if image.names.len() > 1 && !force {
-                let names: Vec<String> = find::names(&image).iter().map(Reference::familiar).collect();
-                let why =
-                    format!("{name} has several names ({}); remove them one by one, or all with -f", names.join(", "));
-                return Err(Failure::Error(anyhow!(why)));
-            }
-            image.names.clone()
+    let going: Vec<String> = if let Some(named) = named.filter(|named| image.names.contains(named)) {
+        vec![named]
+    } else {
+        if image.names.len() > 1 && !force {
+            let names: Vec<String> = find::names(&image).iter().map(Reference::familiar).collect();
+            let names = names.join(", ");
+            return Err(Failure::Error(anyhow!(
+                "{name} has several names ({names}); remove them one by one, or all with -f"
+            )));
         }
+        image.names.clone()
     };
     let mut out = stdout();
     for gone in store.untag(&going).map_err(anyhow::Error::from)? {

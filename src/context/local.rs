@@ -388,9 +388,9 @@ impl LocalContext {
         self.cache.put(stamp, facts, self.opened_at);
     }
 
-    /// Writes what was learned for the next build; says whether there was something.
-    pub fn save(&self) -> io::Result<bool> {
-        self.cache.save()
+    /// Writes what was learned for the next build; says whether there was something. `scratch` is for the unfinished file.
+    pub fn save(&self, scratch: &Path) -> io::Result<bool> {
+        self.cache.save(scratch)
     }
 }
 
@@ -550,7 +550,7 @@ mod tests {
             let walk = context.walk(b"").expect("walks");
             assert_eq!(walk[0].sha256.is_some(), known);
             context.hash(&walk).expect("hashes");
-            context.save().expect("saves");
+            context.save(cache.path()).expect("saves");
         }
     }
 

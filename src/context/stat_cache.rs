@@ -168,13 +168,13 @@ impl StatCache {
         }
     }
 
-    /// Writes the file if there is something new; says whether it did.
-    pub fn save(&self) -> io::Result<bool> {
+    /// Writes the file if there is something new; says whether it did. `scratch` is a folder on the same file system for
+    /// the unfinished file, which whoever is killed meanwhile leaves there.
+    pub fn save(&self, scratch: &Path) -> io::Result<bool> {
         let Some(file) = self.file.as_ref().filter(|_| self.changed.load(Ordering::Relaxed)) else { return Ok(false) };
         let bytes = self.encode();
-        let folder = file.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let mut new = tempfile::NamedTempFile::new_in(folder)?;
+        fs::create_dir_all(file.parent().unwrap_or(Path::new(".")))?;
+        let mut new = tempfile::NamedTempFile::new_in(scratch)?;
         new.write_all(&bytes)?;
         new.persist(file).map_err(|error| error.error)?;
         self.changed.store(false, Ordering::Relaxed);
@@ -338,12 +338,12 @@ mod tests {
         let capable = Facts { capability: Some([7; CAPABILITY]), ..facts("b") };
         cache.put(stamp(1), facts("a"), at(60_000));
         cache.put(stamp(2), capable.clone(), at(60_000));
-        assert!(cache.save().expect("saves"));
-        assert!(!cache.save().expect("nothing to save"), "written twice without a change");
+        assert!(cache.save(folder.path()).expect("saves"));
+        assert!(!cache.save(folder.path()).expect("nothing to save"), "written twice without a change");
         let again = StatCache::load(file);
         assert_eq!(again.get(&stamp(1)), Some(facts("a")));
         assert_eq!(again.get(&stamp(2)), Some(capable));
-        assert!(!again.save().expect("nothing to save"), "looking up is no change");
+        assert!(!again.save(folder.path()).expect("nothing to save"), "looking up is no change");
     }
 
     #[test]
@@ -372,7 +372,7 @@ mod tests {
             let cache = StatCache::load(file.clone());
             cache.put(stamp(1), facts("a"), at(read_at));
             assert_eq!(cache.get(&stamp(1)), Some(facts("a")), "this build may use it");
-            cache.save().expect("saves");
+            cache.save(folder.path()).expect("saves");
             assert_eq!(StatCache::load(file).get(&stamp(1)).is_some(), kept, "read at {read_at} ms");
         }
         let young = Stamp { mtime: 50_000_000_000, ..stamp(1) };
@@ -386,10 +386,10 @@ mod tests {
         let file = folder.path().join("x");
         let cache = StatCache::load(file.clone());
         cache.put(stamp(1), facts("a"), at(60_000));
-        cache.save().expect("saves");
+        cache.save(folder.path()).expect("saves");
         let cache = StatCache::load(file.clone());
         cache.put(stamp(1), facts("b"), at(6_000));
-        cache.save().expect("saves");
+        cache.save(folder.path()).expect("saves");
         assert_eq!(StatCache::load(file).get(&stamp(1)), None);
     }
 
@@ -399,7 +399,7 @@ mod tests {
         let file = folder.path().join("x");
         let cache = StatCache::load(file.clone());
         cache.put(stamp(1), facts("a"), at(60_000));
-        cache.save().expect("saves");
+        cache.save(folder.path()).expect("saves");
         let good = fs::read(&file).expect("reads");
         assert!(Known::decode(good.clone()).is_some());
         for at in 0..good.len() {
@@ -414,7 +414,7 @@ mod tests {
         let cache = StatCache::load(file.clone());
         assert_eq!(cache.get(&stamp(1)), None);
         cache.put(stamp(1), facts("a"), at(60_000));
-        assert!(cache.save().expect("saves over the damaged file"));
+        assert!(cache.save(folder.path()).expect("saves over the damaged file"));
         assert!(StatCache::load(file).get(&stamp(1)).is_some());
     }
 
@@ -430,7 +430,7 @@ mod tests {
             assert!(!(1..=16).contains(&round) || cache.known.position(1, 1).is_some(), "{round}");
             assert!(round < 18 || cache.known.position(1, 1).is_none(), "{round}");
             cache.put(stamp(100), facts(&round.to_string()), at(60_000));
-            cache.save().expect("saves");
+            cache.save(folder.path()).expect("saves");
         }
     }
 }

@@ -15,6 +15,7 @@ mod node;
 use self::node::{Maker, find};
 use super::stack::{Found, LayerStack, needs_parents, on_parents};
 use super::write::show;
+use crate::layer::entry::Kind;
 use crate::layer::entry_ref::KindRef;
 use crate::layer::index::{IndexError, LayerIndex, RootMetadata};
 use crate::sys::root_dir::{Dir, Place, RootDir};
@@ -287,34 +288,28 @@ impl<'a> Task<'a> {
         let entry = self.index.entry_ref(position);
         let KindRef::HardLink { target } = entry.kind else { return Ok(()) };
         let broken = || ApplyError::Link { path: entry.path.to_vec(), target: target.to_vec() };
-        let mut old = target.to_vec();
-        match self.index.data_position(position) {
-            Some(file) => {
-                if self.make_link(entry.path, &old)? {
-                    return Ok(());
-                }
-                // The file has as many names as it can: this one gets a copy.
-                self.maker.worker(&self.root).copy(file, entry.path)
+        if let Some(file) = self.index.data_position(position) {
+            if self.make_link(entry.path, target)? {
+                return Ok(());
             }
-            None => {
-                let lower = lower.ok_or_else(broken)?;
-                let found = lower.below.lookup(target).ok_or_else(broken)?;
-                if !matches!(found.entry.kind, crate::layer::entry::Kind::File { .. }) {
-                    return Err(broken());
-                }
-                if let Some(made) = lower.made.get(target) {
-                    old.clone_from(made);
-                    if self.make_link(entry.path, &old)? {
-                        return Ok(());
-                    }
-                }
-                let mut data =
-                    (lower.data)(&found).map_err(|source| ApplyError::Data { path: target.to_vec(), source })?;
-                self.maker.worker(&self.root).make_from(&(&found.entry).into(), entry.path, &mut *data)?;
-                lower.made.insert(target.to_vec(), entry.path.to_vec());
-                Ok(())
-            }
+            // The file has as many names as it can: this one gets a copy.
+            return self.maker.worker(&self.root).copy(file, entry.path);
         }
+        let lower = lower.ok_or_else(broken)?;
+        let found = lower.below.lookup(target).ok_or_else(broken)?;
+        if !matches!(found.entry.kind, Kind::File { .. }) {
+            return Err(broken());
+        }
+        if let Some(made) = lower.made.get(target)
+            && self.make_link(entry.path, made)?
+        {
+            return Ok(());
+        }
+        let unreadable = |source| ApplyError::Data { path: target.to_vec(), source };
+        let mut data = (lower.data)(&found).map_err(unreadable)?;
+        self.maker.worker(&self.root).make_from(&(&found.entry).into(), entry.path, &mut *data)?;
+        lower.made.insert(target.to_vec(), entry.path.to_vec());
+        Ok(())
     }
 
     /// Gives the file `old` another name; false when it can have no more.

@@ -98,7 +98,9 @@ impl ContentHasher {
 /// The content digest of `entries`, which come in component-wise order.
 pub fn content_digest<'a>(entries: impl IntoIterator<Item = EntryRef<'a>>) -> ContentDigest {
     let mut sum = ContentHasher::new();
-    entries.into_iter().for_each(|entry| sum.push(&entry));
+    for entry in entries {
+        sum.push(&entry);
+    }
     sum.finish()
 }
 
@@ -106,7 +108,9 @@ pub fn content_digest<'a>(entries: impl IntoIterator<Item = EntryRef<'a>>) -> Co
 pub fn tar_name<'a>(entry: &EntryRef<'a>) -> std::borrow::Cow<'a, [u8]> {
     let marked = |dir: Option<&[u8]>, name: &[&[u8]]| {
         let mut path = dir.map_or_else(Vec::new, |dir| [dir, b"/"].concat());
-        name.iter().for_each(|part| path.extend_from_slice(part));
+        for part in name {
+            path.extend_from_slice(part);
+        }
         path.into()
     };
     match entry.kind {
@@ -120,7 +124,9 @@ pub fn tar_name<'a>(entry: &EntryRef<'a>) -> std::borrow::Cow<'a, [u8]> {
 fn field(fields: &mut Vec<u8>, parts: &[&[u8]]) {
     let length: usize = parts.iter().map(|part| part.len()).sum();
     fields.extend_from_slice(&(length as u64).to_le_bytes());
-    parts.iter().for_each(|part| fields.extend_from_slice(part));
+    for part in parts {
+        fields.extend_from_slice(part);
+    }
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ pub fn compare_paths(a: &[u8], b: &[u8]) -> Ordering {
 /// How many bytes two paths share at their start.
 pub fn shared_prefix(a: &[u8], b: &[u8]) -> usize {
     // Eight bytes at a time: the paths of a layer share long starts, and look-ups compare little else.
-    let words = a.chunks_exact(8).zip(b.chunks_exact(8)).take_while(|(x, y)| x == y).count() * 8;
+    let words = a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0).take_while(|(x, y)| x == y).count() * 8;
     words + a[words..].iter().zip(&b[words..]).take_while(|(x, y)| x == y).count()
 }
 
@@ -93,7 +93,20 @@ pub fn is_below(path: &[u8], dir: &[u8]) -> bool {
 
 /// Whether `path` has the form that every path of a layer has: relative, without `.`, `..`, empty components or NUL.
 pub fn is_clean(path: &[u8]) -> bool {
-    !path.contains(&0) && path.split(|byte| *byte == b'/').all(|name| !name.is_empty() && name != b"." && name != b"..")
+    // Length of the current component, and whether it has nothing but dots so far.
+    let (mut length, mut dots) = (0usize, true);
+    for byte in path.iter().chain(b"/") {
+        match byte {
+            0 => return false,
+            b'/' if length == 0 || (dots && length <= 2) => return false,
+            b'/' => (length, dots) = (0, true),
+            byte => {
+                length += 1;
+                dots &= *byte == b'.';
+            }
+        }
+    }
+    true
 }
 
 /// The directory that holds `path`; `None` at the top.
@@ -115,6 +128,32 @@ mod tests {
         let mut paths: Vec<&[u8]> = vec![b"a-b", b"a/b", b"a", b"a/b/c", b"a.b", b"a/b-c", b"B"];
         paths.sort_by(|a, b| compare_paths(a, b));
         assert_eq!(paths, [b"B" as &[u8], b"a", b"a/b", b"a/b/c", b"a/b-c", b"a-b", b"a.b"]);
+    }
+
+    #[test]
+    fn clean_paths() {
+        for path in ["a", "a/b", "...", ".a", "a.", "..a/b..", "a/.../b", " "] {
+            assert!(is_clean(path.as_bytes()), "{path}");
+        }
+        for path in ["", "/", "/a", "a/", "a//b", ".", "..", "./a", "a/.", "a/..", "a/../b", "a\0", "\0"] {
+            assert!(!is_clean(path.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
+    fn shared_starts() {
+        for (a, b, expected) in [
+            ("", "", 0),
+            ("", "a", 0),
+            ("abcdefghi", "abcdefghi", 9),
+            ("abcdefghi", "abcdefghj", 8),
+            ("abcdefgh", "abcdefghij", 8),
+            ("abcdefghijklmnopqr", "abcdefghijkl", 12),
+            ("xbcdefghi", "abcdefghi", 0),
+        ] {
+            assert_eq!(shared_prefix(a.as_bytes(), b.as_bytes()), expected, "{a} {b}");
+        }
+        assert!(is_below(b"a/b", b"a") && is_below(b"a", b"") && !is_below(b"a", b"a") && !is_below(b"ab", b"a"));
     }
 
     #[test]

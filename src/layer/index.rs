@@ -117,7 +117,7 @@ pub enum IndexError {
 pub enum Origin {
     /// Written by rbuild: its tar can be made again from the index and the data.
     Made {
-        /// Version of the writer, [`crate::layer::write::WRITER_VERSION`] at the time.
+        /// Version of the writer, [`crate::layer::header::WRITER_VERSION`] at the time.
         writer: u32,
     },
     /// From outside: the exact tar must be kept.
@@ -466,9 +466,9 @@ impl LayerIndex {
         self.record(position)[8] == kind::OPAQUE
     }
 
-    fn record(&self, position: usize) -> &[u8] {
-        assert!(position < self.count, "entry {position} of {}", self.count);
-        &self.bytes[HEADER + position * RECORD..][..RECORD]
+    #[inline]
+    fn record(&self, position: usize) -> &[u8; RECORD] {
+        &self.bytes[HEADER..self.heap].as_chunks::<RECORD>().0[position]
     }
 
     fn heap(&self, start: u32, length: u32) -> &[u8] {
@@ -534,14 +534,17 @@ impl<'a> Iterator for Names<'a> {
     }
 }
 
+#[inline]
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
+#[inline]
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
+#[inline]
 fn digest_at(bytes: &[u8], at: usize) -> Digest {
     let mut digest = [0; 32];
     digest.copy_from_slice(&bytes[at..at + 32]);

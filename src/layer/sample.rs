@@ -2,6 +2,8 @@
 //!
 //! In: lines such as `dir usr 0755 0 0`. Out: entries and indexes. Only compiled for tests.
 
+#![allow(clippy::print_stderr)] // Tests say what they leave out.
+
 use crate::digest::{DiffId, Digest};
 use crate::layer::entry::{Entry, Kind};
 use crate::layer::entry_ref::{EntryRef, KindRef};

@@ -9,8 +9,10 @@
 //! [`LayerStack::new`] settles that by [`on_parents`], so that each layer in the stack stands for itself.
 
 mod parents;
+mod walk;
 
 pub use parents::{needs_parents, on_parents};
+pub use walk::{Visible, Walk};
 
 use crate::layer::entry::Entry;
 use crate::layer::entry_ref::{EntryRef, KindRef};

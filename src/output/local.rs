@@ -15,10 +15,11 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timest
 use rustix::io::Errno;
 
 use super::OutputError;
-use super::rootfs::{Data, Item, RootFs};
+use super::rootfs::{Data, RootFs};
 use super::tar::copy_exactly;
 use crate::layer::entry::{file_name, parent};
 use crate::layer::entry_ref::{EntryRef, KindRef};
+use crate::layer::stack::Visible;
 
 /// Writes the files. Notes on what was left out.
 pub(super) fn write(rootfs: &RootFs<'_>, dest: &Path, epoch: Option<i64>) -> Result<Vec<String>, OutputError> {
@@ -56,7 +57,7 @@ struct Open<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn item(&mut self, item: &Item<'a>, data: &mut Data<'_>) -> Result<(), OutputError> {
+    fn item(&mut self, item: &Visible<'a>, data: &mut Data<'_>) -> Result<(), OutputError> {
         let entry = item.entry;
         self.close_down_to(parent(entry.path).unwrap_or_default())?;
         let folder = self.open.last().map_or(self.root.as_fd(), |open| open.folder.as_fd());
@@ -117,7 +118,7 @@ impl<'a> Writer<'a> {
         &self,
         folder: BorrowedFd<'_>,
         name: &OsStr,
-        item: &Item<'a>,
+        item: &Visible<'a>,
         data: &mut Data<'_>,
     ) -> Result<(), OutputError> {
         let (entry, Some((layer, position, size))) = (item.entry, item.data) else { return Ok(()) };

@@ -78,8 +78,8 @@ impl Place {
         let path = self.lease.fresh_path();
         let mut writer = LayerWriter::new(fs::File::create(&path).unwrap());
         let mut push = |name: &str, kind: EntryKind, data: &str| {
-            let mut entry =
-                Entry { path: name.into(), kind, mode: 0o640, uid: 7, gid: 8, mtime: OLD + 1, capability: None };
+            let mode = if kind == EntryKind::Directory { 0o750 } else { 0o640 };
+            let mut entry = Entry { path: name.into(), kind, mode, uid: 7, gid: 8, mtime: OLD + 1, capability: None };
             let body = if data.is_empty() { Body::None } else { Body::Bytes(data.as_bytes()) };
             writer.push(&mut entry, body).unwrap();
         };
@@ -452,7 +452,9 @@ fn destinations_are_replaced_whole_or_not_at_all() {
 
 /// Runs a program that others use on images; `None` after having said that it is not there.
 fn foreign(test: &str, program: &str, args: &[&str]) -> Option<String> {
-    match Command::new(program).args(args).output() {
+    // They leave their own state where HOME is.
+    let home = tempfile::tempdir().unwrap();
+    match Command::new(program).args(args).env("HOME", home.path()).env_remove("XDG_RUNTIME_DIR").output() {
         Ok(output) => {
             let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             assert!(output.status.success(), "{program} {args:?}: {err}");

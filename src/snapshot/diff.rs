@@ -113,7 +113,9 @@ fn mark_changes(root: &RootDir, lower: &LayerStack, began: SystemTime, items: &m
             open.pop();
         }
         if items[at].changed {
-            open.iter().for_each(|dir| items[*dir].changed = true);
+            for dir in &open {
+                items[*dir].changed = true;
+            }
         }
         if items[at].entry.kind == Kind::Directory {
             open.push(at);

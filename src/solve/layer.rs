@@ -86,7 +86,12 @@ impl Solver<'_> {
     }
 
     /// Where the files of a landing are read from; of a stack only the layers that have some of them.
-    fn source<'s>(&'s self, copy: Option<&CopyOp>, landing: &Landing, spool: Option<&'s Spool>) -> Result<Source<'s>, Cause> {
+    fn source<'s>(
+        &'s self,
+        copy: Option<&CopyOp>,
+        landing: &Landing,
+        spool: Option<&'s Spool>,
+    ) -> Result<Source<'s>, Cause> {
         let mut source = Source { context: None, view: LayerStack::default(), data: HashMap::new(), spool };
         match copy.map(|copy| copy.from) {
             Some(CopyFrom::Context(context)) => source.context = Some(&self.engine.contexts[context.0]),
@@ -194,4 +199,114 @@ fn failed_read(path: &[u8], source: io::Error) -> Cause {
 
 pub(super) fn unsteady(path: &[u8]) -> Cause {
     Cause::Unsteady(String::from_utf8_lossy(path).into_owned().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::context::ignore::Patterns;
+    use crate::context::stat_cache::StatCache;
+    use crate::digest::Digest;
+    use crate::layer::entry::Entry;
+    use std::fs;
+    use std::path::Path;
+    use std::time::UNIX_EPOCH;
+
+    fn context(folder: &Path) -> LocalContext {
+        LocalContext::open(folder, Patterns::default(), StatCache::in_memory(), UNIX_EPOCH).expect("opens")
+    }
+
+    fn landed(context: &LocalContext, path: &str) -> LandedEntry {
+        let found = context.lookup(path.as_bytes()).expect("looks").expect("is there");
+        let size = found.stamp.size;
+        let kind = Kind::File { size, sha256: Digest::from_bytes([0; 32]) };
+        let entry = Entry { path: found.path.clone(), kind, mode: 0o644, uid: 0, gid: 0, mtime: 0, capability: None };
+        LandedEntry::of_context(entry, found.path, found.stamp)
+    }
+
+    fn source(context: &LocalContext) -> Source<'_> {
+        Source { context: Some(context), view: LayerStack::default(), data: HashMap::new(), spool: None }
+    }
+
+    #[test]
+    fn a_small_file_is_read_as_it_was_or_not_at_all() {
+        for (change, read) in [("aa", true), ("a", false), ("aaa", false), ("bb", false)] {
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = folder.path().join("f");
+            fs::write(&path, "aa").expect("writes");
+            let context = context(folder.path());
+            let landed = landed(&context, "f");
+            if change != "aa" {
+                // A new file: the clock may be too coarse for the old one's times to tell.
+                fs::remove_file(&path).expect("removes");
+                fs::write(folder.path().join("other"), "").expect("writes");
+                fs::write(&path, change).expect("writes");
+            }
+            let mut bytes = b"before".to_vec();
+            match source(&context).read(&landed, 2, &mut bytes) {
+                Ok(()) => assert!(read && bytes == b"beforeaa", "{change}"),
+                Err(Cause::Unsteady(path)) => assert!(!read && path == Path::new("f"), "{change}"),
+                Err(other) => panic!("{change}: {other}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_large_file_that_changes_meanwhile_fails_at_its_end() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("f");
+        fs::write(&path, "aa").expect("writes");
+        let context = context(folder.path());
+        let landed = landed(&context, "f");
+        let source = source(&context);
+        let mut reader = source.open(&landed.data).expect("opens");
+        let mut byte = [0];
+        reader.read_exact(&mut byte).expect("reads");
+        // Same size, other times.
+        File::options().write(true).open(&path).and_then(|file| file.set_modified(UNIX_EPOCH)).expect("sets");
+        let error = io::copy(&mut reader, &mut io::sink()).expect_err("it changed");
+        assert!(matches!(failed_read(b"f", error), Cause::Unsteady(_)));
+        let error = io::Error::other("disk");
+        assert!(matches!(failed_read(b"f", error), Cause::Write(_)));
+    }
+
+    #[test]
+    fn many_files_come_in_order_from_the_context_or_from_the_layer_before() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let data = |n: usize| format!("{n}").repeat(n % 50);
+        for n in 0..600 {
+            fs::write(folder.path().join(format!("{n:03}")), data(n)).expect("writes");
+        }
+        let context = context(folder.path());
+        let source = source(&context);
+        let mut entries: Vec<_> = (0..600).map(|n| landed(&context, &format!("{n:03}"))).collect();
+        let read = |entries: &[LandedEntry], before: Option<&Before>| {
+            read_ahead(&source, entries, before, |mut files| {
+                let mut found = Vec::new();
+                for landed in entries {
+                    let (bytes, digest) = files.next(landed)?;
+                    assert_eq!(Digest::of(bytes), digest);
+                    found.push(bytes.to_vec());
+                }
+                Ok(found)
+            })
+        };
+        let expected: Vec<_> = (0..600).map(|n| data(n).into_bytes()).collect();
+        assert_eq!(read(&entries, None).expect("reads"), expected);
+
+        let mut writer = LayerWriter::new(tempfile::tempfile().expect("a file"));
+        for (landed, bytes) in entries.iter_mut().zip(&expected) {
+            writer.push(&mut landed.entry, Body::Bytes(bytes)).expect("writes");
+        }
+        let (tar, index) = writer.finish().expect("writes");
+        let before = Before { index, tar };
+        // Known files are not looked for in the context.
+        fs::remove_file(folder.path().join("123")).expect("removes");
+        assert_eq!(read(&entries, Some(&before)).expect("reads"), expected);
+        assert!(matches!(read(&entries, None), Err(Cause::Unsteady(path)) if path == Path::new("123")));
+        // What is damaged there is taken from the context after all.
+        use std::os::unix::fs::FileExt;
+        before.tar.write_all_at(b"X", before.index.offset(77)).expect("writes");
+        assert_eq!(read(&entries, Some(&before)).expect("reads"), expected);
+    }
 }

@@ -181,21 +181,23 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
     }
     if let Some(first) = done.iter().position(|done| !done) {
         if solver.needs_trees(&done) {
+            // The one to name when that fails: RUN is what most often wants a tree.
+            let runs = |index: &usize| !done[*index] && matches!(plan.steps[*index].op, Op::Run(_));
+            let first = (0..done.len()).find(runs).unwrap_or(first);
             solver.prepare_trees().map_err(|cause| StepError { step: StepId(first), cause })?;
         }
-        schedule::run(&needs, &done, engine.jobs, &|index| {
+        let carry_out = |index| {
             let id = StepId(index);
             solver.carry_out(id).map_err(|cause| {
-                if matches!(cause, Cause::Canceled) {
-                    engine.events.event(Event::Canceled(id));
-                } else {
-                    engine.events.event(Event::Failed(id, &cause.to_string()));
-                    // The other steps' commands end; their layers would belong to no image.
-                    engine.cancel.cancel();
+                match cause {
+                    Cause::Canceled => engine.events.event(Event::Canceled(id)),
+                    _ => engine.events.event(Event::Failed(id, &cause.to_string())),
                 }
                 StepError { step: id, cause }
             })
-        })?;
+        };
+        // After an error the other steps' commands end: their layers would belong to no image.
+        schedule::run(&needs, &done, engine.jobs, &carry_out, &|| engine.cancel.cancel())?;
     } else if solver.needs_trees(&done) {
         solver.prepare_trees().map_err(|cause| StepError { step: StepId(0), cause })?;
     }
@@ -226,6 +228,8 @@ struct Solver<'a> {
     missed: Vec<Mutex<Option<Box<step::Missed>>>>,
     /// Misses whose reason was already told, so that the second pass does not tell it again.
     told: Vec<OnceLock<()>>,
+    /// Steps that began anew since a file changed under them.
+    restarted: Vec<OnceLock<()>>,
     stacks: stacks::Stacks<'a>,
     trees: OnceLock<TreeOptions>,
 }
@@ -239,7 +243,8 @@ impl<'a> Solver<'a> {
             solved: (0..count).map(|_| OnceLock::new()).collect(),
             missed: (0..count).map(|_| Mutex::new(None)).collect(),
             told: (0..count).map(|_| OnceLock::new()).collect(),
-            stacks: stacks::Stacks::new(engine.store, engine.lease),
+            restarted: (0..count).map(|_| OnceLock::new()).collect(),
+            stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events),
             trees: OnceLock::new(),
         }
     }
@@ -248,24 +253,29 @@ impl<'a> Solver<'a> {
     fn needs_trees(&self, done: &[bool]) -> bool {
         let steps = || self.plan.steps.iter().zip(done);
         let runs = steps().any(|(step, done)| !done && matches!(step.op, Op::Run(_)));
-        let made_by_run = |stack: Stack| match stack {
-            Stack::Scratch => false,
-            Stack::Base(base) => self.base_needs_ids(base),
-            // Whatever is under a step may have been made by RUN, now or long ago.
-            Stack::Step(_) => true,
-        };
         let copies = steps().any(|(step, done)| match &step.op {
-            Op::Copy(copy) if !done => matches!(copy.from, CopyFrom::Stack(stack) if made_by_run(stack)),
+            Op::Copy(copy) if !done => matches!(copy.from, CopyFrom::Stack(stack) if self.stack_needs_ids(stack)),
             _ => false,
         });
-        let any_run = || self.plan.steps.iter().any(|step| matches!(step.op, Op::Run(_)));
-        let bases = || (0..self.engine.bases.len()).any(|base| self.base_needs_ids(crate::plan::step::BaseId(base)));
+        let images = || self.plan.images.iter().any(|image| self.stack_needs_ids(image.stack));
         let exports = match self.engine.exports {
             Exports::Nothing => false,
-            Exports::Bytes => any_run() || bases(),
-            Exports::Epoch(epoch) => any_run() && !self.has_epoch_forms(epoch),
+            Exports::Bytes => images(),
+            Exports::Epoch(epoch) => images() && !self.has_epoch_forms(epoch),
         };
         runs || copies || exports
+    }
+
+    /// Whether the files of a stack are read from trees. Of steps that are not done yet only RUN makes a tree, and that
+    /// asks for the ids itself.
+    fn stack_needs_ids(&self, mut stack: Stack) -> bool {
+        while let Stack::Step(StepId(step)) = stack {
+            if self.solved[step].get().is_some_and(|solved| self.layer_needs_ids(&solved.layer)) {
+                return true;
+            }
+            stack = self.plan.steps[step].parent;
+        }
+        matches!(stack, Stack::Base(base) if self.base_needs_ids(base))
     }
 
     /// Whether the forms of all layers under the epoch are in the store.
@@ -290,3 +300,6 @@ impl<'a> Solver<'a> {
         Solution { steps: steps.collect(), trees: self.trees.into_inner() }
     }
 }
+
+#[cfg(test)]
+mod tests;

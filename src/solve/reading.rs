@@ -81,7 +81,8 @@ pub(super) fn read_ahead<T>(
 ) -> Result<T, Cause> {
     let batches = batches(entries);
     let files: usize = batches.iter().map(Vec::len).sum();
-    let none = |batches| Files { source, batches, turn: 0, batch: Batch::default(), next: 0, at: 0, buffer: Vec::new() };
+    let none =
+        |batches| Files { source, batches, turn: 0, batch: Batch::default(), next: 0, at: 0, buffer: Vec::new() };
     if files < WORTH_A_THREAD {
         return write(none(Vec::new()));
     }

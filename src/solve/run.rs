@@ -41,7 +41,9 @@ impl Solver<'_> {
         take_root_metadata(&rootfs.upper, &view).map_err(StoreError::io("make", &rootfs.upper))?;
         // The file system's own clock, which is coarser than the system's: files that the command writes are not older.
         let stamp = folder.join("began");
-        let began = File::create(&stamp).and_then(|file| file.metadata()?.modified()).map_err(StoreError::io("make", &stamp))?;
+        let began = File::create(&stamp)
+            .and_then(|file| file.metadata()?.modified())
+            .map_err(StoreError::io("make", &stamp))?;
 
         let tail = Mutex::new(Vec::new());
         let exit = engine.sandbox.run(

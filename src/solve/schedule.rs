@@ -15,12 +15,14 @@ struct Queue<E> {
     error: Option<E>,
 }
 
-/// Does all jobs of `needs` but those in `done`, at most `threads` at once, the lowest number first.
+/// Does all jobs of `needs` but those in `done`, at most `threads` at once, the lowest number first. `stop` is called once
+/// the first error is noted, so that what others then say for being stopped is never taken for it.
 pub(crate) fn run<E: Send>(
     needs: &[Vec<usize>],
     done: &[bool],
     threads: usize,
     job: &(dyn Fn(usize) -> Result<(), E> + Sync),
+    stop: &(dyn Fn() + Sync),
 ) -> Result<(), E> {
     let mut needed_by = vec![Vec::new(); needs.len()];
     let mut waiting = vec![0; needs.len()];
@@ -57,7 +59,10 @@ pub(crate) fn run<E: Send>(
                         }
                     }
                 }
-                Err(error) if state.error.is_none() => state.error = Some(error),
+                Err(error) if state.error.is_none() => {
+                    state.error = Some(error);
+                    stop();
+                }
                 Err(_) => {}
             }
             changed.notify_all();
@@ -85,10 +90,16 @@ mod tests {
         let needs = vec![vec![], vec![0], vec![0], vec![1, 2], vec![], vec![3, 4]];
         for threads in 1..4 {
             let order = Mutex::new(Vec::new());
-            run::<()>(&needs, &[false; 6], threads, &|index| {
-                order.lock().unwrap().push(index);
-                Ok(())
-            })
+            run::<()>(
+                &needs,
+                &[false; 6],
+                threads,
+                &|index| {
+                    order.lock().unwrap().push(index);
+                    Ok(())
+                },
+                &|| {},
+            )
             .unwrap();
             let order = order.into_inner().unwrap();
             let place = |job: usize| order.iter().position(|done| *done == job).unwrap();
@@ -102,30 +113,64 @@ mod tests {
     fn independent_jobs_run_at_once() {
         // Both must be in the barrier at the same time, or this never ends.
         let barrier = Barrier::new(2);
-        run::<()>(&[vec![], vec![]], &[false; 2], 2, &|_| {
-            barrier.wait();
-            Ok(())
-        })
+        run::<()>(
+            &[vec![], vec![]],
+            &[false; 2],
+            2,
+            &|_| {
+                barrier.wait();
+                Ok(())
+            },
+            &|| {},
+        )
         .unwrap();
     }
 
     #[test]
     fn an_error_stops_what_has_not_begun() {
         let begun = AtomicUsize::new(0);
-        let result = run(&[vec![], vec![0], vec![1]], &[false; 3], 2, &|index| {
-            begun.fetch_add(1, Ordering::Relaxed);
-            if index == 1 { Err("one") } else { Ok(()) }
-        });
+        let result = run(
+            &[vec![], vec![0], vec![1]],
+            &[false; 3],
+            2,
+            &|index| {
+                begun.fetch_add(1, Ordering::Relaxed);
+                if index == 1 { Err("one") } else { Ok(()) }
+            },
+            &|| {},
+        );
         assert_eq!((result, begun.load(Ordering::Relaxed)), (Err("one"), 2));
+    }
+
+    #[test]
+    fn what_is_stopped_is_not_the_error() {
+        let stopped = AtomicUsize::new(0);
+        for _ in 0..100 {
+            stopped.store(0, Ordering::SeqCst);
+            let job = |index| {
+                while index == 1 && stopped.load(Ordering::SeqCst) == 0 {
+                    std::thread::yield_now();
+                }
+                Err(if index == 0 { "the error" } else { "stopped" })
+            };
+            let stop = || stopped.store(1, Ordering::SeqCst);
+            assert_eq!(run(&[vec![], vec![]], &[false; 2], 2, &job, &stop), Err("the error"));
+        }
     }
 
     #[test]
     fn what_is_done_is_not_done_again() {
         let ran = Mutex::new(Vec::new());
-        run::<()>(&[vec![], vec![0], vec![1]], &[true, true, false], 2, &|index| {
-            ran.lock().unwrap().push(index);
-            Ok(())
-        })
+        run::<()>(
+            &[vec![], vec![0], vec![1]],
+            &[true, true, false],
+            2,
+            &|index| {
+                ran.lock().unwrap().push(index);
+                Ok(())
+            },
+            &|| {},
+        )
         .unwrap();
         assert_eq!(ran.into_inner().unwrap(), [2]);
     }

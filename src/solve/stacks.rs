@@ -10,10 +10,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Cause;
-use crate::digest::{ChainId, DiffId};
+use crate::digest::{ChainId, DiffId, Hasher};
+use crate::event::{Event, EventSink};
 use crate::layer::apply::{self, Previous, TreeOptions};
+use crate::layer::entry::Kind;
 use crate::layer::index::LayerIndex;
 use crate::layer::stack::{Found, LayerStack, needs_parents};
+use crate::layer::write::{Body, LayerWriter};
 use crate::store::layers::{Form, LayerData};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
@@ -49,6 +52,7 @@ impl<K: Hash + Eq + Copy, V: Clone> Once<K, V> {
 pub(super) struct Stacks<'a> {
     store: &'a Store,
     lease: &'a Lease,
+    events: &'a dyn EventSink,
     indexes: Once<DiffId, Arc<LayerIndex>>,
     data: Once<DiffId, Arc<LayerData>>,
     trees: Once<ChainId, PathBuf>,
@@ -57,8 +61,9 @@ pub(super) struct Stacks<'a> {
 }
 
 impl<'a> Stacks<'a> {
-    pub(super) fn new(store: &'a Store, lease: &'a Lease) -> Self {
-        Self { store, lease, indexes: Once::new(), data: Once::new(), trees: Once::new(), before: Mutex::default() }
+    pub(super) fn new(store: &'a Store, lease: &'a Lease, events: &'a dyn EventSink) -> Self {
+        let before = Mutex::default();
+        Self { store, lease, events, indexes: Once::new(), data: Once::new(), trees: Once::new(), before }
     }
 
     /// Takes the index of a layer that was put into the store: it need not be read from there.
@@ -93,7 +98,8 @@ impl<'a> Stacks<'a> {
     /// What is seen through these layers, bottom first.
     pub(super) fn view(&self, layers: &[DiffId]) -> Result<LayerStack, StoreError> {
         let indexes = layers.iter().map(|layer| self.index(layer)).collect::<Result<Vec<_>, _>>()?;
-        LayerStack::new(indexes).map_err(|error| StoreError::Damaged { path: self.store.root().to_owned(), why: error.to_string() })
+        LayerStack::new(indexes)
+            .map_err(|error| StoreError::Damaged { path: self.store.root().to_owned(), why: error.to_string() })
     }
 
     /// The data of a layer's files.
@@ -101,13 +107,18 @@ impl<'a> Stacks<'a> {
         self.data.get_or_make(*layer, || self.store.layer_data(layer, self.lease).map(Arc::new))
     }
 
-    /// The trees of these layers (bottom first), topmost first, each once; made where they are not there.
+    /// The trees of these layers (bottom first), topmost first, each once; made where they are not there. Of more than
+    /// the kernel mounts, the lowest are merged into one.
     pub(super) fn trees(&self, layers: &[DiffId], options: &TreeOptions) -> Result<Vec<PathBuf>, Cause> {
-        let mut chain = None;
-        let mut trees = Vec::with_capacity(layers.len());
-        for (height, layer) in layers.iter().enumerate() {
-            let below = chain;
-            let own = ChainId::extend(below.as_ref(), layer);
+        let merged = merged_layers(layers.len());
+        let mut chain = ChainId::of(&layers[..merged]);
+        let mut trees = Vec::with_capacity(layers.len() - merged + 1);
+        if let Some(chain) = chain.filter(|_| merged > 0) {
+            let name = merged_name(&chain);
+            trees.push(self.trees.get_or_make(name, || self.merge(&layers[..merged], &name, options))?);
+        }
+        for (height, layer) in layers.iter().enumerate().skip(merged) {
+            let own = ChainId::extend(chain.as_ref(), layer);
             trees.push(self.trees.get_or_make(own, || self.tree(&layers[..=height], &own, options))?);
             chain = Some(own);
         }
@@ -138,15 +149,89 @@ impl<'a> Stacks<'a> {
             let data = below.iter().map(|layer| self.data(layer)).collect::<Result<Vec<_>, _>>()?;
             let mut lower = |found: &Found| data[found.layer].open(&view.layers[found.layer], found.position);
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
-            apply::apply_on_parents(&index, &tar, &view, &mut lower, &tree, options)?;
+            self.tell(apply::apply_on_parents(&index, &tar, &view, &mut lower, &tree, options)?);
             Ok(self.store.put_chain_tree(self.lease, chain, &tree)?)
         } else {
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
             let before = self.before(layer);
             let before = before.as_ref().map(|(index, tree)| Previous { index, tree });
-            apply::apply_like(&index, &tar, &tree, options, before.as_ref())?;
+            self.tell(apply::apply_like(&index, &tar, &tree, options, before.as_ref())?);
             self.store.put_layer(self.lease, &index, Form::Tree(tree))?;
             Ok(self.store.layer_tree(layer).ok_or_else(|| self.store.missing(format!("the tree of {layer}")))?)
         }
+    }
+
+    /// One tree for all of `layers`, which are the lowest of a stack: what is seen through them.
+    fn merge(&self, layers: &[DiffId], name: &ChainId, options: &TreeOptions) -> Result<PathBuf, Cause> {
+        if let Some(tree) = self.store.chain_tree(name) {
+            return Ok(tree);
+        }
+        let folder = self.lease.folder();
+        let view = self.view(layers)?;
+        let tar = tempfile::tempfile_in(folder).map_err(StoreError::io("make a file in", folder))?;
+        let mut writer = LayerWriter::new(tar);
+        for visible in view.walk() {
+            let mut entry = visible.entry.to_entry();
+            match visible.data.filter(|_| matches!(entry.kind, Kind::File { .. })) {
+                None => writer.push(&mut entry, Body::None)?,
+                Some((layer, position, _)) => {
+                    let data = self.data(&layers[layer])?;
+                    let reader = data.open(&view.layers[layer], position);
+                    let reader =
+                        reader.map_err(StoreError::io("read a file of", layers[layer].to_string().as_ref()))?;
+                    writer.push(&mut entry, Body::Reader(reader))?;
+                }
+            }
+        }
+        let (tar, index) = writer.finish()?;
+        let tree = self.lease.fresh_path();
+        std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
+        self.tell(apply::apply(&index, &tar, &tree, options)?);
+        Ok(self.store.put_chain_tree(self.lease, name, &tree)?)
+    }
+
+    /// What could not be made in a tree.
+    fn tell(&self, notes: Vec<String>) {
+        notes.iter().for_each(|note| self.events.event(Event::Note(note)));
+    }
+}
+
+/// As many lower directories as are mounted at once; the kernel's limit is 500.
+const MOST_TREES: usize = 450;
+
+/// The lowest layers are merged in multiples of so many, so that the next steps find the merged tree again.
+const MERGED_AT_ONCE: usize = 400;
+
+/// How many of the lowest of `count` layers become one tree.
+fn merged_layers(count: usize) -> usize {
+    match count {
+        0..=MOST_TREES => 0,
+        _ => (count - (MOST_TREES - MERGED_AT_ONCE)) / MERGED_AT_ONCE * MERGED_AT_ONCE,
+    }
+}
+
+/// What the merged tree of a chain is kept as: the chain's own name is that of its topmost layer on its parents.
+fn merged_name(chain: &ChainId) -> ChainId {
+    let mut hasher = Hasher::new();
+    hasher.field(b"rbuild merged tree 1");
+    hasher.field(chain.0.as_bytes());
+    ChainId(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_stack_is_higher_than_the_kernel_allows() {
+        for count in 0..5000 {
+            let merged = merged_layers(count);
+            let mounted = count - merged + usize::from(merged > 0);
+            assert!(mounted <= MOST_TREES && merged <= count && merged % MERGED_AT_ONCE == 0, "{count}");
+        }
+        assert_eq!(
+            (merged_layers(450), merged_layers(451), merged_layers(849), merged_layers(850)),
+            (0, 400, 400, 800)
+        );
     }
 }

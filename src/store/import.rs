@@ -5,14 +5,14 @@
 //! tar, time and options give the same image id.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufWriter, Read};
 use std::sync::Arc;
 
 use super::base::{put_image, record};
 use super::images::ImageRecord;
+use super::intake::{IntakeError, take_in};
 use super::layers::Form;
 use super::lease::Lease;
-use super::load::Tee;
 use super::{Store, StoreError};
 use crate::diagnostic::{Diagnostic, Source};
 use crate::digest::{Digest, ImageId};
@@ -21,7 +21,8 @@ use crate::image::config::{ContainerConfig, History, ImageConfig};
 use crate::image::manifest::{Descriptor, Encoding, Family};
 use crate::image::platform::Platform;
 use crate::layer::compress;
-use crate::layer::scan::{ScanError, scan};
+use crate::layer::index::At;
+use crate::layer::scan::ScanError;
 use crate::plan::{self, BaseImage, Bases, Outcome, PlanOptions, Resolved};
 
 /// What the image shall say of itself.
@@ -86,14 +87,18 @@ pub fn import<'a>(
     let failed = |source| ImportError::Tar { place: place.to_owned(), source };
     let path = lease.fresh_path();
     let file = File::create_new(&path).map_err(StoreError::io("make", &path))?;
-    let plain = compress::decompress(tar).map_err(|error| failed(error.into()))?;
-    let mut tee = Tee { from: plain, to: std::io::BufWriter::with_capacity(1 << 20, file) };
-    let index = scan(&mut tee).map_err(failed)?;
-    tee.to.flush().map_err(StoreError::io("write", &path))?;
+    let mut plain = compress::decompress(tar).map_err(|error| failed(error.into()))?;
+    let mut keep = BufWriter::with_capacity(1 << 20, file);
+    let index = take_in(&mut *plain, &mut keep, false).map_err(|error| match error {
+        IntakeError::Read(error) => failed(error.into()),
+        IntakeError::Keep(error) => StoreError::io("write", &path)(error).into(),
+        IntakeError::Scan(error) => failed(error),
+    })?;
+    drop((plain, keep));
     if index.tar_size() == 0 {
         return Err(ImportError::Empty { place: place.to_owned() });
     }
-    let holds = |path: &[u8]| index.position(path).is_some();
+    let holds = |path: &[u8]| index.place(path).at != At::Absent;
     if (holds(b"manifest.json") || holds(b"oci-layout") && holds(b"index.json")) && !holds(b"etc") && !holds(b"usr") {
         return Err(ImportError::IsImage { place: place.to_owned() });
     }
@@ -214,4 +219,129 @@ fn is_allowed(instruction: &Instruction) -> bool {
 
 fn sets_path(instruction: &Instruction) -> bool {
     matches!(&instruction.kind, InstructionKind::Env(pairs) if pairs.iter().any(|(name, _)| name.text == "PATH"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::layer::compress::{Compression, Encoder};
+
+    const CREATED: &str = "2020-01-01T00:00:00Z";
+
+    fn tar_of(files: &[&str]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for name in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(name.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, name, name.as_bytes()).unwrap();
+        }
+        tar.into_inner().unwrap()
+    }
+
+    fn imported(tar: &[u8], changes: &[&str]) -> Result<(ImageRecord, ImageConfig, usize), ImportError> {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let lease = store.lease("boot").unwrap();
+        let options = ImportOptions {
+            changes: changes.iter().map(|change| (*change).to_owned()).collect(),
+            message: None,
+            platform: Platform::new("linux", "arm", "v7"),
+            created: CREATED.to_owned(),
+        };
+        let record = import(&store, &lease, Box::new(tar), "root.tar", &options)?;
+        let base = crate::store::base::base_image(&store, &record)?;
+        let mut kept = Vec::new();
+        store.write_tar(&base.config.rootfs.diff_ids[0], &mut kept)?;
+        Ok((record, base.config, kept.len()))
+    }
+
+    #[test]
+    fn the_bytes_of_the_tar_are_the_layer() {
+        let mut tar = tar_of(&["etc/hostname", "bin/sh"]);
+        // Bytes after the end of the archive count too.
+        tar.extend_from_slice(b"garbage");
+        let encoded = |compression| {
+            let mut encoder = Encoder::new(Vec::new(), compression);
+            encoder.write_all(&tar).unwrap();
+            encoder.finish().unwrap()
+        };
+        let mut bzip2 = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+        bzip2.write_all(&tar).unwrap();
+        let (plain, config, kept) = imported(&tar, &[]).unwrap();
+        assert_eq!(kept, tar.len());
+        assert_eq!(config.rootfs.diff_ids, [crate::digest::DiffId(Digest::of(&tar))]);
+        assert_eq!(
+            (config.os.as_str(), config.architecture.as_str(), config.variant.as_deref()),
+            ("linux", "arm", Some("v7"))
+        );
+        assert_eq!((config.created.as_deref(), plain.size), (Some(CREATED), 18));
+        assert_eq!((config.history.len(), config.history[0].comment.as_str()), (1, "Imported from -"));
+        for packed in [encoded(Compression::GZIP), encoded(Compression::ZSTD), bzip2.finish().unwrap()] {
+            assert_eq!(imported(&packed, &[]).unwrap().0, plain);
+        }
+    }
+
+    #[test]
+    fn instructions_make_the_config() {
+        let tar = tar_of(&["f"]);
+        let config = |changes: &[&str]| imported(&tar, changes).unwrap().1.config;
+        assert_eq!(config(&[]), ContainerConfig::default());
+        let found = config(&[
+            "ENV A=1 B=\"$A 2\"",
+            "cmd [\"sh\", \"-c\"]\nEXPOSE 80",
+            "WORKDIR /w",
+            "LABEL a=b",
+            "USER u",
+            "VOLUME /v",
+            "STOPSIGNAL SIGQUIT",
+            "ENTRYPOINT e",
+            "HEALTHCHECK NONE",
+            "ONBUILD RUN x",
+        ]);
+        assert_eq!(found.env, ["A=1", "B= 2"]);
+        assert_eq!(found.entrypoint, ["/bin/sh", "-c", "e"]);
+        assert_eq!(
+            (found.working_dir.as_str(), found.user.as_str(), found.stop_signal.as_str()),
+            ("/w", "u", "SIGQUIT")
+        );
+        assert_eq!(found.on_build, ["RUN x"]);
+        assert!(found.exposed_ports.contains("80/tcp") && found.volumes.contains("/v"));
+        assert_eq!(found.labels["a"], "b");
+        assert_eq!(config(&["ENV PATH=/x"]).env, ["PATH=/x"]);
+    }
+
+    #[test]
+    fn mistakes_are_told() {
+        let tar = tar_of(&["f"]);
+        for (changes, expected, at) in [
+            (&["RUN x"][..], "RUN is no instruction", "RUN x"),
+            (&["CMD x", "FROM y"], "FROM is no instruction", "FROM y"),
+            (&["COPY a b"], "COPY is no instruction", "COPY a b"),
+            (&["CMDX y"], "CMDX", "CMDX"),
+            (&["ENV"], "ENV", "ENV"),
+            (&["EXPOSE x"], "x", "x"),
+        ] {
+            let Err(ImportError::Changes { source_text, diagnostics }) = imported(&tar, changes) else {
+                panic!("{changes:?} is taken");
+            };
+            assert!(diagnostics[0].message.contains(expected), "{changes:?}: {}", diagnostics[0].message);
+            let span = diagnostics[0].span.unwrap();
+            assert_eq!(&source_text.text[span.start..span.end], at, "{changes:?}");
+        }
+        for (bytes, expected) in [
+            (&b""[..], "it is empty"),
+            (&tar[..700], "cannot import root.tar"),
+            (b"no tar at all", "cannot import root.tar"),
+            (b"\x1f\x8b\x08", "cannot import root.tar"),
+            (&tar_of(&["manifest.json", "abc.json"]), "use `rbuild load`"),
+            (&tar_of(&["oci-layout", "index.json"]), "use `rbuild load`"),
+        ] {
+            let error = imported(bytes, &[]).unwrap_err().to_string();
+            assert!(error.contains(expected), "{expected}: {error}");
+        }
+        imported(&tar_of(&["etc/x", "manifest.json"]), &[]).unwrap();
+    }
 }

@@ -16,9 +16,9 @@ use serde::{Deserialize, Serialize};
 use super::layout::{Store, StoreError, open_if_there, read_if_there};
 use super::lease::Lease;
 use crate::digest::{ChainId, DiffId, Digest, HashingWriter};
-use crate::layer::{compress, data};
 use crate::layer::index::{HEADER, LayerIndex, Origin, Summary};
 use crate::layer::write::{WriteError, write_form};
+use crate::layer::{compress, data};
 use crate::sys::root_dir::RootDir;
 
 /// A form in which a new layer comes.
@@ -67,7 +67,10 @@ pub struct LayerData {
 enum Place {
     Tree(RootDir),
     /// With its own index: another form of the layer has its data at other offsets.
-    Tar { tar: File, index: LayerIndex },
+    Tar {
+        tar: File,
+        index: LayerIndex,
+    },
 }
 
 impl Store {
@@ -158,8 +161,12 @@ impl Store {
             Form::Blob(blob) => write_json(&folder.join("blobs"), &[blob]).map(|()| "blobs")?,
         };
         lease.will_make(&name)?;
-        if fs::rename(&folder, &place).is_ok() {
-            return Ok(());
+        match fs::rename(&folder, &place) {
+            Ok(()) => return Ok(()),
+            Err(error) if !place.join("index").exists() => {
+                return Err(StoreError::io("rename into place", &place)(error));
+            }
+            Err(_) => {}
         }
         // It is here already: add the form, unless it has that too.
         if let Form::Blob(blob) = form {
@@ -244,7 +251,7 @@ impl Store {
         Ok(file)
     }
 
-    /// Whether [`Store::layer_data`] can read the layer without unpacking something first.
+    /// What the layer is the form of, where it is one under an epoch.
     fn epoch_of(&self, layer: &DiffId) -> Result<Option<EpochOf>, StoreError> {
         let path = self.layer_path(layer).join("epoch");
         let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
@@ -274,14 +281,12 @@ impl Store {
         Ok(LayerData { place: Place::Tree(dir) })
     }
 
-    /// Whether reading the layer's files needs the ids that the store's trees were made with: it has a tree only.
+    /// Whether reading the layer's files needs the ids that the store's trees were made with: they are read from a tree
+    /// where there is one and no tar.
     pub fn needs_tree_ids(&self, layer: &DiffId) -> Result<bool, StoreError> {
         let source = self.epoch_of(layer)?.map_or(*layer, |form| form.of);
         let folder = self.layer_path(&source);
-        if folder.join("tar").exists() {
-            return Ok(false);
-        }
-        Ok(!self.layer_blobs(&source)?.iter().any(|blob| self.has_blob(&blob.digest)))
+        Ok(!folder.join("tar").exists() && folder.join("tree").exists())
     }
 
     /// Whether a layer made by this rbuild can be made from its tree alone. Layers from outside keep their bytes.

@@ -40,6 +40,14 @@ pub enum StoreError {
         /// The file's first bytes.
         found: String,
     },
+    /// The folder cannot be had.
+    #[error("cannot use {} as the store; choose another folder with --root or RBUILD_ROOT", root.display())]
+    Root {
+        /// The store's root.
+        root: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// Trees were made under another user id map or attribute namespace.
     #[error("the trees of the store {} were made for {found}, this process would use {expected}; use another --root, or empty the store with the user who made it", root.display())]
     Ownership {
@@ -88,16 +96,16 @@ impl Store {
                 return Err(StoreError::Format { root: root.to_owned(), found });
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(StoreError::io("read", &format)(error)),
+            Err(source) => return Err(StoreError::Root { root: root.to_owned(), source }),
         }
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         for folder in FOLDERS {
             let path = root.join(folder);
-            builder.create(&path).map_err(StoreError::io("make the store's folder", &path))?;
+            builder.create(&path).map_err(|source| StoreError::Root { root: root.to_owned(), source })?;
         }
         // The file comes last: a store that was cut off in the making is simply made again.
-        replace_file(&root.join("tmp"), &format, STORE_VERSION.as_bytes())?;
+        store.replace(&format, STORE_VERSION.as_bytes())?;
         Ok(store)
     }
 
@@ -117,16 +125,36 @@ impl Store {
         match fs::read_to_string(&path) {
             Ok(found) if found == expected => Ok(()),
             Ok(found) => Err(StoreError::Ownership { root: self.root.clone(), found, expected: expected.to_owned() }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                replace_file(&self.path("tmp"), &path, expected.as_bytes())
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.replace(&path, expected.as_bytes()),
             Err(error) => Err(StoreError::io("read", &path)(error)),
         }
     }
 
-    /// Replaces the small file `path` of the store by `bytes`, at once or not at all.
+    /// Replaces the small file `path` of the store by `bytes`, at once or not at all, and durably.
     pub fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        replace_file(&self.path("tmp"), path, bytes)
+        // Shared: who sweeps `tmp` takes what has no lease for left behind.
+        let _shared = self.gc_lock(false)?;
+        let tmp = self.path("tmp");
+        let mut file = tempfile::NamedTempFile::new_in(&tmp).map_err(StoreError::io("make a file in", &tmp))?;
+        file.write_all(bytes).map_err(StoreError::io("write", file.path()))?;
+        // A power cut must not leave the new name with nothing in it.
+        file.as_file().sync_all().map_err(StoreError::io("sync", file.path()))?;
+        file.persist(path).map_err(|error| StoreError::io("rename into place", path)(error.error))?;
+        let folder = path.parent().unwrap_or(&self.root);
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io("sync", folder))
+    }
+
+    /// As [`Store::replace`], and when it returns the change outlives a power cut: a rename may come to the disk before
+    /// the data of the file, and its folder after both.
+    pub fn replace_for_good(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        let tmp = self.path("tmp");
+        let mut file = tempfile::NamedTempFile::new_in(&tmp).map_err(StoreError::io("make a file in", &tmp))?;
+        file.write_all(bytes).map_err(StoreError::io("write", file.path()))?;
+        file.as_file().sync_data().map_err(StoreError::io("write to the disk", file.path()))?;
+        file.persist(path).map_err(|error| StoreError::io("rename into place", path)(error.error))?;
+        let folder = path.parent().unwrap_or(path);
+        let synced = File::open(folder).and_then(|folder| folder.sync_all());
+        synced.map_err(StoreError::io("write to the disk", folder))
     }
 }
 
@@ -146,13 +174,6 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, StoreError> 
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoreError::io("read", path)(error)),
     }
-}
-
-fn replace_file(tmp: &Path, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let mut file = tempfile::NamedTempFile::new_in(tmp).map_err(StoreError::io("make a file in", tmp))?;
-    file.write_all(bytes).map_err(StoreError::io("write", file.path()))?;
-    file.persist(path).map_err(|error| StoreError::io("rename into place", path)(error.error))?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -68,8 +68,8 @@ impl Store {
     /// checks their suspects first.
     pub fn sweep(&self, boot: &str) -> Result<Swept, StoreError> {
         let mut suspects = Vec::new();
-        if !self.list("leases")?.is_empty() {
-            // Exclusive: nobody is between making a lease and locking it.
+        if !self.list("leases")?.is_empty() || !self.list("tmp")?.is_empty() {
+            // Exclusive: nobody is between making a lease and locking it, or replacing a small file.
             let _exclusive = self.gc_lock(true)?;
             for path in self.list("leases")? {
                 let Ok(file) = File::open(&path) else { continue };
@@ -88,6 +88,12 @@ impl Store {
                     remove_if_there(&path)?;
                 }
             }
+            // What belongs to no lease: files that were to replace others.
+            for path in self.list("tmp")? {
+                if !self.path("leases").join(path.file_name().unwrap_or_default()).exists() {
+                    self.discard(&path)?;
+                }
+            }
         }
         Ok(Swept { suspects, stuck: self.empty_trash()? })
     }
@@ -95,11 +101,15 @@ impl Store {
     /// Renames `path` into the trash, from where [`Store::empty_trash`] removes it. Under the exclusive lock only.
     pub(crate) fn discard(&self, path: &Path) -> Result<(), StoreError> {
         let trash = self.path("trash");
-        let place = tempfile::tempdir_in(&trash).map_err(StoreError::io("make a folder in", &trash))?.keep();
-        match fs::rename(path, place.join("x")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("discard", path)(error)),
-            _ => Ok(()),
+        while path.symlink_metadata().is_ok() {
+            let place = tempfile::tempdir_in(&trash).map_err(StoreError::io("make a folder in", &trash))?.keep();
+            match fs::rename(path, place.join("x")) {
+                // Somebody who empties the trash took the new folder for rubbish: once more.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => return other.map_err(StoreError::io("discard", path)),
+            }
         }
+        Ok(())
     }
 
     /// Removes what lies in the trash. How many things could not be removed: an ordinary user must be inside the user
@@ -238,6 +248,40 @@ mod tests {
         std::mem::forget(lease);
         assert_eq!(store.sweep("boot-a").unwrap(), Swept::default());
         assert_eq!((count(&store.path("leases")), count(&store.path("tmp"))), (0, 0));
+    }
+
+    #[test]
+    fn a_small_file_that_was_never_renamed_is_swept() {
+        let (_folder, store) = store();
+        fs::write(store.path("tmp/.tmpAbCdEf"), "half of images.j").unwrap();
+        let lease = store.lease("boot-a").unwrap();
+        assert_eq!(store.sweep("boot-a").unwrap(), Swept::default());
+        assert_eq!((count(&store.path("tmp")), count(&store.path("trash"))), (1, 0), "the lease's folder alone");
+        assert!(lease.folder().exists());
+    }
+
+    #[test]
+    fn many_commands_sweep_at_once() {
+        let (_folder, store) = store();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for round in 0..50 {
+                        let lease = store.lease("boot-a").unwrap();
+                        fs::write(lease.fresh_path(), "x").unwrap();
+                        store.replace(&store.path("small"), b"small").unwrap();
+                        if round % 2 == 0 {
+                            lease.file.lock().unwrap().unlock().unwrap();
+                            std::mem::forget(lease);
+                        }
+                        assert_eq!(store.sweep("boot-a").unwrap().suspects, [""; 0]);
+                    }
+                });
+            }
+        });
+        store.sweep("boot-a").unwrap();
+        let left = ["leases", "tmp", "trash"].map(|folder| count(&store.path(folder)));
+        assert_eq!(left, [0; 3]);
     }
 
     #[test]

@@ -17,7 +17,6 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
-pub(crate) use layers::Tee;
 pub use layout::Selector;
 
 use self::files::Files;
@@ -186,7 +185,7 @@ pub enum LoadError {
         /// The layout or archive.
         place: String,
         /// What was asked for.
-        wanted: Platform,
+        wanted: String,
         /// What there is.
         offered: String,
     },
@@ -318,6 +317,10 @@ fn bring_listed(store: &Store, lease: &Lease, files: &Files, listed: &Descriptor
         wanted.push(Wanted { name: layout::blob_name(&layer.digest), blob, diff_id: *diff_id });
     }
     layers::bring(store, lease, files, &wanted)?;
+    // An image whose manifest is here has been through this.
+    if !store.has_blob(&listed.digest) {
+        layers::check_links(store, files, &config.rootfs.diff_ids)?;
+    }
     let image_id = ImageId(store.put_blob(lease, &documents.config)?);
     let digest = store.put_blob(lease, &documents.manifest)?;
     let descriptor = Descriptor::new(listed.media_type.clone(), digest, documents.manifest.len() as u64);
@@ -340,6 +343,7 @@ fn bring_saved(store: &Store, lease: &Lease, files: &Files, saved: &docker::Save
         .map(|(name, diff_id)| Wanted { name: name.clone(), blob: None, diff_id: *diff_id })
         .collect();
     let brought = layers::bring(store, lease, files, &wanted)?;
+    layers::check_links(store, files, &saved.config.rootfs.diff_ids)?;
     let family = Family::Oci;
     let layers: Vec<Descriptor> = brought
         .into_iter()

@@ -19,6 +19,7 @@ pub mod base;
 pub mod blobs;
 pub mod images;
 pub mod import;
+mod intake;
 pub mod layers;
 pub mod layout;
 pub mod lease;

@@ -9,39 +9,62 @@ use std::io;
 use std::path::Path;
 
 use super::layout::{Store, StoreError};
+use super::lease::Lease;
+use super::verify::layer_content;
 use crate::cache::record::CacheRecord;
 use crate::digest::{DiffId, Digest, HashingReader};
+use crate::layer::data;
+use crate::layer::entry_ref::KindRef;
+use crate::sys::root_dir::RootDir;
 
 impl Store {
     /// Checks `suspects` (paths relative to the root) and discards those that are damaged. The paths discarded.
     /// Reads trees: an ordinary user must be inside the user namespace.
-    pub fn recover(&self, suspects: &[String]) -> Result<Vec<String>, StoreError> {
+    pub fn recover(&self, lease: &Lease, suspects: &[String]) -> Result<Vec<String>, StoreError> {
         let mut discarded = Vec::new();
         for suspect in suspects {
-            let path = self.path(suspect);
-            if path.exists() && !self.is_whole(suspect, &path)? {
-                let _exclusive = self.gc_lock(true)?;
-                self.discard(&path)?;
-                discarded.push(suspect.clone());
+            // Each form of a layer is used by itself: a right tar says nothing of the tree beside it.
+            let forms = if suspect.starts_with("layers/") { vec!["tar", "tree", ""] } else { vec![""] };
+            for form in forms {
+                let suspect = if form.is_empty() { suspect.clone() } else { format!("{suspect}/{form}") };
+                let path = self.path(&suspect);
+                if path.exists() && !self.is_whole(lease, &suspect, &path)? {
+                    let _exclusive = self.gc_lock(true)?;
+                    self.discard(&path)?;
+                    discarded.push(suspect);
+                }
             }
         }
         self.empty_trash()?;
         Ok(discarded)
     }
 
-    fn is_whole(&self, suspect: &str, path: &Path) -> Result<bool, StoreError> {
+    /// Whether [`Store::recover`] reads or removes trees.
+    pub fn recovering_takes_ids(&self, suspects: &[String]) -> bool {
+        suspects.iter().any(|suspect| match suspect.split_once('/') {
+            Some(("trees", _)) => true,
+            Some(("layers", name)) => {
+                // What cannot be told is taken to be needed.
+                let takes_ids = |layer| self.needs_tree_ids(&DiffId(layer)).unwrap_or(true);
+                self.path(suspect).join("tree").exists() || Digest::from_hex(name).is_some_and(takes_ids)
+            }
+            _ => false,
+        })
+    }
+
+    fn is_whole(&self, lease: &Lease, suspect: &str, path: &Path) -> Result<bool, StoreError> {
         let mut parts = suspect.split('/');
         let kind = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        let form = parts.next();
         let name = path.file_name().and_then(|name| name.to_str()).and_then(Digest::from_hex);
         Ok(match (kind, name) {
-            (("blobs", _), Some(name)) => digest_of(path)? == name,
-            (("layers", _), Some(name)) => match self.write_tar(&DiffId(name), &mut io::sink()) {
-                Ok(()) => true,
-                // A form that cannot be read to its end is as good as none.
-                Err(StoreError::Damaged { .. } | StoreError::Missing { .. }) => false,
-                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidData => false,
-                Err(error) => return Err(error),
+            (("layers", layer), _) if form == Some("tar") => Some(digest_of(path)?) == Digest::from_hex(layer),
+            (("layers", layer), _) if form == Some("tree") => match Digest::from_hex(layer) {
+                Some(layer) => self.is_tree_whole(&DiffId(layer), path)?,
+                None => false,
             },
+            (("blobs", _), Some(name)) => digest_of(path)? == name,
+            (("layers", _), Some(name)) => layer_content(self, lease, &DiffId(name))?.is_ok(),
             // A tree on parents is not named after what it holds, and is made again from its layer.
             (("trees", _), _) => false,
             (("cache", "records" | "last"), _) => read(path)?.is_some_and(|bytes| CacheRecord::parse(&bytes).is_ok()),
@@ -52,6 +75,31 @@ impl Store {
             (("cache", _), _) => read(path)?.is_some_and(|bytes| !bytes.is_empty()),
             _ => false,
         })
+    }
+
+    /// Whether the files of a layer's tree hold what its index says.
+    fn is_tree_whole(&self, layer: &DiffId, tree: &Path) -> Result<bool, StoreError> {
+        let index = match self.layer_index(layer) {
+            Ok(Some(index)) => index,
+            Ok(None) | Err(StoreError::Damaged { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let root = RootDir::open(tree).map_err(StoreError::io("open", tree))?;
+        for (position, entry) in index.entries().enumerate() {
+            let KindRef::File { sha256, .. } = entry.kind else { continue };
+            let sum = data::from_tree(&index, position, &root).and_then(|file| {
+                let mut reader = HashingReader::new(file);
+                io::copy(&mut reader, &mut io::sink())?;
+                Ok(reader.finish().1)
+            });
+            match sum {
+                Ok(sum) if sum == sha256 => {}
+                Ok(_) => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                Err(error) => return Err(StoreError::io("read a file of", tree)(error)),
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -69,6 +117,9 @@ fn digest_of(path: &Path) -> Result<Digest, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::sample;
+    use crate::layer::write::{Body, LayerWriter};
+    use crate::store::layers::Form;
     use std::fs;
 
     #[test]
@@ -83,8 +134,61 @@ mod tests {
         fs::write(store.path("cache/records/ab/cd"), "rbuild rec").unwrap();
         let name = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
         let suspects = [name(&right), name(&wrong), "cache/records/ab/cd".to_owned(), "layers/gone".to_owned()];
-        assert_eq!(store.recover(&suspects).unwrap(), [name(&wrong), "cache/records/ab/cd".to_owned()]);
+        assert_eq!(store.recover(&lease, &suspects).unwrap(), [name(&wrong), "cache/records/ab/cd".to_owned()]);
         assert!(store.has_blob(&right) && !store.has_blob(&wrong));
         assert_eq!(fs::read_dir(store.path("trash")).unwrap().count(), 0);
+    }
+
+    /// A layer of one file, as tar and as tree; its diffID and its folder in the store.
+    fn layer(store: &Store, lease: &Lease) -> (DiffId, String) {
+        let mut writer = LayerWriter::new(Vec::new());
+        let body = Body::Reader(Box::new(&b"data"[..]));
+        writer.push(&mut sample::entry("file f 0644 0 0 data"), body).unwrap();
+        let (tar, index) = writer.finish().unwrap();
+        let tar_path = lease.fresh_path();
+        fs::write(&tar_path, &tar).unwrap();
+        store.put_layer(lease, &index, Form::Tar(tar_path)).unwrap();
+        let tree = lease.fresh_path();
+        fs::create_dir(&tree).unwrap();
+        fs::write(tree.join("f"), "data").unwrap();
+        store.put_layer(lease, &index, Form::Tree(tree)).unwrap();
+        (index.diff_id(), format!("layers/{}", index.diff_id().0.hex()))
+    }
+
+    #[test]
+    fn each_form_of_a_layer_is_checked_by_itself() {
+        for (broken, gone, stays) in [
+            (vec![], vec![], vec!["tar", "tree"]),
+            (vec!["tree/f"], vec!["/tree"], vec!["tar"]),
+            (vec!["tar"], vec!["/tar"], vec!["tree"]),
+            (vec!["tar", "tree/f"], vec!["/tar", "/tree", ""], vec![]),
+            (vec!["index"], vec!["/tree", ""], vec![]),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path()).unwrap();
+            let lease = store.lease("boot").unwrap();
+            let (id, name) = layer(&store, &lease);
+            for file in &broken {
+                fs::write(store.path(&name).join(file), "").unwrap();
+            }
+            let expected: Vec<String> = gone.iter().map(|form| format!("{name}{form}")).collect();
+            let suspects = [name.clone()];
+            assert!(store.recovering_takes_ids(&suspects));
+            assert_eq!(store.recover(&lease, &suspects).unwrap(), expected, "{broken:?}");
+            let left = ["tar", "tree"].into_iter().filter(|form| store.path(&name).join(form).exists());
+            assert_eq!(left.collect::<Vec<_>>(), stays, "{broken:?}");
+            assert_eq!(store.has_layer(&id), !stays.is_empty());
+        }
+    }
+
+    #[test]
+    fn ids_are_asked_for_only_where_there_are_trees() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let lease = store.lease("boot").unwrap();
+        let (_, name) = layer(&store, &lease);
+        fs::remove_dir_all(store.path(&name).join("tree")).unwrap();
+        assert!(!store.recovering_takes_ids(&[name, "blobs/sha256/x".to_owned()]));
+        assert!(store.recovering_takes_ids(&["trees/x".to_owned()]));
     }
 }

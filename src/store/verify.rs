@@ -22,7 +22,7 @@ pub fn verify(store: &Store, lease: &Lease, record: &ImageRecord) -> Result<Vec<
     let image = match base_image(store, record) {
         Ok(image) => image,
         Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => return Ok(vec![error.to_string()]),
-        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::InvalidData => {
+        Err(StoreError::Io { source, .. }) if is_damage(&source) => {
             return Ok(vec![source.to_string()]);
         }
         Err(error) => return Err(error),
@@ -52,6 +52,12 @@ pub fn verify(store: &Store, lease: &Lease, record: &ImageRecord) -> Result<Vec<
     Ok(problems)
 }
 
+/// Whether an error says that bytes are wrong, not that they could not be read. Decoders do not agree on how to say so.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, InvalidInput, Other, UnexpectedEof};
+    matches!(error.kind(), InvalidData | InvalidInput | UnexpectedEof | Other)
+}
+
 /// Reads a layer's blob, packed and unpacked.
 fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Option<String>, StoreError> {
     let path = store.blob_path(&blob.digest);
@@ -64,14 +70,14 @@ fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Opti
     // Bytes after the compressed stream belong to the blob too.
     io::copy(&mut packed, &mut io::sink()).map_err(StoreError::io("read", &path))?;
     let (_, found, size) = packed.finish();
-    Ok(if (found, size) != (blob.digest, blob.size) {
-        Some(format!("the blob {} of layer {layer} has {size} bytes with the digest {found}", blob.digest))
-    } else {
-        match unpacked {
-            Ok(found) if found == layer.0 => None,
-            Ok(found) => Some(format!("the blob {} does not hold layer {layer} but {found}", blob.digest)),
-            Err(error) => Some(format!("the blob {} cannot be unpacked: {error}", blob.digest)),
-        }
+    if (found, size) != (blob.digest, blob.size) {
+        let why = format!("the blob {} of layer {layer} has {size} bytes with the digest {found}", blob.digest);
+        return Ok(Some(why));
+    }
+    Ok(match unpacked {
+        Ok(found) if found == layer.0 => None,
+        Ok(found) => Some(format!("the blob {} does not hold layer {layer} but {found}", blob.digest)),
+        Err(error) => Some(format!("the blob {} cannot be unpacked: {error}", blob.digest)),
     })
 }
 
@@ -82,11 +88,15 @@ fn digest(reader: &mut dyn Read) -> io::Result<Digest> {
 }
 
 /// Makes the layer's tar from the form that is there, indexes it anew and compares.
-fn layer_content(store: &Store, lease: &Lease, layer: &DiffId) -> Result<Result<ContentDigest, String>, StoreError> {
+pub(super) fn layer_content(
+    store: &Store,
+    lease: &Lease,
+    layer: &DiffId,
+) -> Result<Result<ContentDigest, String>, StoreError> {
     let tar = match store.tar_file(layer, lease) {
         Ok(tar) => tar,
         Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => return Ok(Err(error.to_string())),
-        Err(StoreError::Io { source, path, .. }) if source.kind() == io::ErrorKind::InvalidData => {
+        Err(StoreError::Io { source, path, .. }) if is_damage(&source) => {
             return Ok(Err(format!("{}: {source}", path.display())));
         }
         Err(error) => return Err(error),
@@ -105,4 +115,93 @@ fn layer_content(store: &Store, lease: &Lease, layer: &DiffId) -> Result<Result<
         Ok(found) => Ok(found.content()),
         Err(error) => Err(format!("layer {layer} cannot be read: {error}")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::image::platform::Platform;
+    use crate::layer::compress::{Compression, Encoder};
+    use crate::store::load::load;
+
+    fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, bytes) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            tar.append_data(&mut header, name, *bytes).unwrap();
+        }
+        tar.into_inner().unwrap()
+    }
+
+    #[test]
+    fn each_damage_is_found() {
+        let (one, two) = (tar_of(&[("a", b"1")]), tar_of(&[("b", b"2")]));
+        let mut encoder = Encoder::new(Vec::new(), Compression::GZIP);
+        encoder.write_all(&two).unwrap();
+        let packed = encoder.finish().unwrap();
+        let diff_ids = [Digest::of(&one), Digest::of(&two)];
+        let config =
+            json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+        let manifest = json!([{"Config": "c", "RepoTags": null, "Layers": ["1", "2"]}]).to_string();
+        let config = config.to_string();
+        let archive =
+            tar_of(&[("c", config.as_bytes()), ("1", &one), ("2", &packed), ("manifest.json", manifest.as_bytes())]);
+        type Harm<'a> = Box<dyn Fn(&Store, &ImageRecord) + 'a>;
+        let flip = |path: std::path::PathBuf, at: usize| {
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[at] ^= 1;
+            fs::write(path, bytes).unwrap();
+        };
+        let layer = |store: &Store, number: usize| store.path("layers").join(diff_ids[number].hex());
+        let cases: Vec<(&str, Harm<'_>, &str)> = vec![
+            ("nothing", Box::new(|_, _| ()), ""),
+            ("the manifest", Box::new(|store, image| flip(store.blob_path(&image.manifest), 3)), "is damaged"),
+            ("the config", Box::new(|store, image| flip(store.blob_path(&image.id.0), 3)), "is damaged"),
+            (
+                "no config",
+                Box::new(|store, image| fs::remove_file(store.blob_path(&image.id.0)).unwrap()),
+                "not in the store",
+            ),
+            ("a tar", Box::new(|store, _| flip(layer(store, 0).join("tar"), 512)), " holds sha256:"),
+            ("a blob", Box::new(|store, _| flip(store.blob_path(&Digest::of(&packed)), 20)), "the blob sha256:"),
+            (
+                "no blob",
+                Box::new(|store, _| fs::remove_file(store.blob_path(&Digest::of(&packed))).unwrap()),
+                "is not there",
+            ),
+            ("an index", Box::new(|store, _| flip(layer(store, 0).join("index"), 60)), "damaged"),
+            (
+                "no index",
+                Box::new(|store, _| fs::remove_file(layer(store, 0).join("index")).unwrap()),
+                "index of layer",
+            ),
+            (
+                "the index of another layer",
+                Box::new(|store, _| {
+                    assert!(fs::copy(layer(store, 1).join("index"), layer(store, 0).join("index")).unwrap() > 0);
+                }),
+                "it is the index of",
+            ),
+        ];
+        for (name, harm, expected) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path()).unwrap();
+            let lease = store.lease("boot").unwrap();
+            let path = folder.path().join("archive");
+            fs::write(&path, &archive).unwrap();
+            let file = fs::File::open(path).unwrap();
+            let record =
+                load(&store, &lease, file, "x", &Platform::new("linux", "amd64", "")).unwrap()[0].record.clone();
+            harm(&store, &record);
+            let problems = verify(&store, &lease, &record).unwrap().join("; ");
+            assert_eq!(problems.is_empty(), expected.is_empty(), "{name}: {problems}");
+            assert!(problems.contains(expected), "{name}: {problems}");
+        }
+    }
 }

@@ -98,6 +98,7 @@ mod tests {
     use crate::sys::root_dir::RootDir;
 
     #[test]
+    #[allow(clippy::print_stderr)]
     fn attributes() {
         let temp = tempfile::tempdir().unwrap();
         let root = RootDir::open(temp.path()).unwrap();

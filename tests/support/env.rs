@@ -166,7 +166,7 @@ impl TestEnv {
         if !self.path("busybox.tar").exists() {
             self.write("busybox.tar", base::root_tar());
         }
-        self.run(["import", "busybox.tar", "busybox"]).ok();
+        Run::of(self.command(["import", "busybox.tar", "busybox"]).env("SOURCE_DATE_EPOCH", "0")).ok();
     }
 
     /// What builds have left behind: processes, mounts and temporary files. Waits a moment for processes that end.

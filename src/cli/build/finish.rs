@@ -17,6 +17,7 @@ use super::Job;
 use crate::cli::args::BuildArgs;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::{CompressionName, Destination, OutputKind, OutputSpec};
+use crate::cli::render::Built;
 use crate::cli::stdout::stdout;
 use crate::digest::{ContentDigest, DiffId, ImageId};
 use crate::event::{Event, EventSink};
@@ -27,12 +28,15 @@ use crate::layer::compress::Compression;
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::{epoch_index, write_form};
 use crate::output::{self, Output, OutputImage};
-use crate::plan::step::Stack;
 use crate::plan::BaseImage;
+use crate::plan::step::Stack;
 use crate::solve::{Solution, Solved};
 use crate::store::images::ImageRecord;
 use crate::store::layers::Form;
 use crate::store::{Store, base};
+
+/// Docker does not load images with more layers.
+const DOCKERS_MOST_LAYERS: usize = 127;
 
 /// What a build came to.
 pub(super) struct Report {
@@ -54,13 +58,10 @@ struct StepReport {
 }
 
 impl Report {
-    /// The two lines that a build ends with: result and content.
-    pub(super) fn lines(&self) -> [String; 2] {
-        let content = match self.content {
-            Some(content) => format!("content {content}"),
-            None => "no content digest: layers of the base never came to this machine".to_owned(),
-        };
-        [format!("image {}", self.id), content]
+    /// What the user is told last.
+    pub(super) fn built(&self) -> Built {
+        let names = self.names.iter().map(Reference::familiar).collect();
+        Built { image: self.id, content: self.content, names }
     }
 
     /// Writes what goes to standard output and to files.
@@ -132,6 +133,11 @@ pub(super) fn finish(job: &Job<'_>, solution: &Solution) -> Result<Report, Failu
     })
     .map_err(anyhow::Error::from)?;
 
+    let height = assembled.config.rootfs.diff_ids.len();
+    if height > DOCKERS_MOST_LAYERS {
+        let note = format!("warning: the image has {height} layers; Docker refuses more than {DOCKERS_MOST_LAYERS}");
+        job.reporter.event(Event::Note(&note));
+    }
     let names = names(job.args)?;
     let wants_store =
         job.args.outputs.is_empty() || job.args.outputs.iter().any(|output| output.kind == OutputKind::Image);
@@ -210,7 +216,9 @@ fn names(args: &BuildArgs) -> Result<Vec<Reference>, Failure> {
 pub(super) fn tag(name: &str) -> Result<Reference, Failure> {
     let reference = Reference::parse(name).map_err(|error| Failure::Usage(format!("the name {name:?}: {error}")))?;
     if reference.digest().is_some() {
-        return Err(Failure::Usage(format!("the name {name:?} has a digest, which the result cannot be given; use a tag")));
+        return Err(Failure::Usage(format!(
+            "the name {name:?} has a digest, which the result cannot be given; use a tag"
+        )));
     }
     Ok(reference)
 }

@@ -5,7 +5,9 @@
 //! when all that they lead to is durable.
 
 mod bases;
+mod blame;
 mod finish;
+mod hints;
 mod input;
 
 use std::collections::BTreeSet;
@@ -18,14 +20,14 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 
 use self::input::Dockerfile;
-use super::failure::Failure;
-use super::stdout::stdout;
 use super::args::{BuildArgs, BuildContext, Isolation, NamedContext, Print, Progress};
+use super::failure::Failure;
 use super::render::Reporter;
 use super::settings::Settings;
+use super::stdout::stdout;
 use crate::context::local::LocalContext;
 use crate::diagnostic::Diagnostic;
-use crate::dockerfile;
+use crate::dockerfile::{self, ast};
 use crate::event::{Event, EventSink};
 use crate::exec::Sandbox;
 use crate::image::platform::Platform;
@@ -63,6 +65,9 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
 
+    // Before anything is made that a signal would leave behind.
+    let cancel = Cancel::new().context("cannot prepare for signals")?;
+    cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
     let root = settings.store_root().map_err(anyhow::Error::from)?;
     let store = Store::open(&root).map_err(anyhow::Error::from)?;
     let boot = boot_id()?;
@@ -70,32 +75,39 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
     let (plan, bases, more) = resolve(&graph, &options, args, settings, &store, &lease).map_err(refuse)?;
     if args.print == Some(Print::Plan) {
-        let text = if args.print_json {
-            format!("{:#}\n", plan::print::to_json(&plan))
-        } else {
-            plan::print::text(&plan)
-        };
+        let text =
+            if args.print_json { format!("{:#}\n", plan::print::to_json(&plan)) } else { plan::print::text(&plan) };
         write!(stdout(), "{text}")?;
         return Ok(ExitCode::SUCCESS);
     }
-    foreign_platforms(&plan, &options.build_platform)?;
+    foreign_platforms(&plan, &options.build_platform).map_err(refuse)?;
 
-    let cancel = Cancel::new().context("cannot prepare for signals")?;
-    cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
     let reporter = Reporter::new(args.progress, args.explain, settings);
     reporter.set_source(file.source.clone());
-    for warning in warnings.iter().chain(&more) {
-        reporter.event(Event::Warning(warning));
+    let warnings = warnings.into_iter().chain(hints::almost_json(&parsed.dockerfile, &file.source)).chain(more);
+    for warning in hints::compact(warnings.collect(), &file.source) {
+        reporter.event(Event::Warning(&warning));
     }
     if args.outputs.iter().any(|output| output.rewrite_timestamp) && options.epoch.is_none() {
-        reporter.event(Event::Note("warning: rewrite-timestamp=true has no effect without SOURCE_DATE_EPOCH or --timestamp"));
+        reporter.event(Event::Note(
+            "warning: rewrite-timestamp=true has no effect without SOURCE_DATE_EPOCH or --timestamp",
+        ));
     }
-    let job = Job { args, settings, file: &file, store: &store, lease: &lease, reporter: &reporter, plan: &plan, bases: &bases, cancel: &cancel };
+    let dockerfile = &parsed.dockerfile;
+    let job = Job {
+        args,
+        settings,
+        file: &file,
+        dockerfile,
+        store: &store,
+        lease: &lease,
+        reporter: &reporter,
+        plan: &plan,
+        bases: &bases,
+        cancel: &cancel,
+    };
     let result = job.carry_out(now, &swept.suspects);
-    if let Ok(report) = &result {
-        report.lines().iter().for_each(|line| reporter.event(Event::Note(line)));
-    }
-    reporter.finish();
+    reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
     match (result, cancel.signal()) {
         (Ok(report), _) => report.write(&job),
         (Err(_), Some(signal)) => Err(Failure::Interrupted(signal)),
@@ -108,6 +120,7 @@ struct Job<'a> {
     args: &'a BuildArgs,
     settings: &'a Settings,
     file: &'a Dockerfile,
+    dockerfile: &'a ast::Dockerfile,
     store: &'a Store,
     lease: &'a Lease,
     reporter: &'a Reporter,
@@ -146,9 +159,12 @@ impl Job<'_> {
         let solved = solve::solve(self.plan, &engine);
         // Digests that were computed stay known, whether the build went well or not.
         for context in &contexts {
-            context.save().context("cannot write the list of known files")?;
+            if let Err(error) = context.save(self.lease.folder()) {
+                let note = format!("warning: what was learned of the context's files is not kept: {error}");
+                self.reporter.event(Event::Note(&note));
+            }
         }
-        let solution = solved.map_err(|error| self.failure(error))?;
+        let solution = solved.map_err(|error| self.failure(&error))?;
         finish::finish(self, &solution)
     }
 
@@ -214,40 +230,29 @@ impl Job<'_> {
 
     /// After a power cut: checks what the builds of then had made.
     fn recover(&self, suspects: &[String]) -> Result<(), Failure> {
-        self.prepare_trees().map_err(anyhow::Error::msg)?;
-        let gone = self.store.recover(suspects).map_err(anyhow::Error::from)?;
+        if self.store.recovering_takes_ids(suspects) {
+            self.prepare_trees().map_err(anyhow::Error::msg)?;
+        }
+        let gone = self.store.recover(self.lease, suspects).map_err(anyhow::Error::from)?;
         self.store.forget().map_err(anyhow::Error::from)?;
         if !gone.is_empty() {
-            let note = format!("the machine went down during a build: {} damaged files of the store were removed", gone.len());
+            let note =
+                format!("the machine went down during a build: {} damaged files of the store were removed", gone.len());
             self.reporter.event(Event::Note(&note));
         }
         Ok(())
     }
 
-    /// What went wrong with a step, at its instruction.
-    fn failure(&self, error: solve::StepError) -> Failure {
+    /// What went wrong with a step, at the word that is to blame.
+    fn failure(&self, error: &solve::StepError) -> Failure {
         let step = &self.plan.steps[error.step.0];
-        let message = match &error.cause {
-            solve::Cause::Command { exit, .. } => format!("the command failed: {}", solve::describe_exit(exit)),
-            cause => cause.to_string(),
-        };
-        let mut diagnostic = Diagnostic::error(step.span, message);
-        let mut said = diagnostic.message.clone();
-        let mut cause = std::error::Error::source(&error.cause);
-        while let Some(next) = cause {
-            let text = next.to_string();
-            if !said.contains(&text) {
-                diagnostic = diagnostic.help(format!("caused by: {text}"));
-                said = text;
-            }
-            cause = next.source();
-        }
         let source = self.file.source.clone();
+        let tail = self.reporter.tail(error.step);
+        let lines = tail.lines.iter().map(String::as_str);
+        let has_context = matches!(self.args.context, Some(BuildContext::Directory(_)));
+        let diagnostic = blame::diagnostic(&error.cause, step, self.dockerfile, &source, has_context, lines);
         match error.cause {
-            solve::Cause::Command { .. } => {
-                let tail = self.reporter.tail(error.step);
-                Failure::Step { source, diagnostic: Box::new(diagnostic), tail }
-            }
+            solve::Cause::Command { .. } => Failure::Step { source, diagnostic: Box::new(diagnostic), tail },
             _ => Failure::Diagnostics { source, list: vec![diagnostic] },
         }
     }
@@ -320,7 +325,8 @@ fn resolve(
         bases::resolve(&requests, &mut bases, args, settings, store, lease)?;
         match plan::plan(graph, &bases, options)? {
             Outcome::Planned(plan, warnings) => {
-                let image = |name: &str, platform: &Platform| match bases.get(&(name.to_owned(), platform.to_string())) {
+                let image = |name: &str, platform: &Platform| match bases.get(&(name.to_owned(), platform.to_string()))
+                {
                     Some(Resolved::Image(image)) => Arc::clone(image),
                     _ => unreachable!("a planned base was resolved as an image"),
                 };
@@ -342,15 +348,16 @@ fn describe(map: &IdMap) -> String {
 }
 
 /// RUN for another architecture takes an emulator, which is not used yet.
-fn foreign_platforms(plan: &Plan, own: &Platform) -> Result<(), Failure> {
+fn foreign_platforms(plan: &Plan, own: &Platform) -> Result<(), Vec<Diagnostic>> {
     use crate::plan::step::Op;
-    let runs = plan.steps.iter().filter(|step| matches!(step.op, Op::Run(_)));
-    match runs.into_iter().find(|step| step.platform.architecture != own.architecture || step.platform.os != own.os) {
+    let mut runs = plan.steps.iter().filter(|step| matches!(step.op, Op::Run(_)));
+    match runs.find(|step| step.platform.architecture != own.architecture || step.platform.os != own.os) {
         None => Ok(()),
-        Some(step) => Err(Failure::Usage(format!(
-            "not supported yet: RUN for {} on a machine that is {own} (line {})",
-            step.platform, step.lines.0
-        ))),
+        Some(step) => {
+            let message = format!("not supported yet: RUN for {} on a machine that is {own}", step.platform);
+            let help = "the platform is that of the stage's FROM, of --platform or of DOCKER_DEFAULT_PLATFORM";
+            Err(vec![Diagnostic::error(step.span, message).help(help)])
+        }
     }
 }
 

@@ -70,7 +70,7 @@ impl<'a> Maker<'a> {
     /// Sets owner, mode and time of an entry that was made with `mode` and the owner of this process.
     pub(super) fn finish(&self, entry: &EntryRef<'_>, dir: &Dir, name: &[u8], mode: u32) -> Result<(), ApplyError> {
         if (entry.uid, entry.gid) != self.me {
-            dir.set_owner(name, entry.uid, entry.gid).map_err(|source| self.owner_failed(entry, source))?;
+            dir.set_owner(name, entry.uid, entry.gid).map_err(|source| owner_failed(entry, source))?;
         }
         let symlink = matches!(entry.kind, KindRef::Symlink { .. });
         if !symlink && (mode & !self.umask != entry.mode || entry.mode & 0o7000 != 0) {
@@ -78,27 +78,27 @@ impl<'a> Maker<'a> {
         }
         dir.set_time(name, entry.mtime).map_err(failed(entry, "set the time of"))
     }
+}
 
-    fn owner_failed(&self, entry: &EntryRef<'_>, source: io::Error) -> ApplyError {
-        if source.kind() != io::ErrorKind::InvalidInput {
-            return failed(entry, "set the owner of")(source);
-        }
-        let ids = |file: &str| {
-            let map = std::fs::read_to_string(file).unwrap_or_default();
-            let ranges = map.lines().filter_map(|line| {
-                let mut numbers = line.split_whitespace().map(|word| word.parse::<u64>().ok());
-                let (start, count) = (numbers.next()??, numbers.nth(1)??);
-                Some(format!("{start}-{}", start + count.saturating_sub(1)))
-            });
-            ranges.collect::<Vec<_>>().join(", ")
-        };
-        ApplyError::Owner {
-            path: entry.path.to_vec(),
-            uid: entry.uid,
-            gid: entry.gid,
-            users: ids("/proc/self/uid_map"),
-            groups: ids("/proc/self/gid_map"),
-        }
+fn owner_failed(entry: &EntryRef<'_>, source: io::Error) -> ApplyError {
+    if source.kind() != io::ErrorKind::InvalidInput {
+        return failed(entry, "set the owner of")(source);
+    }
+    let ids = |file: &str| {
+        let map = std::fs::read_to_string(file).unwrap_or_default();
+        let ranges = map.lines().filter_map(|line| {
+            let mut numbers = line.split_whitespace().map(|word| word.parse::<u64>().ok());
+            let (start, count) = (numbers.next()??, numbers.nth(1)??);
+            Some(format!("{start}-{}", start + count.saturating_sub(1)))
+        });
+        ranges.collect::<Vec<_>>().join(", ")
+    };
+    ApplyError::Owner {
+        path: entry.path.to_vec(),
+        uid: entry.uid,
+        gid: entry.gid,
+        users: ids("/proc/self/uid_map"),
+        groups: ids("/proc/self/gid_map"),
     }
 }
 
@@ -212,7 +212,7 @@ impl Worker<'_> {
     fn finish_file(&self, entry: &EntryRef<'_>, new: &File) -> Result<(), ApplyError> {
         let maker = self.maker;
         if (entry.uid, entry.gid) != maker.me {
-            file::set_owner(new, entry.uid, entry.gid).map_err(|source| maker.owner_failed(entry, source))?;
+            file::set_owner(new, entry.uid, entry.gid).map_err(|source| owner_failed(entry, source))?;
         }
         // Changing the owner drops setuid and setgid, and capabilities.
         if entry.mode & (0o7000 | maker.umask) != 0 {

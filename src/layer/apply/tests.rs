@@ -272,9 +272,7 @@ fn unchanged_files_are_links() {
     let plain = |tree: &Path| -> Vec<String> { list(tree).iter().map(|line| line.replace("x2", "x1")).collect() };
     assert_eq!(plain(after.path()), plain(fresh.path()));
     let inode = |tree: &Path, name: &[u8]| RootDir::open(tree).unwrap().dir().stat(name).unwrap().inode;
-    for name in ["same"] {
-        assert_eq!(inode(before.path(), name.as_bytes()), inode(after.path(), name.as_bytes()), "{name}");
-    }
+    assert_eq!(inode(before.path(), b"same"), inode(after.path(), b"same"));
     for name in ["changed", "linked", "mode"] {
         assert_ne!(inode(before.path(), name.as_bytes()), inode(after.path(), name.as_bytes()), "{name}");
     }

@@ -1,8 +1,8 @@
 //! Reading an index file: everything that look-ups rely on is checked here, once.
 
 use super::{
-    FORMAT_VERSION, HEADER, IndexError, KEPT_LIMIT, LayerIndex, MAGIC, Origin, RECORD, RootMetadata, SPARSE, Summary, digest_at,
-    flag, kind, u32_at, u64_at,
+    FORMAT_VERSION, HEADER, IndexError, KEPT_LIMIT, LayerIndex, MAGIC, Origin, RECORD, RootMetadata, SPARSE, Summary,
+    digest_at, flag, kind, u32_at, u64_at,
 };
 use crate::digest::{ContentDigest, DiffId};
 use crate::layer::entry::{is_clean, shared_prefix};
@@ -98,7 +98,7 @@ impl LayerIndex {
         let mut previous: (&[u8], u8) = (b"", kind::DIRECTORY);
         let mut files_size = 0u64;
         let mut seen = 0;
-        for (position, record) in self.bytes[HEADER..self.heap].chunks_exact(RECORD).enumerate() {
+        for (position, record) in self.bytes[HEADER..self.heap].as_chunks::<RECORD>().0.iter().enumerate() {
             let wrong = |what| IndexError::Entry { position, what };
             let path = slice(u32_at(record, 0), u32_at(record, 4)).ok_or(wrong("has its path outside the file"))?;
             let what = record[8];
@@ -166,8 +166,14 @@ fn check_order(previous: (&[u8], u8), current: (&[u8], u8)) -> Result<(), &'stat
             return Err("is out of order");
         }
     }
-    let component = path[..shared].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
-    if is_clean(&path[component..]) { Ok(()) } else { Err("has a path that no layer may have") }
+    let clean = if path[shared..].iter().any(|byte| matches!(byte, 0 | b'/')) {
+        let component = path[..shared].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        is_clean(&path[component..])
+    } else {
+        // Only the last component differs, as among the files of one directory.
+        !(path == b"." || path == b".." || path.ends_with(b"/.") || path.ends_with(b"/.."))
+    };
+    if clean { Ok(()) } else { Err("has a path that no layer may have") }
 }
 
 /// Checks a map of extents and returns how many bytes they hold together.

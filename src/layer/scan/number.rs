@@ -2,25 +2,21 @@
 
 /// Reads a number field; an empty one is 0.
 pub(super) fn number(field: &[u8]) -> Option<i128> {
-    match field.first()? {
+    let (first, rest) = field.split_first()?;
+    if first & 0x80 != 0 {
         // Base 256, big endian: the top bit only marks it, the next one is the sign.
-        0x80..=0xff => {
-            let (first, rest) = field.split_first()?;
-            let mut value: i128 = if first & 0x40 == 0 { i128::from(first & 0x3f) } else { i128::from(*first) - 256 };
-            for byte in rest {
-                value = value.checked_mul(256)?.checked_add(i128::from(*byte))?;
-            }
-            Some(value)
+        let mut value: i128 = if first & 0x40 == 0 { i128::from(first & 0x3f) } else { i128::from(*first) - 256 };
+        for byte in rest {
+            value = value.checked_mul(256)?.checked_add(i128::from(*byte))?;
         }
-        _ => {
-            let text = field.trim_ascii_start();
-            let end = text.iter().position(|byte| *byte == 0 || *byte == b' ').unwrap_or(text.len());
-            text[..end].iter().try_fold(0i128, |value, digit| match digit {
-                b'0'..=b'7' => value.checked_mul(8)?.checked_add(i128::from(digit - b'0')),
-                _ => None,
-            })
-        }
+        return Some(value);
     }
+    let text = field.trim_ascii_start();
+    let end = text.iter().position(|byte| *byte == 0 || *byte == b' ').unwrap_or(text.len());
+    text[..end].iter().try_fold(0i128, |value, digit| match digit {
+        b'0'..=b'7' => value.checked_mul(8)?.checked_add(i128::from(digit - b'0')),
+        _ => None,
+    })
 }
 
 /// Reads a decimal number without a sign.

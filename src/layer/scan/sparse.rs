@@ -45,7 +45,7 @@ impl PaxSparse {
             b"minor" => self.minor = Some(decimal(value)?),
             b"offset" | b"numbytes" => {
                 let numbers = self.numbers.get_or_insert_default();
-                if (numbers.len() % 2 == 0) != (key == b"offset") {
+                if numbers.len().is_multiple_of(2) != (key == b"offset") {
                     return None;
                 }
                 numbers.push(decimal(value)?);
@@ -141,7 +141,7 @@ pub(super) fn in_data(
 }
 
 fn pairs(numbers: &[u64]) -> Result<Vec<Extent>, ScanError> {
-    if numbers.len() % 2 != 0 {
+    if !numbers.len().is_multiple_of(2) {
         return Err(broken());
     }
     Ok(numbers.chunks_exact(2).map(|pair| Extent { start: pair[0], length: pair[1] }).collect())
@@ -171,7 +171,7 @@ fn broken() -> ScanError {
 
 /// Adds `count` zeros to a sum.
 pub(super) fn hash_zeros(sum: &mut Hasher, mut count: u64) {
-    const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     while count > 0 {
         let length = count.min(ZEROS.len() as u64);
         sum.update(&ZEROS[..length as usize]);

@@ -256,7 +256,7 @@ fn sparse_files_of_all_forms() {
             other => panic!("{form}: {other:?}"),
         };
         assert_eq!(digest(b"sparse"), Digest::of(&expected), "{form}");
-        assert_eq!(digest(b"hole"), Digest::of(&[0; 100_000]), "{form}");
+        assert_eq!(digest(b"hole"), Digest::of(&vec![0; 100_000]), "{form}");
         assert_eq!(digest(b"plain"), Digest::of(b"plain"), "{form}");
         let position = index.position(b"sparse").unwrap();
         let (mut at, mut found) = (index.offset(position) as usize, vec![0; expected.len()]);

@@ -109,6 +109,10 @@ impl Tree {
             return Ok(());
         }
         let key = join(&dir, name);
+        // Whether such a link leads anywhere only the layers below could tell, and nobody asks them about what is gone.
+        if matches!(self.nodes.get(&key), Some(Node::Link(..))) {
+            return Err("takes the place of a hard link to a file that the layer does not hold");
+        }
         let node = match kind {
             NodeKind::File(data) => {
                 self.files.push((data, metadata));
@@ -131,9 +135,9 @@ impl Tree {
             remove_below(&mut self.nodes, &key);
             for marks in [&mut self.whiteouts, &mut self.opaque] {
                 let below: Vec<Key> = marks.range(below(&key)).cloned().collect();
-                below.iter().for_each(|mark| {
+                for mark in &below {
                     marks.remove(mark);
-                });
+                }
             }
             self.opaque.remove(&key);
         }
@@ -348,7 +352,7 @@ fn below(key: &[u8]) -> std::ops::Range<Key> {
 
 fn remove_below(nodes: &mut BTreeMap<Key, Node>, key: &[u8]) {
     let below: Vec<Key> = nodes.range(below(key)).map(|(key, _)| key.clone()).collect();
-    below.iter().for_each(|key| {
+    for key in &below {
         nodes.remove(key);
-    });
+    }
 }

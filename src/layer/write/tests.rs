@@ -1,6 +1,9 @@
+use std::fmt::Write as _;
+
 use super::*;
 use crate::layer::sample;
 use proptest::prelude::*;
+use std::fmt::Write as _;
 
 /// Writes the entries in `text`, one per line, with `mtime`.
 fn write(text: &str, mtime: i64) -> Result<(Vec<u8>, LayerIndex), WriteError> {
@@ -78,7 +81,7 @@ fn golden_digests() {
     for (name, text, mtime) in golden_cases() {
         let (tar, index) = write(&text, mtime).unwrap();
         assert_eq!((index.diff_id(), index.tar_size()), (DiffId(Digest::of(&tar)), tar.len() as u64), "{name}");
-        found += &format!("{} {:6} {name}\n", index.diff_id(), tar.len());
+        writeln!(found, "{} {:6} {name}", index.diff_id(), tar.len()).unwrap();
     }
     sample::golden("tar.txt", &found);
 }

@@ -4,6 +4,8 @@
 //! layers below, what the command left; that the merged view of the indexes shows the same; and that the layer's tar
 //! makes the same tree.
 
+#![allow(clippy::print_stderr)] // Tests say what they leave out.
+
 use super::*;
 use crate::layer::apply::{Flavour, apply};
 use crate::layer::sample;
@@ -64,8 +66,8 @@ fn run(machine: &Machine, dir: &Path, trees: &[PathBuf], writable: bool, script:
     }
     let script = format!(
         "set -e; export LC_ALL=C; mount -t overlay overlay -o {options} {dir}/merged; cd {dir}/merged; {script}\n\
-         cd {dir}/merged; find . -mindepth 1 ! -type s -printf '%P|%y|%m|%l|' \\( -type f -exec sha256sum '{{}}' ';' \
-         -o -printf '\\n' \\) | sed 's/|\\([0-9a-f]*\\)  .*/|\\1/' | sort"
+         cd {dir}/merged; find . -mindepth 1 ! -type s -printf '%P|%y|%m|%l\\n' | sort; \
+         find . -type f -exec sha256sum '{{}}' + | sort"
     );
     let output = Command::new("unshare").args(machine.unshare).args(["sh", "-c", &script]).output();
     let output = output.map_err(|error| format!("no unshare: {error}"))?;
@@ -78,30 +80,38 @@ fn run(machine: &Machine, dir: &Path, trees: &[PathBuf], writable: bool, script:
 
 /// What the merged view shows, in the form of [`run`].
 fn view(stack: &LayerStack) -> String {
-    fn walk(stack: &LayerStack, dir: &[u8], lines: &mut Vec<String>) {
+    fn walk(stack: &LayerStack, dir: &[u8], lines: &mut Vec<String>, sums: &mut Vec<String>) {
         for (_, Found { entry, .. }) in stack.read_dir(dir) {
-            let (kind, tail) = match &entry.kind {
-                Kind::File { sha256, .. } => ("f", format!("|{}", sha256.hex())),
-                Kind::Directory => ("d", "|".to_owned()),
-                Kind::Symlink { target } => ("l", format!("{}|", String::from_utf8_lossy(target))),
-                Kind::Fifo => ("p", "|".to_owned()),
+            let path = String::from_utf8_lossy(&entry.path);
+            let mut target = String::new();
+            let kind = match &entry.kind {
+                Kind::File { sha256, .. } => {
+                    sums.push(format!("{}  ./{path}\n", sha256.hex()));
+                    "f"
+                }
+                Kind::Directory => {
+                    walk(stack, &entry.path, lines, sums);
+                    "d"
+                }
+                Kind::Symlink { target: to } => {
+                    target = String::from_utf8_lossy(to).into_owned();
+                    "l"
+                }
+                Kind::Fifo => "p",
                 other => panic!("{other:?}"),
             };
-            let path = String::from_utf8_lossy(&entry.path);
-            lines.push(format!("{path}|{kind}|{:o}|{tail}\n", entry.mode));
-            if entry.kind == Kind::Directory {
-                walk(stack, &entry.path, lines);
-            }
+            lines.push(format!("{path}|{kind}|{:o}|{target}\n", entry.mode));
         }
     }
-    let mut lines = Vec::new();
-    walk(stack, b"", &mut lines);
+    let (mut lines, mut sums) = (Vec::new(), Vec::new());
+    walk(stack, b"", &mut lines, &mut sums);
     lines.sort();
-    lines.concat()
+    sums.sort();
+    lines.concat() + &sums.concat()
 }
 
 /// A layer written from text, with its tree.
-fn layer(text: &str, tree: &Path, options: &TreeOptions) -> LayerIndex {
+fn layer(text: &str, tree: &Path, options: TreeOptions) -> LayerIndex {
     let (uid, gid) = file::owner_of_new_files();
     let mut writer = LayerWriter::new(tempfile::tempfile().unwrap());
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -112,7 +122,7 @@ fn layer(text: &str, tree: &Path, options: &TreeOptions) -> LayerIndex {
     }
     let (tar, index) = writer.finish().unwrap();
     std::fs::create_dir(tree).unwrap();
-    apply(&index, &tar, tree, options).unwrap();
+    apply(&index, &tar, tree, &options).unwrap();
     index
 }
 
@@ -126,7 +136,7 @@ fn step(machine: &Machine, layers: &[&str], script: &str) -> Result<String, Stri
     let mut indexes = Vec::new();
     for (number, text) in layers.iter().enumerate() {
         let tree = dir.join(format!("tree{number}"));
-        indexes.push(Arc::new(layer(text, &tree, &options)));
+        indexes.push(Arc::new(layer(text, &tree, options)));
         trees.insert(0, tree);
     }
     let mut stack = LayerStack::new(indexes).unwrap();
@@ -362,7 +372,7 @@ fn capabilities_stay() {
         make_dirs(temp.path(), &["upper", "work", "merged"]).unwrap();
         let options = TreeOptions { flavour: machine.flavour, devices: false };
         let tree = temp.path().join("tree");
-        let below = LayerStack::new([Arc::new(layer("file f 0755 0 0 x", &tree, &options))]).unwrap();
+        let below = LayerStack::new([Arc::new(layer("file f 0755 0 0 x", &tree, options))]).unwrap();
         let began = SystemTime::UNIX_EPOCH;
         let script = "python3 -c 'import os; os.setxattr(\"f\", \"security.capability\", bytes.fromhex(\"01000002\" + \
                       \"0020000000000000\" + \"0000000000000000\"))'";

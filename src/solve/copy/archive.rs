@@ -182,7 +182,8 @@ pub(super) fn unpack(
             other => return Err(fail(format!("{shown:?} is of a type that is not known: {:?}", other.as_byte()))),
         };
         if path.is_empty() && !matches!(kind, PackedKind::Directory) {
-            return Err(fail(format!("{shown:?} is no name for a file")));
+            // Some archives begin with a nameless file. The destination is there and a directory: Docker goes on too.
+            continue;
         }
         let id = |id: u64| u32::try_from(id).map_err(|_| fail(format!("the owner of {shown:?} is out of range: {id}")));
         entries.push(Packed {

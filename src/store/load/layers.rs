@@ -5,25 +5,23 @@
 //! a layer that is here already in the same form is not read at all.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::io::{self, BufWriter};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::LoadError;
 use super::files::{Files, Member};
-use crate::digest::{DiffId, Digest};
+use crate::digest::{DiffId, Digest, HashingReader};
 use crate::image::manifest::{Encoding, Family};
 use crate::layer::compress::{self, Format};
+use crate::layer::entry_ref::{EntryRef, KindRef};
 use crate::layer::index::LayerIndex;
-use crate::layer::scan::{ScanError, scan};
+use crate::layer::scan::ScanError;
+use crate::layer::stack::LayerStack;
+use crate::store::intake::{IntakeError, take_in};
 use crate::store::layers::{Form, KnownBlob};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
-
-/// Bytes that are handed from the reading thread to the unpacking one at a time, and how many such pieces may wait.
-const PIECE: usize = 1 << 18;
-const WAITING: usize = 8;
 
 /// A layer as the documents have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +32,13 @@ pub(super) struct Wanted {
     pub(super) blob: Option<(Digest, u64)>,
     /// What the config says.
     pub(super) diff_id: DiffId,
+}
+
+impl Wanted {
+    /// As messages name it.
+    fn shown(&self) -> String {
+        self.blob.map_or_else(|| self.name.clone(), |(digest, _)| digest.to_string())
+    }
 }
 
 /// How a layer is kept.
@@ -90,7 +95,7 @@ pub(super) fn bring(store: &Store, lease: &Lease, files: &Files, wanted: &[Wante
 }
 
 fn files_lost(files: &Files, wanted: &Wanted) -> LoadError {
-    LoadError::Missing { place: files.place().to_owned(), what: format!("the layer {}", wanted.name) }
+    LoadError::Missing { place: files.place().to_owned(), what: format!("the layer {}", wanted.shown()) }
 }
 
 /// What is here already, without a look at the file.
@@ -122,7 +127,7 @@ fn bring_one(store: &Store, lease: &Lease, files: &Files, wanted: &Wanted) -> Re
     let member = files.open(&wanted.name)?.ok_or_else(|| files_lost(files, wanted))?;
     let size = member.size();
     if let Some((_, expected)) = wanted.blob.filter(|(_, expected)| *expected != size) {
-        let what = format!("the layer {}", wanted.name);
+        let what = format!("the layer {}", wanted.shown());
         return Err(LoadError::Size { place: files.place().to_owned(), what, expected, found: size });
     }
     let mut magic = [0; 6];
@@ -133,7 +138,7 @@ fn bring_one(store: &Store, lease: &Lease, files: &Files, wanted: &Wanted) -> Re
         Some(Format::Zstd) => Encoding::Zstd,
         Some(other) => {
             let why = format!("it is compressed by {other}, which no image may use for its layers");
-            return Err(LoadError::layer(files.place(), &wanted.name, why));
+            return Err(LoadError::layer(files.place(), &wanted.shown(), why));
         }
     };
     bring_blob(store, lease, files, member, wanted, encoding)
@@ -144,15 +149,15 @@ fn bring_tar(
     store: &Store,
     lease: &Lease,
     files: &Files,
-    member: Member,
+    mut member: Member,
     wanted: &Wanted,
 ) -> Result<Brought, LoadError> {
     let size = member.size();
     let path = lease.fresh_path();
     let file = File::create_new(&path).map_err(StoreError::io("make", &path))?;
-    let mut tee = Tee { from: member, to: BufWriter::with_capacity(1 << 20, file) };
-    let index = scan(&mut tee).map_err(|error| scan_failed(files, wanted, error))?;
-    tee.to.flush().map_err(StoreError::io("write", &path))?;
+    let mut keep = BufWriter::with_capacity(1 << 20, file);
+    let index = take_in(&mut member, &mut keep, false)
+        .map_err(|error| intake_failed(files, wanted, error, StoreError::io("write", &path)))?;
     let found = index.diff_id();
     if let Some((expected, _)) = wanted.blob.filter(|(expected, _)| *expected != found.0) {
         let what = format!("the layer {expected}");
@@ -166,7 +171,7 @@ fn bring_tar(
     Ok(Brought { encoding: Encoding::Tar, digest: found.0, size })
 }
 
-/// A compressed layer: the blob is kept. One thread reads, digests and writes it; the other unpacks and indexes.
+/// A compressed layer: the blob is kept.
 fn bring_blob(
     store: &Store,
     lease: &Lease,
@@ -176,23 +181,8 @@ fn bring_blob(
     encoding: Encoding,
 ) -> Result<Brought, LoadError> {
     let mut blob = store.blob_writer(lease)?;
-    let failed = AtomicBool::new(false);
-    let (sender, receiver) = sync_channel::<Vec<u8>>(WAITING);
-    let (read, scanned) = std::thread::scope(|scope| {
-        let unpacking = scope.spawn(|| {
-            let pieces = Pieces { receiver, current: io::Cursor::new(Vec::new()) };
-            let scanned = unpack_and_scan(pieces);
-            failed.store(scanned.is_err(), Ordering::Relaxed);
-            scanned
-        });
-        let read = feed(&mut member, &mut blob, sender, &failed);
-        (read, unpacking.join())
-    });
-    read.map_err(LoadError::io("read", files.place()))?;
-    let index = match scanned {
-        Ok(scanned) => scanned.map_err(|error| scan_failed(files, wanted, error))?,
-        Err(panic) => std::panic::resume_unwind(panic),
-    };
+    let index = take_in(&mut member, &mut blob, true)
+        .map_err(|error| intake_failed(files, wanted, error, StoreError::io("write a blob in", lease.folder())))?;
     check_diff_id(files, wanted, &index)?;
     let (digest, size) = match wanted.blob {
         Some(expected) => match blob.commit_if(expected)? {
@@ -210,44 +200,77 @@ fn bring_blob(
     Ok(Brought { encoding, digest, size })
 }
 
-fn unpack_and_scan(pieces: Pieces) -> Result<LayerIndex, ScanError> {
-    scan(compress::decompress(Box::new(pieces)).map_err(ScanError::from)?)
-}
-
-/// Reads all of `member` into `blob`, and passes it on for as long as somebody listens.
-fn feed(
-    member: &mut Member,
-    blob: &mut impl Write,
-    sender: SyncSender<Vec<u8>>,
-    failed: &AtomicBool,
-) -> io::Result<()> {
-    let mut sender = Some(sender);
-    loop {
-        let mut piece = vec![0; PIECE];
-        let read = member.read(&mut piece)?;
-        if read == 0 || failed.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        piece.truncate(read);
-        blob.write_all(&piece)?;
-        // Bytes after the end of the compressed stream belong to the blob, and to nothing else.
-        if sender.as_ref().is_some_and(|sender| sender.send(piece).is_err()) {
-            sender = None;
-        }
-    }
-}
-
 fn check_diff_id(files: &Files, wanted: &Wanted, index: &LayerIndex) -> Result<(), LoadError> {
     let (expected, found) = (wanted.diff_id, index.diff_id());
     if expected == found {
         return Ok(());
     }
-    let layer = wanted.name.clone();
+    let layer = wanted.shown();
     Err(LoadError::DiffId { place: files.place().to_owned(), layer, expected, found })
 }
 
-fn scan_failed(files: &Files, wanted: &Wanted, error: ScanError) -> LoadError {
-    LoadError::layer(files.place(), &wanted.name, chain(&error))
+/// A hard link may name a file of a layer below, and of nothing else: whether there is one, no layer tells by itself.
+pub(super) fn check_links(store: &Store, files: &Files, diff_ids: &[DiffId]) -> Result<(), LoadError> {
+    let mut indexes = Vec::with_capacity(diff_ids.len());
+    for layer in diff_ids {
+        let index = store.layer_index(layer)?.ok_or_else(|| store.missing(format!("the layer {layer}")))?;
+        indexes.push(Arc::new(index));
+    }
+    let failed = |layer: &DiffId, why| LoadError::layer(files.place(), &layer.to_string(), why);
+    let Some(top) = diff_ids.last() else { return Ok(()) };
+    let stack = LayerStack::new(indexes).map_err(|error| failed(top, error.to_string()))?;
+    for (height, layer) in stack.layers.iter().enumerate() {
+        let is_link = |entry: &EntryRef<'_>| matches!(entry.kind, KindRef::HardLink { .. });
+        let links = layer.entries().enumerate().filter(|(_, entry)| is_link(entry));
+        let mut open = links.filter(|(position, _)| layer.data_position(*position).is_none()).peekable();
+        if open.peek().is_none() {
+            continue;
+        }
+        let below = LayerStack { layers: stack.layers[..=height].to_vec() };
+        for (_, link) in open {
+            if let (None, KindRef::HardLink { target }) = (below.lookup_ref(link.path), link.kind) {
+                let shown = |path| String::from_utf8_lossy(path).into_owned();
+                let why = format!(
+                    "/{} is a hard link to /{}, which is no file of the image",
+                    shown(link.path),
+                    shown(target)
+                );
+                return Err(failed(&diff_ids[height], why));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn intake_failed(
+    files: &Files,
+    wanted: &Wanted,
+    error: IntakeError,
+    keep: impl FnOnce(io::Error) -> StoreError,
+) -> LoadError {
+    match error {
+        IntakeError::Read(error) => LoadError::io("read", files.place())(error),
+        IntakeError::Keep(error) => keep(error).into(),
+        IntakeError::Scan(error) => scan_failed(files, wanted, &error),
+    }
+}
+
+/// Why a layer cannot be indexed: most often it is damaged, which its digest tells better than the place where the tar
+/// makes no sense.
+fn scan_failed(files: &Files, wanted: &Wanted, error: &ScanError) -> LoadError {
+    let found = wanted.blob.and_then(|(expected, _)| {
+        let member = files.open(&wanted.name).ok()??;
+        let mut reader = HashingReader::new(member);
+        io::copy(&mut reader, &mut io::sink()).ok()?;
+        Some(reader.finish().1).filter(|found| *found != expected)
+    });
+    match found {
+        Some(found) => {
+            let what = format!("the layer {}", wanted.shown());
+            LoadError::Digest { place: files.place().to_owned(), what, found }
+        }
+        None => LoadError::layer(files.place(), &wanted.shown(), chain(error)),
+    }
 }
 
 /// An error and what it came from, in one line.
@@ -260,40 +283,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
-}
-
-/// What comes through a channel, as a reader.
-struct Pieces {
-    receiver: Receiver<Vec<u8>>,
-    current: io::Cursor<Vec<u8>>,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let read = self.current.read(buffer)?;
-            if read > 0 || buffer.is_empty() {
-                return Ok(read);
-            }
-            match self.receiver.recv() {
-                Ok(piece) => self.current = io::Cursor::new(piece),
-                // The other end is done.
-                Err(_) => return Ok(0),
-            }
-        }
-    }
-}
-
-/// Passes on what it reads, and writes it down.
-pub(crate) struct Tee<R, W> {
-    pub(crate) from: R,
-    pub(crate) to: W,
-}
-
-impl<R: Read, W: Write> Read for Tee<R, W> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.from.read(buffer)?;
-        self.to.write_all(&buffer[..read])?;
-        Ok(read)
-    }
 }

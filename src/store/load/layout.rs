@@ -272,22 +272,21 @@ impl Search<'_> {
         }
         let mut offered = Vec::with_capacity(leaves.len());
         for leaf in &leaves {
-            offered.push(match &leaf.platform {
-                Some(platform) => Platform::from(platform),
-                None => {
-                    self.documents += 1;
-                    if self.documents > MAX_DOCUMENTS {
-                        return Err(LoadError::TooNested { place: self.files.place().to_owned() });
-                    }
-                    read_image(self.files, leaf)?.2.platform()
-                }
-            });
+            if let Some(platform) = &leaf.platform {
+                offered.push(Platform::from(platform));
+                continue;
+            }
+            self.documents += 1;
+            if self.documents > MAX_DOCUMENTS {
+                return Err(LoadError::TooNested { place: self.files.place().to_owned() });
+            }
+            offered.push(read_image(self.files, leaf)?.2.platform());
         }
         match platform.best(&offered) {
             Some(best) => Ok(leaves.swap_remove(best)),
             None => Err(LoadError::Platform {
                 place: self.files.place().to_owned(),
-                wanted: platform.clone(),
+                wanted: platform.to_string(),
                 offered: if offered.is_empty() {
                     "nothing".to_owned()
                 } else {

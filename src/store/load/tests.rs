@@ -178,7 +178,7 @@ fn a_layout_comes_in_and_is_not_read_twice() {
     let again = place.bring(&source, &Selector::Any).unwrap();
     assert_eq!((again.image_id, again.layers), (base.image_id, base.layers));
     let error = Place::new().bring(&source, &Selector::Any).unwrap_err().to_string();
-    assert!(error.contains("is incomplete") && error.contains("blobs/sha256/"), "{error}");
+    assert!(error.contains("is incomplete") && error.contains("the layer sha256:"), "{error}");
 }
 
 #[test]
@@ -445,6 +445,46 @@ fn docker_archives_come_in() {
     ] {
         let error = chain(&Place::new().load(bytes).unwrap_err());
         assert!(error.contains(expected), "{expected}: {error}");
+    }
+}
+
+#[test]
+fn long_names_are_read_and_links_end() {
+    let one = tar_of(&[("a", "1")]);
+    let long = format!("{}/layer.tar", "long".repeat(60));
+    let files = docker_archive(&[(&long, one.clone())], &[Digest::of(&one)], &Value::Null);
+    // GNU's way, which `append_data` takes, and PAX.
+    assert_eq!(Place::new().load(&archive_of(&files)).unwrap().len(), 1);
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, bytes) in &files {
+        let size = bytes.len().to_string();
+        tar.append_pax_extensions([("path", name.as_bytes()), ("size", size.as_bytes())]).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_path("short").unwrap();
+        header.set_size(bytes.len() as u64);
+        header.set_cksum();
+        tar.append(&header, bytes.as_slice()).unwrap();
+    }
+    assert_eq!(Place::new().load(&tar.into_inner().unwrap()).unwrap().len(), 1);
+
+    for (target, expected) in
+        [("layer.tar", "leads to itself"), ("../../etc/passwd", "is not in it"), ("gone", "is not in it")]
+    {
+        let files = docker_archive(&[("1/layer.tar", one.clone())], &[Digest::of(&one)], &Value::Null);
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, bytes) in &files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(0);
+            if name == "1/layer.tar" {
+                header.set_entry_type(tar::EntryType::Symlink);
+                tar.append_link(&mut header, name, target).unwrap();
+            } else {
+                header.set_size(bytes.len() as u64);
+                tar.append_data(&mut header, name, bytes.as_slice()).unwrap();
+            }
+        }
+        let error = chain(&Place::new().load(&tar.into_inner().unwrap()).unwrap_err());
+        assert!(error.contains(expected), "{target}: {error}");
     }
 }
 

@@ -117,6 +117,7 @@ impl Bench {
             extra_hosts: &[],
             shm_size: 0,
             identity: "test",
+            explain: false,
             events: &log,
             cancel: &Cancel::new().unwrap(),
             clock,

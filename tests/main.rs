@@ -11,6 +11,7 @@ mod cache;
 mod changing;
 mod concurrent;
 mod conformance;
+mod decisions;
 mod ignore;
 mod images;
 mod kill;

@@ -385,7 +385,7 @@ mod tests {
             ),
             ("workdir", quick_key(None, &digest(&Op::MakeDir(make())), &SourceId::Nothing, &below)),
         ];
-        let found: String = lines.iter().map(|(name, key)| format!("{name} {key}\n")).collect();
+        let found = lines.map(|(name, key)| format!("{name} {key}\n")).concat();
         assert_eq!(found, include_str!("../../testdata/keys/golden.txt"));
     }
 }

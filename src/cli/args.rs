@@ -5,7 +5,7 @@
 //! rbuild cannot do yet is refused by name, never ignored.
 
 mod build;
-mod epoch;
+pub(crate) mod epoch;
 mod later;
 mod store;
 pub(crate) mod values;

@@ -34,12 +34,15 @@ pub(crate) fn lease(store: &Store, settings: &Settings) -> Result<Lease, Failure
     let boot = std::fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
     let boot = boot.trim();
     let swept = store.sweep(boot).map_err(anyhow::Error::from)?;
+    let lease = store.lease(boot).map_err(anyhow::Error::from)?;
     if !swept.suspects.is_empty() {
-        enter_ids(settings)?;
-        store.recover(&swept.suspects).map_err(anyhow::Error::from)?;
+        if store.recovering_takes_ids(&swept.suspects) {
+            enter_ids(settings)?;
+        }
+        store.recover(&lease, &swept.suspects).map_err(anyhow::Error::from)?;
         store.forget().map_err(anyhow::Error::from)?;
     }
-    Ok(store.lease(boot).map_err(anyhow::Error::from)?)
+    Ok(lease)
 }
 
 /// Lets this process read file trees, whose files belong to mapped ids: root can, everyone else enters a user namespace,

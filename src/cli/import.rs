@@ -10,13 +10,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use super::args::ImportArgs;
+use super::args::{ImportArgs, epoch};
 use super::failure::Failure;
 use super::settings::Settings;
 use super::stdout::stdout;
 use super::{find, tag};
 use crate::image::assemble::rfc3339;
-use crate::plan::scope;
 use crate::store::base;
 use crate::store::import::{ImportError, ImportOptions, import};
 
@@ -24,7 +23,7 @@ use crate::store::import::{ImportError, ImportOptions, import};
 pub(super) fn run(args: &ImportArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let name = args.reference.as_deref().map(tag::new_name).transpose()?;
     let given = settings.var("SOURCE_DATE_EPOCH")?;
-    let epoch = scope::epoch(None, None, given.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
+    let epoch = epoch::choose(None, &[], given.as_deref()).map_err(Failure::Usage)?.and_then(|epoch| epoch.seconds);
     let place = args.file.display().to_string();
     let (tar, place): (Box<dyn Read + Send>, String) = if args.file == Path::new("-") {
         if settings.stdin_is_terminal {

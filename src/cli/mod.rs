@@ -11,6 +11,7 @@ mod find;
 mod history;
 mod images;
 mod import;
+mod info;
 mod inspect;
 mod load;
 pub mod output_spec;
@@ -74,14 +75,9 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
         Command::Rmi(args) => rmi::run(args, settings),
         Command::Load(args) => load::run(args, settings),
         Command::Import(args) => import::run(args, settings),
-        Command::Info => unfinished("info"),
+        Command::Info => info::run(settings),
         Command::Version => print(&format!("{}\n", args::VERSION)),
     }
-}
-
-/// A command whose module has not been merged.
-fn unfinished(command: &str) -> Result<ExitCode, Failure> {
-    Err(Failure::Usage(format!("not supported yet: rbuild {command}")))
 }
 
 fn print(text: &str) -> Result<ExitCode, Failure> {

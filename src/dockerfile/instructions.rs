@@ -91,7 +91,12 @@ impl Checker<'_> {
 
     fn unknown(&self) -> Diagnostic {
         let name = &self.node.name;
-        let error = Diagnostic::error(name.span, format!("unknown instruction: {}", name.text));
+        // What is no text at all can be one word of any length.
+        let shown = match name.text.char_indices().nth(60) {
+            Some((end, _)) => format!("{}…", &name.text[..end]),
+            None => name.text.clone(),
+        };
+        let error = Diagnostic::error(name.span, format!("unknown instruction: {shown}"));
         match meant(&name.text, Keyword::ALL.iter().map(|keyword| keyword.name())) {
             Some(meant) => error.label(format!("did you mean {meant}?")),
             None => error.label("no instruction has this name").help(

@@ -9,6 +9,7 @@ use std::ffi::{CStr, CString};
 use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
@@ -38,8 +39,11 @@ pub fn init_hook() {
 
 /// The main function of rbuild-init.
 pub fn init_main() -> ! {
-    let said = match std::env::args().nth(1).as_deref() {
-        Some(probe::ARGUMENT) => probe::init(),
+    let mut arguments = std::env::args_os().skip(1);
+    let said = match arguments.next() {
+        Some(word) if word == probe::ARGUMENT => {
+            probe::init(arguments.next().map(PathBuf::from).as_deref(), std::io::stdout().lock())
+        }
         _ => supervise().map(|never| match never {}),
     };
     end(i32::from(said.is_err()))

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::mount::MountFlags;
@@ -69,7 +69,7 @@ pub fn facts(sandbox: &Sandbox, store: Option<&Path>) -> Vec<Fact> {
     facts.extend(trial(sandbox, root, store));
     facts.push(cgroups(Path::new("/sys/fs/cgroup")));
     facts.push(emulators(Path::new("/proc/sys/fs/binfmt_misc")));
-    facts.push(pasta());
+    facts.push(network());
     facts
 }
 
@@ -159,26 +159,15 @@ fn emulators(at: &Path) -> Fact {
     if known.is_empty() { Fact::bad("emulators", "none", REMEDY) } else { Fact::good("emulators", known.join(", ")) }
 }
 
-fn pasta() -> Fact {
-    const NAME: &str = "network of commands";
-    let tun = fs::metadata("/dev/net/tun").is_ok_and(|meta| meta.file_type().is_char_device());
-    match (find_program("pasta"), tun) {
-        (Some(path), true) => {
-            Fact::good(NAME, format!("the machine's; {} is there for one of their own", path.display()))
-        }
-        (None, _) => Fact::bad(NAME, "the machine's: no pasta", "for one of their own install the package passt"),
-        (_, false) => Fact::bad(NAME, "the machine's: no /dev/net/tun", "for one of their own: `modprobe tun`"),
-    }
+fn network() -> Fact {
+    Fact::good("network of RUN", "this machine's own; none with --network=none (one of its own is not supported yet)")
 }
 
 /// Tries, in a process of its own, to become root and to mount an overlay that can remove files.
 fn trial(sandbox: &Sandbox, root: bool, store: Option<&Path>) -> Vec<Fact> {
     const SPACES: &str = "user namespaces";
     let mut command = Command::new(&sandbox.init);
-    command.arg0(INIT_NAME).arg(ARGUMENT).env_clear().stdin(Stdio::null());
-    if let Some(path) = std::env::var_os("PATH") {
-        command.env("PATH", path);
-    }
+    command.arg0(INIT_NAME).arg(ARGUMENT).stdin(Stdio::null());
     if let Some(store) = store.filter(|store| store.is_dir()) {
         command.arg(store);
     }
@@ -205,18 +194,16 @@ fn trial(sandbox: &Sandbox, root: bool, store: Option<&Path>) -> Vec<Fact> {
 
 /// The process of [`trial`]: writes what hindered the namespaces, the kind of overlay that works, and what hindered
 /// that, each empty where it does not apply, with NUL bytes between them.
-pub(super) fn init() -> io::Result<()> {
+pub(super) fn init(store: Option<&Path>, mut out: impl Write) -> io::Result<()> {
     close_from(3)?;
-    let store = std::env::args_os().nth(2).map(PathBuf::from);
     let (mut spaces, mut overlay, mut error) = (String::new(), String::new(), String::new());
     match enter() {
         Err(why) => spaces = why,
-        Ok(()) => match try_overlay(store.as_deref()) {
+        Ok(()) => match try_overlay(store) {
             Ok(kind) => kind.clone_into(&mut overlay),
             Err(why) => error = why,
         },
     }
-    let mut out = io::stdout().lock();
     out.write_all(format!("{spaces}\0{overlay}\0{error}\0").as_bytes())?;
     // This process ends without running what would do that.
     out.flush()

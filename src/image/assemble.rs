@@ -168,7 +168,7 @@ pub fn image_content_digest(config: &ImageConfig, layers: &[ContentDigest]) -> C
     ContentDigest(hasher.finish())
 }
 
-/// Seconds since 1970 as RFC 3339 has them. Beyond the years that it can write (see [`crate::plan::scope::epoch`]),
+/// Seconds since 1970 as RFC 3339 has them. Beyond the years that it can write (no epoch does),
 /// the nearest that it can.
 pub fn rfc3339(seconds: i64) -> String {
     let nearest = if seconds < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn a_base_whose_history_does_not_fit_its_layers_is_set_right() {
         for (history, expected) in [
-            (r#"[]"#, "@5 L0@10"),
+            ("[]", "@5 L0@10"),
             (r#"[{"created_by":"x"},{"created_by":"y"}]"#, "x@none y@none- L0@10"),
             (r#"[{"created_by":"x","empty_layer":true}]"#, "x@none- @5 L0@10"),
         ] {

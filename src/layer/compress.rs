@@ -274,9 +274,13 @@ mod tests {
 
     #[test]
     fn foreign_formats_are_read() {
-        // `printf hello | bzip2 -9`, `printf hello | xz`, written down once.
+        // `printf hello | bzip2 -9`, written down once.
         let bzip2 = b"BZh91AY&SY\x19\x31\x65\x3d\0\0\0\x81\0\x02\x44\xa0\0\x21\x9a\x68\x33\x4d\x07\x33\x8b\xb9\x22\x9c\x28\x48\x0c\x98\xb2\x9e\x80";
         assert_eq!(plain(bzip2).unwrap(), b"hello");
+        // `printf 'some text, some text, some text' | xz`
+        let xz = include_bytes!("../../testdata/layers/text.xz");
+        assert_eq!(plain(xz).unwrap(), b"some text, some text, some text");
+        assert!(plain(&xz[..xz.len() - 9]).is_err(), "cut short");
         assert_eq!(plain(b"no archive").unwrap(), b"no archive");
         assert_eq!(plain(b"").unwrap(), b"");
         for (head, format) in [

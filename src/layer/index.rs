@@ -117,7 +117,7 @@ pub enum IndexError {
 pub enum Origin {
     /// Written by rbuild: its tar can be made again from the index and the data.
     Made {
-        /// Version of the writer, [`crate::layer::write::WRITER_VERSION`] at the time.
+        /// Version of the writer, [`crate::layer::header::WRITER_VERSION`] at the time.
         writer: u32,
     },
     /// From outside: the exact tar must be kept.

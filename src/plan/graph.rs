@@ -50,6 +50,8 @@ pub struct StageNode {
     pub platform: Platform,
     /// Its FROM.
     pub span: Span,
+    /// The name of what it begins with.
+    pub image_span: Span,
     /// First and last line of FROM, from 1.
     pub lines: (usize, usize),
     /// What follows FROM; nothing when a named context stands in for the stage.
@@ -183,6 +185,7 @@ impl StageGraph {
             image,
             platform,
             span: stage.span,
+            image_span: stage.image.span,
             lines: stage.lines,
             instructions,
             uses,
@@ -293,7 +296,10 @@ impl StageGraph {
                     shown(at)
                 )
             };
-            (false, Diagnostic::error(from.span, message))
+            let error = Diagnostic::error(from.span, message);
+            let help = "a stage copies from stages above it; two that need each other cannot be built: a third one, \
+                        above both, can have what they share";
+            (false, if stage == at { error } else { error.label(format!("move {} up", shown(stage))).help(help) })
         };
         if let Ok(index) = text.parse::<i64>() {
             return match usize::try_from(index) {
@@ -423,7 +429,7 @@ impl StageGraph {
         };
         for (index, stage) in self.stages.iter().enumerate().filter(|(index, _)| reached[*index]) {
             if let Origin::Outside(outside) = &stage.from {
-                request(outside, &stage.platform, stage.span);
+                request(outside, &stage.platform, stage.image_span);
             }
             for (span, origin) in &stage.uses {
                 if let Origin::Outside(outside) = origin {

@@ -48,7 +48,7 @@ pub struct PlanOptions {
     pub build_platform: Platform,
     /// `--no-cache` and `--no-cache-filter`.
     pub no_cache: NoCache,
-    /// The epoch, see [`scope::epoch`].
+    /// Seconds since 1970 that everything new gets as its time; at most the end of the year 9999.
     pub epoch: Option<i64>,
     /// `--network`.
     pub network: Network,

@@ -18,9 +18,6 @@ pub const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 /// The search path of images that set none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The last second whose date RFC 3339 can write: 9999-12-31T23:59:59Z.
-const LAST_SECOND: i64 = 253_402_300_799;
-
 /// The predefined proxy arguments, as RUN sees them without ARG; each in lower case too.
 const PROXIES: [&str; 5] = ["HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"];
 
@@ -186,93 +183,4 @@ pub(super) fn global_arguments(
         }
     }
     (variables, diagnostics)
-}
-
-/// Why there is no epoch to be had.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum EpochError {
-    /// One of the values that BuildKit takes from a context or a stage.
-    #[error(
-        "{origin} is \"{value}\": taking the time from a context or a stage is not supported; give whole seconds since 1970"
-    )]
-    Name {
-        /// Where it was given.
-        origin: &'static str,
-        /// What was given.
-        value: String,
-    },
-    /// Negative, or later than dates can be written.
-    #[error("{origin} is {value}: it must lie between 0 (1970) and {LAST_SECOND} (the end of 9999)")]
-    Range {
-        /// Where it was given.
-        origin: &'static str,
-        /// What was given.
-        value: String,
-    },
-}
-
-/// The time that all new entries get. The first of the three that is given wins, even if it is empty: then there is none.
-pub fn epoch(
-    timestamp: Option<&str>,
-    build_arg: Option<&str>,
-    environment: Option<&str>,
-) -> Result<Option<i64>, EpochError> {
-    let given = [
-        ("--timestamp", timestamp),
-        ("--build-arg SOURCE_DATE_EPOCH", build_arg),
-        ("SOURCE_DATE_EPOCH in the environment", environment),
-    ];
-    let Some((origin, value)) = given.into_iter().find_map(|(origin, value)| Some((origin, value?))) else {
-        return Ok(None);
-    };
-    if value.is_empty() {
-        return Ok(None);
-    }
-    let digits = value.strip_prefix(['-', '+']).unwrap_or(value);
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(EpochError::Name { origin, value: value.to_owned() });
-    }
-    match value.parse() {
-        Ok(seconds @ 0..=LAST_SECOND) => Ok(Some(seconds)),
-        _ => Err(EpochError::Range { origin, value: value.to_owned() }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_epoch_that_is_given_wins() {
-        for (timestamp, build_arg, environment, expected) in [
-            (None, None, None, None),
-            (None, None, Some("7"), Some(7)),
-            (None, Some("6"), Some("7"), Some(6)),
-            (Some("5"), Some("6"), Some("7"), Some(5)),
-            (None, Some(""), Some("7"), None),
-            (Some(""), Some("6"), None, None),
-            (Some("0"), None, None, Some(0)),
-            (Some("253402300799"), None, None, Some(253_402_300_799)),
-        ] {
-            assert_eq!(epoch(timestamp, build_arg, environment), Ok(expected));
-        }
-        for (value, reason) in [
-            ("context", "\"context\""),
-            ("12x", "\"12x\""),
-            (" 1", "\" 1\""),
-            ("-", "\"-\""),
-            ("-1", "between 0"),
-            ("253402300800", "between 0"),
-            ("99999999999999999999", "between 0"),
-        ] {
-            for (all, origin) in [
-                ((Some(value), Some("1"), None), "--timestamp"),
-                ((None, Some(value), Some("1")), "--build-arg"),
-                ((None, None, Some(value)), "environment"),
-            ] {
-                let error = epoch(all.0, all.1, all.2).unwrap_err().to_string();
-                assert!(error.contains(reason) && error.contains(origin), "{value}: {error}");
-            }
-        }
-    }
 }

@@ -354,7 +354,11 @@ impl<'a> Planner<'a> {
             for spec in split {
                 match ports(&spec) {
                     Ok(ports) => list.extend(ports),
-                    Err(why) => return self.fail(place, word.span, why),
+                    Err(why) => {
+                        let error = Diagnostic::error(word.span, why);
+                        self.tell(place, error.help("write PORT, PORT/tcp, PORT/udp, PORT/sctp or FIRST-LAST/tcp"));
+                        return Err(Told);
+                    }
                 }
             }
         }

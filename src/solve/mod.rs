@@ -227,6 +227,8 @@ struct Solver<'a> {
     missed: Vec<Mutex<Option<Box<step::Missed>>>>,
     /// Misses whose reason was already told, so that the second pass does not tell it again.
     told: Vec<OnceLock<()>>,
+    /// Steps that began anew since a file changed under them.
+    restarted: Vec<OnceLock<()>>,
     stacks: stacks::Stacks<'a>,
     trees: OnceLock<TreeOptions>,
 }
@@ -240,6 +242,7 @@ impl<'a> Solver<'a> {
             solved: (0..count).map(|_| OnceLock::new()).collect(),
             missed: (0..count).map(|_| Mutex::new(None)).collect(),
             told: (0..count).map(|_| OnceLock::new()).collect(),
+            restarted: (0..count).map(|_| OnceLock::new()).collect(),
             stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events),
             trees: OnceLock::new(),
         }
@@ -296,3 +299,6 @@ impl<'a> Solver<'a> {
         Solution { steps: steps.collect(), trees: self.trees.into_inner() }
     }
 }
+
+#[cfg(test)]
+mod tests;

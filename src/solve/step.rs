@@ -14,6 +14,7 @@ use crate::cache::explain::{self, Ingredients};
 use crate::cache::index::Found;
 use crate::cache::key::{self, SourceId};
 use crate::cache::record::{self, CacheRecord};
+use crate::context::local::ContextError;
 use crate::digest::{CacheKey, ChainId, ContentDigest, DiffId, Digest, Hasher, StackId};
 use crate::event::{Event, MissReason};
 use crate::layer::index::LayerIndex;
@@ -95,11 +96,8 @@ impl Solver<'_> {
             }
             Op::MakeDir(_) => self.write(None, missed)?,
             Op::Copy(copy) => match self.write(Some(copy), missed) {
-                Err(Cause::Unsteady(_) | Cause::Copy(CopyError::Changed { .. })) => {
+                Err(cause) if self.may_restart(id, &cause) => {
                     // A file changed between look and read. Once more with what it is now: its key is another one too.
-                    if let CopyFrom::Context(context) = copy.from {
-                        self.engine.contexts[context.0].forget();
-                    }
                     match self.look_up(id)? {
                         Look::Hit(record, key) => return self.hit(id, &record, key),
                         Look::Miss(missed) => self.write(Some(copy), missed)?,
@@ -188,7 +186,25 @@ impl Solver<'_> {
         self.engine.store.needs_tree_ids(layer).unwrap_or(true)
     }
 
+    /// Looks a step up. Where a file changes while it is hashed, once more with what it is then.
     fn look_up(&self, id: StepId) -> Result<Look, Cause> {
+        match self.look_up_once(id) {
+            Err(cause) if self.may_restart(id, &cause) => self.look_up_once(id),
+            other => other,
+        }
+    }
+
+    /// Whether a step begins anew: if a file of the context changed under it, and only once.
+    fn may_restart(&self, id: StepId, cause: &Cause) -> bool {
+        let Op::Copy(CopyOp { from: CopyFrom::Context(context), .. }) = &self.plan.steps[id.0].op else { return false };
+        let restart = is_unsteady(cause) && self.restarted[id.0].set(()).is_ok();
+        if restart {
+            self.engine.contexts[context.0].forget();
+        }
+        restart
+    }
+
+    fn look_up_once(&self, id: StepId) -> Result<Look, Cause> {
         let step = &self.plan.steps[id.0];
         let below = self.stack(step.parent);
         let op = key::op_digest(&step.op, &step.platform);
@@ -372,7 +388,7 @@ impl Solver<'_> {
                     if (&old.kind, old.mode, old.uid, old.gid)
                         == (&landed.entry.kind, landed.entry.mode, landed.entry.uid, landed.entry.gid) =>
                 {
-                    kept += 1
+                    kept += 1;
                 }
                 Some(_) => {
                     kept += 1;
@@ -460,6 +476,14 @@ impl Solver<'_> {
         // A clock before the year -9999 or after 9999 is no clock; 1970 then.
         jiff::Timestamp::try_from((self.engine.clock)()).unwrap_or_default()
     }
+}
+
+/// Whether a file was no longer what it was a moment before.
+pub(super) fn is_unsteady(cause: &Cause) -> bool {
+    matches!(
+        cause,
+        Cause::Unsteady(_) | Cause::Copy(CopyError::Changed { .. } | CopyError::Context(ContextError::Changed { .. }))
+    )
 }
 
 impl StackState {

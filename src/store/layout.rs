@@ -40,6 +40,14 @@ pub enum StoreError {
         /// The file's first bytes.
         found: String,
     },
+    /// The folder cannot be had.
+    #[error("cannot use {} as the store; choose another folder with --root or RBUILD_ROOT", root.display())]
+    Root {
+        /// The store's root.
+        root: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// Trees were made under another user id map or attribute namespace.
     #[error("the trees of the store {} were made for {found}, this process would use {expected}; use another --root, or empty the store with the user who made it", root.display())]
     Ownership {
@@ -88,13 +96,13 @@ impl Store {
                 return Err(StoreError::Format { root: root.to_owned(), found });
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(StoreError::io("read", &format)(error)),
+            Err(source) => return Err(StoreError::Root { root: root.to_owned(), source }),
         }
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         for folder in FOLDERS {
             let path = root.join(folder);
-            builder.create(&path).map_err(StoreError::io("make the store's folder", &path))?;
+            builder.create(&path).map_err(|source| StoreError::Root { root: root.to_owned(), source })?;
         }
         // The file comes last: a store that was cut off in the making is simply made again.
         store.replace(&format, STORE_VERSION.as_bytes())?;

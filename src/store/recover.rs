@@ -9,7 +9,8 @@ use std::io;
 use std::path::Path;
 
 use super::layout::{Store, StoreError, open_if_there};
-use super::verify::is_damage;
+use super::lease::Lease;
+use super::verify::layer_content;
 use crate::cache::record::CacheRecord;
 use crate::digest::{DiffId, Digest, HashingReader};
 use crate::layer::data;
@@ -20,7 +21,7 @@ use crate::sys::root_dir::RootDir;
 impl Store {
     /// Checks `suspects` (paths relative to the root) and discards those that are damaged. The paths discarded.
     /// Reads trees: an ordinary user must be inside the user namespace.
-    pub fn recover(&self, suspects: &[String]) -> Result<Vec<String>, StoreError> {
+    pub fn recover(&self, lease: &Lease, suspects: &[String]) -> Result<Vec<String>, StoreError> {
         let mut discarded = Vec::new();
         for suspect in suspects {
             // Each form of a layer is used by itself: a right tar says nothing of the tree beside it.
@@ -28,7 +29,7 @@ impl Store {
             for form in forms {
                 let suspect = if form.is_empty() { suspect.clone() } else { format!("{suspect}/{form}") };
                 let path = self.path(&suspect);
-                if path.exists() && !self.is_whole(&suspect, &path)? {
+                if path.exists() && !self.is_whole(lease, &suspect, &path)? {
                     let _exclusive = self.gc_lock(true)?;
                     self.discard(&path)?;
                     discarded.push(suspect);
@@ -41,10 +42,18 @@ impl Store {
 
     /// Whether [`Store::recover`] reads or removes trees.
     pub fn recovering_takes_ids(&self, suspects: &[String]) -> bool {
-        suspects.iter().any(|suspect| suspect.starts_with("trees/") || self.path(suspect).join("tree").exists())
+        suspects.iter().any(|suspect| match suspect.split_once('/') {
+            Some(("trees", _)) => true,
+            Some(("layers", name)) => {
+                // What cannot be told is taken to be needed.
+                let takes_ids = |layer| self.needs_tree_ids(&DiffId(layer)).unwrap_or(true);
+                self.path(suspect).join("tree").exists() || Digest::from_hex(name).is_some_and(takes_ids)
+            }
+            _ => false,
+        })
     }
 
-    fn is_whole(&self, suspect: &str, path: &Path) -> Result<bool, StoreError> {
+    fn is_whole(&self, lease: &Lease, suspect: &str, path: &Path) -> Result<bool, StoreError> {
         let mut parts = suspect.split('/');
         let kind = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
         let form = parts.next();
@@ -56,13 +65,9 @@ impl Store {
                 None => false,
             },
             (("blobs", _), Some(name)) => digest_of(path)? == name,
-            (("layers", _), Some(name)) => match self.is_layer_whole(&DiffId(name)) {
-                Ok(whole) => whole,
-                // A form that cannot be read to its end is as good as none.
-                Err(StoreError::Damaged { .. } | StoreError::Missing { .. }) => false,
-                Err(StoreError::Io { source, .. }) if is_damage(&source) => false,
-                Err(error) => return Err(error),
-            },
+            (("layers", _), Some(name)) => {
+                layer_content(self, lease, &DiffId(name))?.is_ok() && self.is_index_whole(&DiffId(name))?
+            }
             // A tree on parents is not named after what it holds, and is made again from its layer.
             (("trees", _), _) => false,
             (("cache", "records" | "last"), _) => read(path)?.is_some_and(|bytes| CacheRecord::parse(&bytes).is_ok()),
@@ -75,10 +80,9 @@ impl Store {
         })
     }
 
-    /// Whether a layer's tar can be had from what is there, and its index is that of the tar.
-    fn is_layer_whole(&self, layer: &DiffId) -> Result<bool, StoreError> {
+    /// Whether all of a layer's index is that of its tar, not the digests in its first bytes alone.
+    fn is_index_whole(&self, layer: &DiffId) -> Result<bool, StoreError> {
         let Some(index) = self.layer_index(layer)? else { return Ok(false) };
-        self.write_tar(layer, &mut io::sink())?;
         if Self::is_made_here(&index) {
             return self.is_index_of_data(layer, &index);
         }
@@ -126,6 +130,9 @@ fn digest_of(path: &Path) -> Result<Digest, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::sample;
+    use crate::layer::write::{Body, LayerWriter};
+    use crate::store::layers::Form;
     use std::fs;
 
     #[test]
@@ -140,8 +147,61 @@ mod tests {
         fs::write(store.path("cache/records/ab/cd"), "rbuild rec").unwrap();
         let name = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
         let suspects = [name(&right), name(&wrong), "cache/records/ab/cd".to_owned(), "layers/gone".to_owned()];
-        assert_eq!(store.recover(&suspects).unwrap(), [name(&wrong), "cache/records/ab/cd".to_owned()]);
+        assert_eq!(store.recover(&lease, &suspects).unwrap(), [name(&wrong), "cache/records/ab/cd".to_owned()]);
         assert!(store.has_blob(&right) && !store.has_blob(&wrong));
         assert_eq!(fs::read_dir(store.path("trash")).unwrap().count(), 0);
+    }
+
+    /// A layer of one file, as tar and as tree; its diffID and its folder in the store.
+    fn layer(store: &Store, lease: &Lease) -> (DiffId, String) {
+        let mut writer = LayerWriter::new(Vec::new());
+        let body = Body::Reader(Box::new(&b"data"[..]));
+        writer.push(&mut sample::entry("file f 0644 0 0 data"), body).unwrap();
+        let (tar, index) = writer.finish().unwrap();
+        let tar_path = lease.fresh_path();
+        fs::write(&tar_path, &tar).unwrap();
+        store.put_layer(lease, &index, Form::Tar(tar_path)).unwrap();
+        let tree = lease.fresh_path();
+        fs::create_dir(&tree).unwrap();
+        fs::write(tree.join("f"), "data").unwrap();
+        store.put_layer(lease, &index, Form::Tree(tree)).unwrap();
+        (index.diff_id(), format!("layers/{}", index.diff_id().0.hex()))
+    }
+
+    #[test]
+    fn each_form_of_a_layer_is_checked_by_itself() {
+        for (broken, gone, stays) in [
+            (vec![], vec![], vec!["tar", "tree"]),
+            (vec!["tree/f"], vec!["/tree"], vec!["tar"]),
+            (vec!["tar"], vec!["/tar"], vec!["tree"]),
+            (vec!["tar", "tree/f"], vec!["/tar", "/tree", ""], vec![]),
+            (vec!["index"], vec!["/tree", ""], vec![]),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path()).unwrap();
+            let lease = store.lease("boot").unwrap();
+            let (id, name) = layer(&store, &lease);
+            for file in &broken {
+                fs::write(store.path(&name).join(file), "").unwrap();
+            }
+            let expected: Vec<String> = gone.iter().map(|form| format!("{name}{form}")).collect();
+            let suspects = [name.clone()];
+            assert!(store.recovering_takes_ids(&suspects));
+            assert_eq!(store.recover(&lease, &suspects).unwrap(), expected, "{broken:?}");
+            let left = ["tar", "tree"].into_iter().filter(|form| store.path(&name).join(form).exists());
+            assert_eq!(left.collect::<Vec<_>>(), stays, "{broken:?}");
+            assert_eq!(store.has_layer(&id), !stays.is_empty());
+        }
+    }
+
+    #[test]
+    fn ids_are_asked_for_only_where_there_are_trees() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let lease = store.lease("boot").unwrap();
+        let (_, name) = layer(&store, &lease);
+        fs::remove_dir_all(store.path(&name).join("tree")).unwrap();
+        assert!(!store.recovering_takes_ids(&[name, "blobs/sha256/x".to_owned()]));
+        assert!(store.recovering_takes_ids(&["trees/x".to_owned()]));
     }
 }

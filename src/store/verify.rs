@@ -88,7 +88,11 @@ fn digest(reader: &mut dyn Read) -> io::Result<Digest> {
 }
 
 /// Makes the layer's tar from the form that is there, indexes it anew and compares.
-fn layer_content(store: &Store, lease: &Lease, layer: &DiffId) -> Result<Result<ContentDigest, String>, StoreError> {
+pub(super) fn layer_content(
+    store: &Store,
+    lease: &Lease,
+    layer: &DiffId,
+) -> Result<Result<ContentDigest, String>, StoreError> {
     let tar = match store.tar_file(layer, lease) {
         Ok(tar) => tar,
         Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => return Ok(Err(error.to_string())),

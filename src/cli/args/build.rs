@@ -167,6 +167,7 @@ const RUN: &str = "RUN";
 const SHOW: &str = "Progress and inspection";
 
 /// The flags as clap sees them.
+#[allow(rustdoc::broken_intra_doc_links)] // these comments are the help: `[…]` is what may be left out
 #[derive(Debug, Args)]
 #[command(
     about = "Build an image from a Dockerfile (the default command)",

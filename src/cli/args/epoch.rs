@@ -12,7 +12,7 @@ pub struct Epoch {
     pub seconds: Option<i64>,
 }
 
-/// The last second of the year 9999: later ones cannot be written in an image's config.
+/// The last second whose date RFC 3339 can write, 9999-12-31T23:59:59Z: image configs have no other.
 const LAST: i64 = 253_402_300_799;
 
 /// Of all that is given, the one that holds; `None` where nothing is given.

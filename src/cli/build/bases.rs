@@ -98,18 +98,21 @@ fn local_image(name: &str, request: &BaseRequest, store: &Store) -> Result<Arc<B
 
 fn absent(name: &str, request: &BaseRequest, images: &[ImageRecord], store: &Store) -> Diagnostic {
     let shown = shown(name);
-    let mut error = Diagnostic::error(request.span, format!("there is no image {shown}"))
-        .label("not found")
+    let what = if request.similar.is_some() { "no stage above and no image" } else { "no image" };
+    let mut error = Diagnostic::error(request.span, format!("there is {what} {shown}"))
         .help(format!("looked among the named contexts and in the store {}", store.root().display()));
     let known: Vec<String> = images.iter().flat_map(|image| &image.names).map(|name| self::shown(name)).collect();
-    if let Some(similar) = &request.similar {
-        error = error.help(format!("did you mean the stage {similar}?"));
+    error = if let Some(similar) = &request.similar {
+        error.label(format!("did you mean the stage {similar}?"))
     } else if let Some(near) = nearest(&shown, known.iter().map(String::as_str)) {
-        error = error.help(format!("did you mean {near}?"));
-    }
+        error.label(format!("did you mean {near}?"))
+    } else {
+        error.label("not found")
+    };
+    let short = shown.strip_suffix(":latest").unwrap_or(&shown);
     error.help(format!(
-        "pulling from registries is not supported yet: bring it in with `rbuild load` or `rbuild import FILE {shown}`, \
-         or name it with --build-context {shown}=oci-layout://DIR"
+        "pulling from registries is not supported yet: bring it in with `rbuild load` or `rbuild import FILE {short}`, \
+         or name it with --build-context {short}=oci-layout://DIR"
     ))
 }
 

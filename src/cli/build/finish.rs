@@ -17,6 +17,7 @@ use super::Job;
 use crate::cli::args::BuildArgs;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::{CompressionName, Destination, OutputKind, OutputSpec};
+use crate::cli::render::Built;
 use crate::cli::stdout::stdout;
 use crate::digest::{ContentDigest, DiffId, ImageId};
 use crate::event::{Event, EventSink};
@@ -57,13 +58,10 @@ struct StepReport {
 }
 
 impl Report {
-    /// The two lines that a build ends with: result and content.
-    pub(super) fn lines(&self) -> [String; 2] {
-        let content = match self.content {
-            Some(content) => format!("content {content}"),
-            None => "no content digest: layers of the base never came to this machine".to_owned(),
-        };
-        [format!("image {}", self.id), content]
+    /// What the user is told last.
+    pub(super) fn built(&self) -> Built {
+        let names = self.names.iter().map(Reference::familiar).collect();
+        Built { image: self.id, content: self.content, names }
     }
 
     /// Writes what goes to standard output and to files.

@@ -55,6 +55,9 @@ pub(super) fn dockerfile(args: &BuildArgs, settings: &Settings) -> anyhow::Resul
     if path.is_none() && looks_like_an_archive(&bytes) {
         bail!("not supported yet: a context in a tar on standard input; unpack it and give the folder");
     }
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        bail!("{name} is UTF-16 text; Dockerfiles are UTF-8: save it as that");
+    }
     let text = String::from_utf8(bytes).map_err(|error| {
         let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|byte| *byte == b'\n').count();
         anyhow!("{name}, line {line}: this is not UTF-8 text; Dockerfiles are")

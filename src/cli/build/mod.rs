@@ -5,7 +5,9 @@
 //! when all that they lead to is durable.
 
 mod bases;
+mod blame;
 mod finish;
+mod hints;
 mod input;
 
 use std::collections::BTreeSet;
@@ -25,7 +27,7 @@ use super::settings::Settings;
 use super::stdout::stdout;
 use crate::context::local::LocalContext;
 use crate::diagnostic::Diagnostic;
-use crate::dockerfile;
+use crate::dockerfile::{self, ast};
 use crate::event::{Event, EventSink};
 use crate::exec::Sandbox;
 use crate::image::platform::Platform;
@@ -79,22 +81,25 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         write!(stdout(), "{text}")?;
         return Ok(ExitCode::SUCCESS);
     }
-    foreign_platforms(&plan, &options.build_platform)?;
+    foreign_platforms(&plan, &options.build_platform).map_err(refuse)?;
 
     let reporter = Reporter::new(args.progress, args.explain, settings);
     reporter.set_source(file.source.clone());
-    for warning in warnings.iter().chain(&more) {
-        reporter.event(Event::Warning(warning));
+    let warnings = warnings.into_iter().chain(hints::almost_json(&parsed.dockerfile, &file.source)).chain(more);
+    for warning in hints::compact(warnings.collect(), &file.source) {
+        reporter.event(Event::Warning(&warning));
     }
     if args.outputs.iter().any(|output| output.rewrite_timestamp) && options.epoch.is_none() {
         reporter.event(Event::Note(
             "warning: rewrite-timestamp=true has no effect without SOURCE_DATE_EPOCH or --timestamp",
         ));
     }
+    let dockerfile = &parsed.dockerfile;
     let job = Job {
         args,
         settings,
         file: &file,
+        dockerfile,
         store: &store,
         lease: &lease,
         reporter: &reporter,
@@ -103,10 +108,7 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         cancel: &cancel,
     };
     let result = job.carry_out(now, &swept.suspects);
-    if let Ok(report) = &result {
-        report.lines().iter().for_each(|line| reporter.event(Event::Note(line)));
-    }
-    reporter.finish();
+    reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
     match (result, cancel.signal()) {
         (Ok(report), _) => report.write(&job),
         (Err(_), Some(signal)) => Err(Failure::Interrupted(signal)),
@@ -119,6 +121,7 @@ struct Job<'a> {
     args: &'a BuildArgs,
     settings: &'a Settings,
     file: &'a Dockerfile,
+    dockerfile: &'a ast::Dockerfile,
     store: &'a Store,
     lease: &'a Lease,
     reporter: &'a Reporter,
@@ -161,7 +164,7 @@ impl Job<'_> {
                 self.reporter.event(Event::Note(&note));
             }
         }
-        let solution = solved.map_err(|error| self.failure(error))?;
+        let solution = solved.map_err(|error| self.failure(&error))?;
         finish::finish(self, &solution)
     }
 
@@ -230,7 +233,7 @@ impl Job<'_> {
         if self.store.recovering_takes_ids(suspects) {
             self.prepare_trees().map_err(anyhow::Error::msg)?;
         }
-        let gone = self.store.recover(suspects).map_err(anyhow::Error::from)?;
+        let gone = self.store.recover(self.lease, suspects).map_err(anyhow::Error::from)?;
         self.store.forget().map_err(anyhow::Error::from)?;
         if !gone.is_empty() {
             let note =
@@ -240,30 +243,16 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// What went wrong with a step, at its instruction.
-    fn failure(&self, error: solve::StepError) -> Failure {
+    /// What went wrong with a step, at the word that is to blame.
+    fn failure(&self, error: &solve::StepError) -> Failure {
         let step = &self.plan.steps[error.step.0];
-        let message = match &error.cause {
-            solve::Cause::Command { exit, .. } => format!("the command failed: {}", solve::describe_exit(exit)),
-            cause => cause.to_string(),
-        };
-        let mut diagnostic = Diagnostic::error(step.span, message);
-        let mut said = diagnostic.message.clone();
-        let mut cause = std::error::Error::source(&error.cause);
-        while let Some(next) = cause {
-            let text = next.to_string();
-            if !said.contains(&text) {
-                diagnostic = diagnostic.help(format!("caused by: {text}"));
-                said = text;
-            }
-            cause = next.source();
-        }
         let source = self.file.source.clone();
+        let tail = self.reporter.tail(error.step);
+        let lines = tail.lines.iter().map(String::as_str);
+        let has_context = matches!(self.args.context, Some(BuildContext::Directory(_)));
+        let diagnostic = blame::diagnostic(&error.cause, step, self.dockerfile, &source, has_context, lines);
         match error.cause {
-            solve::Cause::Command { .. } => {
-                let tail = self.reporter.tail(error.step);
-                Failure::Step { source, diagnostic: Box::new(diagnostic), tail }
-            }
+            solve::Cause::Command { .. } => Failure::Step { source, diagnostic: Box::new(diagnostic), tail },
             _ => Failure::Diagnostics { source, list: vec![diagnostic] },
         }
     }
@@ -359,15 +348,16 @@ fn describe(map: &IdMap) -> String {
 }
 
 /// RUN for another architecture takes an emulator, which is not used yet.
-fn foreign_platforms(plan: &Plan, own: &Platform) -> Result<(), Failure> {
+fn foreign_platforms(plan: &Plan, own: &Platform) -> Result<(), Vec<Diagnostic>> {
     use crate::plan::step::Op;
-    let runs = plan.steps.iter().filter(|step| matches!(step.op, Op::Run(_)));
-    match runs.into_iter().find(|step| step.platform.architecture != own.architecture || step.platform.os != own.os) {
+    let mut runs = plan.steps.iter().filter(|step| matches!(step.op, Op::Run(_)));
+    match runs.find(|step| step.platform.architecture != own.architecture || step.platform.os != own.os) {
         None => Ok(()),
-        Some(step) => Err(Failure::Usage(format!(
-            "not supported yet: RUN for {} on a machine that is {own} (line {})",
-            step.platform, step.lines.0
-        ))),
+        Some(step) => {
+            let message = format!("not supported yet: RUN for {} on a machine that is {own}", step.platform);
+            let help = "the platform is that of the stage's FROM, of --platform or of DOCKER_DEFAULT_PLATFORM";
+            Err(vec![Diagnostic::error(step.span, message).help(help)])
+        }
     }
 }
 

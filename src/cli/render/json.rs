@@ -16,6 +16,7 @@
 //! | `canceled` | `step`, `name` |
 //! | `warning` | `message`, `help` (lines), and where they are known `rule`, `file`, `line` |
 //! | `note` | `message` |
+//! | `built` | the last one of a build that went well: `image` (its id), `content` (its content digest, or null), `names` |
 //! | `error` | the last one of a build that failed: `text`, what people would be shown |
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
+use super::Built;
 use super::output::Lines;
 use crate::diagnostic::{Diagnostic, Source};
 use crate::event::{Event, MissReason, Stream};
@@ -78,11 +80,15 @@ impl Json {
         }
     }
 
-    /// Writes what has no line end yet.
-    pub(crate) fn finish(&mut self, at: Duration, out: &mut Vec<u8>) {
+    /// Writes what has no line end yet, and what was built.
+    pub(crate) fn finish(&mut self, at: Duration, built: Option<&Built>, out: &mut Vec<u8>) {
         let steps: Vec<StepId> = self.lines.keys().map(|(step, _)| *step).collect();
         for step in steps {
             self.flush(step, at, out);
+        }
+        if let Some(Built { image, content, names }) = built {
+            let fields = [("image", json!(image)), ("content", json!(content)), ("names", json!(names))];
+            put(out, "built", at, fields);
         }
     }
 
@@ -177,14 +183,18 @@ pub(crate) fn base64(bytes: &[u8]) -> String {
 mod tests {
     use super::super::story;
     use super::*;
+    use crate::digest::{ContentDigest, Digest, ImageId};
 
     #[test]
     fn a_build_as_objects() {
         let mut json = Json::default();
         let mut out = Vec::new();
         story::tell(|at, event, source| json.event(at, event, Some(source), &mut out));
-        json.finish(Duration::from_secs(9), &mut out);
+        let digest = Digest::of(b"built");
+        let built = Built { image: ImageId(digest), content: Some(ContentDigest(digest)), names: vec!["a:b".into()] };
+        json.finish(Duration::from_secs(9), Some(&built), &mut out);
         let (key, copy, make) = ("sha256:2c70e12b7a06", "sha256:6f5a6034e770", "sha256:d05aa2a15fb3");
+        let built = &digest.to_string()[..19];
         let text = String::from_utf8(out).unwrap();
         // Digests are cut, so that the lines can be read.
         let got: Vec<String> = text.lines().map(cut_digests).collect();
@@ -210,6 +220,7 @@ mod tests {
             r#"{"event":"canceled","time":2.1,"step":4,"name":"[other 1/1] RUN sleep 9"}"#.to_owned(),
             r#"{"event":"began","time":2.2,"name":"exporting to image"}"#.to_owned(),
             r#"{"event":"ended","time":2.21,"name":"exporting to image","seconds":0.01}"#.to_owned(),
+            format!(r#"{{"event":"built","time":9.0,"image":"{built}","content":"{built}","names":["a:b"]}}"#),
         ];
         assert_eq!(got, expected);
         for line in text.lines() {

@@ -34,6 +34,7 @@ use self::tty::Tty;
 use super::args::Progress;
 use super::settings::{Settings, Terminal, terminal_size};
 use crate::diagnostic::Source;
+use crate::digest::{ContentDigest, ImageId};
 use crate::event::{Event, EventSink, Stream};
 use crate::plan::step::StepId;
 
@@ -57,6 +58,27 @@ enum View {
     Json(Json),
     RawJson(RawJson),
     Silent,
+}
+
+/// What a build that went well came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    /// The image's id.
+    pub image: ImageId,
+    /// Its content digest; `None` where layers of the base never came to this machine.
+    pub content: Option<ContentDigest>,
+    /// The names that it was given.
+    pub names: Vec<String>,
+}
+
+impl Built {
+    /// The two lines that a build ends with.
+    fn lines(&self) -> String {
+        match self.content {
+            Some(content) => format!("image {}\ncontent {content}\n", self.image),
+            None => format!("image {}\nno content digest: layers of the base never came to this machine\n", self.image),
+        }
+    }
 }
 
 /// The end of a step's output.
@@ -101,8 +123,8 @@ impl Reporter {
     }
 
     /// Ends the display: what was live is gone from the terminal, and other text may follow on standard error. Events
-    /// that come later are not shown.
-    pub fn finish(&self) {
+    /// that come later are not shown. What was `built` comes last.
+    pub fn finish(&self, built: Option<&Built>) {
         let at = self.began.elapsed();
         let mut state = self.lock();
         let mut out = Vec::new();
@@ -113,8 +135,11 @@ impl Reporter {
                 }
             }
             View::Plain(plain) => plain.finish(at, &mut out),
-            View::Json(json) => json.finish(at, &mut out),
+            View::Json(json) => json.finish(at, built, &mut out),
             View::RawJson(_) | View::Silent => {}
+        }
+        if let (View::Tty(_) | View::Plain(_), Some(built)) = (&state.view, built) {
+            out.extend_from_slice(built.lines().as_bytes());
         }
         state.write(&out);
         state.view = View::Silent;
@@ -227,6 +252,6 @@ mod tests {
         assert_eq!((tail.seen, tail.lines.len()), (31, Tail::KEPT));
         assert_eq!(tail.lines.back().map(String::as_str), Some("no end"));
         assert_eq!(reporter.tail(StepId(4)), Tail::default());
-        reporter.finish();
+        reporter.finish(None);
     }
 }

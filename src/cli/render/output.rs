@@ -1,8 +1,8 @@
 //! What commands write, made fit to show.
 //!
-//! In: bytes as they come: parts of lines, any encoding, escape sequences. Out: whole lines ([`Lines`]), the last of
-//! them ([`Tail`]), and text that fits into a number of columns ([`clip`]). What always holds: no step's output can
-//! fill the memory, and text from [`printable`] holds no control character.
+//! In: bytes as they come: parts of lines, any encoding, escape sequences. Out: whole lines (`Lines`), the last of
+//! them ([`Tail`]), and text that fits into a number of columns (`clip`). What always holds: no step's output can
+//! fill the memory, and text from `printable` holds no control character.
 
 use std::collections::VecDeque;
 

@@ -21,6 +21,8 @@ use crate::event::Event;
 pub(crate) struct Screen {
     shared: Arc<Shared>,
     ticker: Option<JoinHandle<()>>,
+    /// Lines that stay, of steps that took no time: written with the next ones.
+    held: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -52,7 +54,11 @@ impl Screen {
             bar.set_style(style);
         }
         let state = Mutex::new(State { tty, over: false });
-        Self { shared: Arc::new(Shared { bar, began, size, state, over: Condvar::new() }), ticker: None }
+        Self {
+            shared: Arc::new(Shared { bar, began, size, state, over: Condvar::new() }),
+            ticker: None,
+            held: Vec::new(),
+        }
     }
 
     /// Takes note of `event`.
@@ -64,16 +70,26 @@ impl Screen {
             if matches!(event, Event::Output(..)) {
                 return;
             }
+            // Where all comes from the cache, all is written at once, and no frame flickers below it.
+            if self.ticker.is_none() && matches!(event, Event::Planned(_) | Event::Cached(..) | Event::Missed(..)) {
+                self.held.extend(lines);
+                return;
+            }
             self.shared.draw(&state);
             lines
         };
-        if !lines.is_empty() {
-            self.shared.bar.println(lines.join("\n"));
-        }
+        self.held.extend(lines);
+        self.print_held();
         if self.ticker.is_none() && matches!(event, Event::Started(_)) {
             let shared = Arc::clone(&self.shared);
             // Without a thread the frame is drawn at events alone.
             self.ticker = std::thread::Builder::new().name("progress".to_owned()).spawn(move || shared.tick()).ok();
+        }
+    }
+
+    fn print_held(&mut self) {
+        if !self.held.is_empty() {
+            self.shared.bar.println(std::mem::take(&mut self.held).join("\n"));
         }
     }
 
@@ -84,6 +100,7 @@ impl Screen {
     }
 
     fn stop(&mut self) {
+        self.print_held();
         self.shared.lock().over = true;
         self.shared.over.notify_all();
         if let Some(ticker) = self.ticker.take()

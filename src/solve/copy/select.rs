@@ -404,7 +404,7 @@ impl Selection {
         self.sources.iter().any(|source| matches!(source.shape, Shape::Archive { listing: None }))
     }
 
-    /// Unpacks what ADD has to unpack into `spool`. Must come before [`super::land`]; the quick key does not need it.
+    /// Unpacks what ADD has to unpack into `spool`. Must come before [`super::land()`]; the quick key does not need it.
     pub fn unpack(&mut self, source: &SourceView<'_>, spool: &mut Spool) -> Result<(), CopyError> {
         for made in &mut self.sources {
             if let (Shape::Archive { listing: listing @ None }, [file]) = (&mut made.shape, made.entries.as_slice()) {

@@ -236,6 +236,19 @@ impl Store {
         open_if_there(&self.layer_path(layer).join("tar"))
     }
 
+    /// Whether the index of a layer that was made here, together with the data that is here, gives the layer.
+    pub(super) fn is_index_of_data(&self, layer: &DiffId, index: &LayerIndex) -> Result<bool, StoreError> {
+        let form = self.epoch_of(layer)?;
+        let data = match self.layer_data_of(form.as_ref().map_or(layer, |form| &form.of)) {
+            // It is kept compressed, and nothing reads it by its index.
+            Err(StoreError::Missing { .. }) => return Ok(true),
+            other => other?,
+        };
+        let mut open = |position| Ok(data.open(index, position)? as Box<dyn Read>);
+        let made = write_form(index, &mut open, form.map(|form| form.epoch), io::sink());
+        Ok(made.is_ok_and(|(made, _)| made == *layer))
+    }
+
     /// The layer's uncompressed tar as a file that can be read at any offset: the one in the store, or a temporary one.
     pub fn tar_file(&self, layer: &DiffId, lease: &Lease) -> Result<File, StoreError> {
         if let Some(tar) = self.stored_tar(layer)? {

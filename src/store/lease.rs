@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::layout::{Store, StoreError};
 use crate::sys::cancel::{Cancel, UntilCanceled};
@@ -55,7 +56,7 @@ impl Store {
             made: AtomicU64::new(0),
             cancel: None,
         };
-        lease.append(&format!("boot {boot}\n"))?;
+        lease.append(&format!("boot {boot}\nby {}\n", std::process::id()))?;
         Ok(lease)
     }
 
@@ -82,10 +83,10 @@ impl Store {
             let _exclusive = self.gc_lock(true)?;
             for path in self.list("leases")? {
                 let Ok(file) = File::open(&path) else { continue };
-                if file.try_lock().is_err() {
+                let text = fs::read_to_string(&path).map_err(StoreError::io("read", &path))?;
+                if !is_free(&file, &text) {
                     continue;
                 }
-                let text = fs::read_to_string(&path).map_err(StoreError::io("read", &path))?;
                 let mut lines = text.lines();
                 let other_boot = lines.next().is_some_and(|line| line.strip_prefix("boot ") != Some(boot));
                 let known = suspects.len();
@@ -206,6 +207,24 @@ impl Drop for Lease {
     }
 }
 
+/// Whether the lock of a lease can be had: its command is dead. A child that a killed command was about to make still
+/// holds the lock for the moment in which it dies too, and that moment is waited for.
+fn is_free(file: &File, text: &str) -> bool {
+    let owner = text.lines().find_map(|line| line.strip_prefix("by ")?.parse::<u32>().ok());
+    let seems_dead = || owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists());
+    for _ in 0..50 {
+        if file.try_lock().is_ok() {
+            return true;
+        }
+        // It may live in another container, where it has another number, so this is no proof.
+        if !seems_dead() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    false
+}
+
 fn remove_if_there(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
@@ -286,6 +305,29 @@ mod tests {
         assert_eq!(store.sweep("boot-a").unwrap(), Swept::default());
         assert_eq!((count(&store.path("tmp")), count(&store.path("trash"))), (1, 0), "the lease's folder alone");
         assert!(lease.folder().exists());
+    }
+
+    #[test]
+    fn a_lock_that_outlives_its_command_by_a_moment_is_waited_for() {
+        let (_folder, store) = store();
+        let path = store.path("leases/build-x");
+        // No process has this number.
+        fs::write(&path, "boot boot-a\nby 4294967295\n").unwrap();
+        let held = File::open(&path).unwrap();
+        held.lock().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(20));
+                held.unlock().unwrap();
+            });
+            store.sweep("boot-a").unwrap();
+        });
+        assert_eq!(count(&store.path("leases")), 0);
+        fs::write(&path, format!("boot boot-a\nby {}\n", std::process::id())).unwrap();
+        let held = File::open(&path).unwrap();
+        held.lock().unwrap();
+        store.sweep("boot-a").unwrap();
+        assert_eq!(count(&store.path("leases")), 1, "its command lives");
     }
 
     #[test]

@@ -8,13 +8,14 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use super::layout::{Store, StoreError};
+use super::layout::{Store, StoreError, open_if_there};
 use super::lease::Lease;
 use super::verify::layer_content;
 use crate::cache::record::CacheRecord;
-use crate::digest::{DiffId, Digest};
+use crate::digest::{DiffId, Digest, HashingReader};
 use crate::layer::data;
 use crate::layer::entry_ref::KindRef;
+use crate::layer::scan::scan;
 use crate::sys::root_dir::RootDir;
 
 impl Store {
@@ -64,7 +65,9 @@ impl Store {
                 None => false,
             },
             (("blobs", _), Some(name)) => digest_of(path)? == name,
-            (("layers", _), Some(name)) => layer_content(self, lease, &DiffId(name))?.is_ok(),
+            (("layers", _), Some(name)) => {
+                layer_content(self, lease, &DiffId(name))?.is_ok() && self.is_index_whole(&DiffId(name))?
+            }
             // A tree on parents is not named after what it holds, and is made again from its layer.
             (("trees", _), _) => false,
             (("cache", "records" | "last"), _) => read(path)?.is_some_and(|bytes| CacheRecord::parse(&bytes).is_ok()),
@@ -77,6 +80,16 @@ impl Store {
         })
     }
 
+    /// Whether all of a layer's index is that of its tar, not the digests in its first bytes alone.
+    fn is_index_whole(&self, layer: &DiffId) -> Result<bool, StoreError> {
+        let Some(index) = self.layer_index(layer)? else { return Ok(false) };
+        if Self::is_made_here(&index) {
+            return self.is_index_of_data(layer, &index);
+        }
+        let Some(tar) = open_if_there(&self.path("layers").join(layer.0.hex()).join("tar"))? else { return Ok(true) };
+        Ok(scan(io::BufReader::with_capacity(1 << 20, tar)).is_ok_and(|found| found.as_bytes() == index.as_bytes()))
+    }
+
     /// Whether the files of a layer's tree hold what its index says.
     fn is_tree_whole(&self, layer: &DiffId, tree: &Path) -> Result<bool, StoreError> {
         let index = match self.layer_index(layer) {
@@ -87,7 +100,11 @@ impl Store {
         let root = RootDir::open(tree).map_err(StoreError::io("open", tree))?;
         for (position, entry) in index.entries().enumerate() {
             let KindRef::File { sha256, .. } = entry.kind else { continue };
-            let sum = data::from_tree(&index, position, &root).and_then(Digest::of_reader);
+            let sum = data::from_tree(&index, position, &root).and_then(|file| {
+                let mut reader = HashingReader::new(file);
+                io::copy(&mut reader, &mut io::sink())?;
+                Ok(reader.finish().1)
+            });
             match sum {
                 Ok(sum) if sum == sha256 => {}
                 Ok(_) => return Ok(false),
@@ -105,7 +122,9 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
 
 fn digest_of(path: &Path) -> Result<Digest, StoreError> {
     let file = File::open(path).map_err(StoreError::io("open", path))?;
-    Digest::of_reader(file).map_err(StoreError::io("read", path))
+    let mut reader = HashingReader::new(file);
+    io::copy(&mut reader, &mut io::sink()).map_err(StoreError::io("read", path))?;
+    Ok(reader.finish().1)
 }
 
 #[cfg(test)]

@@ -4,12 +4,19 @@
 //! with bytes that libFuzzer found, `tests/seeds.rs` with seeds and random changes of them, so that a stable tool chain
 //! runs them too.
 
+use rbuild::cache::record::CacheRecord;
 use rbuild::context::ignore::Patterns;
 use rbuild::diagnostic::{Diagnostic, Source};
 use rbuild::dockerfile::ast::Escape;
 use rbuild::dockerfile::{self, word};
+use rbuild::image::config::ImageConfig;
+use rbuild::image::manifest::Document;
+use rbuild::image::platform::Platform;
+use rbuild::image::reference::Reference;
+use rbuild::layer::entry::Kind;
 use rbuild::layer::index::LayerIndex;
 use rbuild::layer::scan::scan as scan_layer;
+use rbuild::plan::chmod::parse_mode;
 
 /// Parsing ends, says what is wrong inside the text, and prints what it understood.
 pub fn parse(data: &[u8]) {
@@ -105,13 +112,52 @@ pub fn index(data: &[u8]) {
     }
 }
 
+/// What is read as a config, a manifest, an index or a record of the cache is the same when it is written and read again.
+pub fn documents(data: &[u8]) {
+    if let Ok(config) = ImageConfig::parse(data) {
+        let bytes = config.to_bytes();
+        let again = ImageConfig::parse(&bytes).expect("what was written can be read");
+        assert_eq!(
+            (again.to_bytes(), again.image_id(), again.platform()),
+            (bytes, config.image_id(), config.platform())
+        );
+    }
+    if let Ok(document) = Document::parse(data) {
+        let bytes = match &document {
+            Document::Manifest(manifest) => manifest.to_bytes(),
+            Document::Index(index) => index.to_bytes(),
+        };
+        assert_eq!(Document::parse(&bytes).as_ref().ok(), Some(&document));
+    }
+    if let Ok(record) = CacheRecord::parse(data) {
+        assert_eq!(CacheRecord::parse(&record.to_bytes()), Ok(record));
+    }
+}
+
+/// A name of an image or a platform is refused, or reads the same in every way in which it is shown.
+pub fn names(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Ok(reference) = Reference::parse(&text) {
+        assert_eq!(Reference::parse(&reference.to_string()).as_ref().ok(), Some(&reference));
+        assert_eq!(Reference::parse(&reference.familiar()).as_ref().ok(), Some(&reference), "{}", reference.familiar());
+    }
+    let here = Platform::new("linux", "amd64", "");
+    if let Ok(platform) = Platform::parse(&text, &here) {
+        assert_eq!(Platform::parse(&platform.to_string(), &here).as_ref().ok(), Some(&platform), "{platform}");
+        assert!(platform.fit(&platform).is_some(), "{platform} does not run on itself");
+    }
+    assert!(parse_mode(&text).is_err() || text.is_ascii());
+}
+
 fn look_through(index: &LayerIndex) {
     for position in 0..index.len() {
         let path = index.path(position).to_vec();
         let unclean = path.split(|byte| *byte == b'/').any(|name| matches!(name, b"" | b"." | b".."));
         assert!(!unclean && !path.contains(&0), "an entry {:?}", String::from_utf8_lossy(&path));
-        assert!(index.position(&path).is_some(), "{:?} cannot be found", String::from_utf8_lossy(&path));
-        assert_eq!(index.entry(position).path, path);
+        let entry = index.entry(position);
+        let is_found = index.position(&path).is_some() || entry.kind == Kind::Opaque;
+        assert!(is_found, "{:?} cannot be found", String::from_utf8_lossy(&path));
+        assert_eq!(entry.path, path);
     }
     assert!(index.children(b"").count() <= index.len());
 }

@@ -26,6 +26,13 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The digest of everything that is left to read.
+    pub fn of_reader(reader: impl Read) -> io::Result<Self> {
+        let mut reader = HashingReader::new(reader);
+        io::copy(&mut reader, &mut io::sink())?;
+        Ok(reader.finish().1)
+    }
+
     /// Wraps the 32 raw bytes of a SHA-256 sum.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)

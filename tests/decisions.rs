@@ -1,6 +1,7 @@
 //! More of the settled questions, each by its number; `tests/cache.rs` and the modules have the others. The table of
 //! all is docs/decisions.md.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -103,14 +104,14 @@ fn rule_27_more_layers_than_the_kernel_mounts() {
     let Some(env) = sandbox("rule_27_more_layers_than_the_kernel_mounts") else { return };
     let mut dockerfile = "FROM busybox\n".to_owned();
     for number in 0..126 {
-        dockerfile += &format!("COPY <<f /d/f{number}\n{number}\nf\n");
+        writeln!(dockerfile, "COPY <<f /d/f{number}\n{number}\nf").expect("a String takes all");
     }
     env.write("ctx/Dockerfile", &dockerfile);
     env.build("-t at-the-limit").ok().says_nothing_of("Docker refuses");
     // Layers of all sorts among those that are merged: replaced files, links, whiteouts that RUN left.
     dockerfile += "RUN rm /d/f0 /etc/motd && ln /d/f1 /d/same && echo again > /d/f2 && chmod 700 /d\n";
     for number in 126..510 {
-        dockerfile += &format!("COPY <<f /d/f{number}\n{number}\nf\n");
+        writeln!(dockerfile, "COPY <<f /d/f{number}\n{number}\nf").expect("a String takes all");
     }
     dockerfile += "RUN ls /d | wc -l > /seen; cat /d/f1 /d/same /d/f2 /d/f509 >> /seen; stat -c '%a %h' /d /d/same >> /seen; \
                    test ! -e /etc/motd\n";
@@ -143,7 +144,7 @@ fn rule_31_what_a_power_cut_damaged_is_made_again() {
     assert!(files.iter().any(|(_, path)| path.ends_with("tree/copied")), "a layer with two forms: {files:?}");
     for (name, path) in files {
         let dead = env.store().join("leases/build-dead");
-        lease.push_str(&format!("made {name}\n"));
+        writeln!(lease, "made {name}").expect("a String takes all");
         fs::write(&dead, &lease).expect("a lease");
         if path.exists() {
             fs::write(&path, "").expect("cut off");

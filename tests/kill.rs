@@ -1,7 +1,7 @@
 //! A build that is killed at any moment leaves a store on which the next one succeeds, with the right digest, and
 //! nothing else: no process, no mount, no temporary file.
 
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -68,7 +68,7 @@ fn a_killed_build_leaves_a_store_that_works() {
                 }
             }
             moment = length.mul_f64(part);
-            match killed_after(&mut command, moment) {
+            match killed_after(&mut command, moment, round % 4 >= 2) {
                 None => break,
                 Some(shorter) => length = shorter,
             }
@@ -88,10 +88,10 @@ fn a_killed_build_leaves_a_store_that_works() {
     assert_eq!(Image::read(&env.path("out.tar")).file("w/done"), b"done\n");
 }
 
-/// Starts a build and kills it after so long; how long it took where it was done before.
-fn killed_after(command: &mut Command, moment: Duration) -> Option<Duration> {
+/// Starts a build and kills it after so long, alone or with its process group; how long it took where it was done before.
+fn killed_after(command: &mut Command, moment: Duration, group: bool) -> Option<Duration> {
     let begin = Instant::now();
-    let mut child = command.spawn().expect("rbuild starts");
+    let mut child = command.process_group(0).spawn().expect("rbuild starts");
     while begin.elapsed() < moment {
         if let Some(status) = child.try_wait().expect("a child can be asked") {
             assert!(status.success(), "a build that nobody killed failed");
@@ -99,7 +99,13 @@ fn killed_after(command: &mut Command, moment: Duration) -> Option<Duration> {
         }
         std::thread::sleep(Duration::from_micros(500).min(moment.saturating_sub(begin.elapsed())));
     }
-    child.kill().expect("a child can be killed");
+    if group {
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process_group(pid, rustix::process::Signal::KILL)
+            .expect("its group is there until we wait");
+    } else {
+        child.kill().expect("a child can be killed");
+    }
     let status = child.wait().expect("a child can be waited for");
     (status.signal() != Some(9)).then(|| begin.elapsed())
 }
@@ -158,4 +164,36 @@ fn an_interrupt_ends_every_process_and_leaves_nothing() {
         let left = env.left_behind();
         assert!(left.is_empty(), "{name}: left behind\n{}", left.join("\n"));
     }
+}
+
+#[test]
+fn an_interrupt_ends_an_export() {
+    let env = TestEnv::new();
+    // What cannot be compressed keeps the export busy long after the step is done.
+    let mut bytes = vec![0_u8; 32 << 20];
+    let mut state = 1_u64;
+    for word in bytes.chunks_exact_mut(8) {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        word.copy_from_slice(&(state ^ state >> 29).to_le_bytes());
+    }
+    env.write("ctx/f", bytes);
+    env.write("ctx/Dockerfile", "FROM scratch\nCOPY f /f\n");
+    env.build("").ok();
+    let log = std::fs::File::create(env.path("log")).expect("a new file");
+    let args = ["build", "--progress", "plain", "-o", "type=oci,dest=out.tar", "ctx"];
+    let mut child = env.command(args).stdout(Stdio::null()).stderr(log).spawn().expect("rbuild starts");
+    let said = || std::fs::read_to_string(env.path("log")).expect("the log is text");
+    let end = Instant::now() + Duration::from_secs(60);
+    while !said().contains("exporting") {
+        assert!(Instant::now() < end, "the export did not start\n{}", said());
+        assert!(child.try_wait().expect("a child can be asked").is_none(), "ended early\n{}", said());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+        .expect("a child takes a signal");
+    let status = child.wait().expect("a child can be waited for");
+    assert_eq!(status.code(), Some(130), "{}", said());
+    let left: Vec<_> =
+        std::fs::read_dir(env.path("")).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
+    assert!(!left.iter().any(|name| name == "out.tar" || name.to_string_lossy().starts_with(".rbuild")), "{left:?}");
 }

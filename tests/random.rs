@@ -49,6 +49,7 @@ const COMMANDS: &[&str] = &[
 ];
 
 /// A project as data: what the folder holds and what the Dockerfile says.
+#[derive(Clone)]
 struct Project {
     stages: Vec<Vec<String>>,
     ignore: Vec<&'static str>,
@@ -67,13 +68,12 @@ enum File {
 }
 
 impl Project {
+    /// All files, and stages with a few commands: what comes next are edits.
     fn new(random: &mut Random) -> Self {
-        let mut project = Self { stages: vec![Vec::new(), Vec::new()], ignore: Vec::new(), files: BTreeMap::new() };
-        for _ in 0..8 {
-            project.edit_file(random);
-            project.edit_instruction(random);
-        }
-        project
+        let bytes = |name: &&'static str| (*name, File::Bytes { text: (*name).to_owned(), mode: 0o644 });
+        let files = FILES.iter().map(bytes).collect();
+        let mut stage = || (0..3).map(|_| format!("RUN {} || true", random.pick(COMMANDS))).collect();
+        Self { stages: vec![stage(), stage()], ignore: Vec::new(), files }
     }
 
     fn edit(&mut self, random: &mut Random) {
@@ -273,6 +273,7 @@ fn a_warm_store_and_an_empty_one_agree() {
         env.import_busybox();
     }
     let (mut project, mut before, mut built) = (Project::new(&mut random), BTreeMap::new(), 0);
+    let mut good = project.clone();
     for round in 0..rounds {
         if random.one_in(25) {
             project = Project::new(&mut random);
@@ -287,7 +288,15 @@ fn a_warm_store_and_an_empty_one_agree() {
         cold.empty_store();
         cold.import_busybox();
         let ((one, said), (other, said_other)) = (outcome(&warm, epoch), outcome(&cold, epoch));
-        built += usize::from(one.code == Some(0));
+        // A project that cannot be built is mostly given up: what follows would tell little.
+        let could_be_built = one.code == Some(0);
+        built += usize::from(could_be_built);
+        let said_of = project.dockerfile();
+        if could_be_built {
+            good = project.clone();
+        } else if !random.one_in(4) {
+            project = good.clone();
+        }
         if one != other {
             let differing: Vec<_> = one
                 .tree
@@ -298,17 +307,11 @@ fn a_warm_store_and_an_empty_one_agree() {
             panic!(
                 "round {round} of RBUILD_RANDOM_SEED={seed}: warm and empty store differ (epoch: {epoch})\n\
                  warm  {:?} {:?} {:?}\nempty {:?} {:?} {:?}\npaths {differing:?}\n{}\n--- warm\n{said}\n--- empty\n{said_other}",
-                one.code,
-                one.content,
-                one.image,
-                other.code,
-                other.content,
-                other.image,
-                project.dockerfile()
+                one.code, one.content, one.image, other.code, other.content, other.image, said_of
             );
         }
     }
-    assert!(built * 3 > rounds, "only {built} of {rounds} random projects could be built");
+    assert!(built * 2 > rounds, "only {built} of {rounds} random projects could be built");
     // A store that saw all of this is whole: each blob and layer is what its name says.
     warm.write("ctx/Dockerfile", "FROM busybox\nRUN cat /etc/motd\n");
     warm.build("-t last").ok();

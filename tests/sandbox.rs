@@ -384,8 +384,9 @@ fn what_the_command_leaves_beside_places_stays(bench: &Bench) {
 fn places_behind_links(bench: &Bench) {
     // As Debian has it where systemd-resolved is installed; absolute links stay inside.
     symlink("../run/systemd/resolve/stub-resolv.conf", bench.lower().join("etc/resolv.conf")).expect("a link");
-    let outside = bench.path().join("outside");
-    fs::create_dir(&outside).expect("a folder");
+    // In /tmp, which the image has as well, whatever TMPDIR says.
+    let kept = tempfile::Builder::new().prefix("outside-").tempdir_in("/tmp").expect("a folder");
+    let outside = kept.path();
     symlink(outside.join("hosts"), bench.lower().join("etc/hosts")).expect("a link");
     let ran = bench.sh("head -n 1 /etc/hosts; cat /etc/resolv.conf >/dev/null && echo read").ok();
     assert_eq!(ran.stdout, "127.0.0.1\tlocalhost buildkitsandbox\nread\n");

@@ -21,6 +21,7 @@ use super::ignore::{Above, Patterns};
 use super::local::{ContextEntry, ContextError, ContextKind};
 use super::open::open_below;
 use super::stat_cache::StatCache;
+use crate::layer::entry::join;
 
 /// Where a walk happens and what it goes by.
 pub(super) struct Walk<'a> {
@@ -234,17 +235,6 @@ fn stat(folder: &OwnedFd, name: &CStr, path: &[u8]) -> Result<Option<Stat>, Cont
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// `dir/name`; `name` in the root.
-pub(super) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut path = Vec::with_capacity(dir.len() + 1 + name.len());
-    if !dir.is_empty() {
-        path.extend_from_slice(dir);
-        path.push(b'/');
-    }
-    path.extend_from_slice(name);
-    path
 }
 
 /// Puts listings together, each folder before what is in it. That is component-wise order. An excluded folder in which

@@ -139,6 +139,9 @@ impl Platform {
         {
             return None;
         }
+        if wanted == offered {
+            return Some(0);
+        }
         let wanted_level = level(&wanted)?;
         let offered_level = level(&offered)?;
         match (wanted.architecture.as_str(), offered.architecture.as_str()) {
@@ -248,6 +251,7 @@ mod tests {
             ("linux/amd64", &["linux/amd64/v3"], None),
             ("linux/amd64/v3", &["linux/amd64", "linux/amd64/v2"], Some(1)),
             ("linux/s390x", &["linux/s390x/a", "linux/s390x"], Some(1)),
+            ("linux/arm64/odd", &["linux/arm64", "linux/arm64/odd"], Some(1)),
             ("windows(10.0.17763.1)/amd64", &["windows(10.0.1.1)/amd64", "windows(10.0.17763.9)/amd64"], Some(1)),
             ("linux/amd64", &["windows/amd64", "linux/386"], None),
             ("linux/amd64", &["linux/amd64", "linux/amd64"], Some(0)),

@@ -177,6 +177,10 @@ impl Reference {
             _ if self.registry != HUB => format!("{}/{}", self.registry, self.repository),
             // `library/a/b` cannot lose its prefix: `a/b` is something else.
             Some(name) if !name.contains('/') => name.to_owned(),
+            // `localhost/a` without its registry would be one of another registry.
+            _ if self.repository.split_once('/').is_some_and(|(first, _)| is_registry(first)) => {
+                format!("{HUB}/{}", self.repository)
+            }
             _ => self.repository.clone(),
         }
     }
@@ -272,6 +276,8 @@ mod tests {
             ("user/app", "docker.io/user/app:latest", "user/app:latest"),
             ("library/nginx", "docker.io/library/nginx:latest", "nginx:latest"),
             ("library/a/b", "docker.io/library/a/b:latest", "library/a/b:latest"),
+            ("docker.io/localhost/a", "docker.io/localhost/a:latest", "docker.io/localhost/a:latest"),
+            ("docker.io/a.b/c", "docker.io/a.b/c:latest", "docker.io/a.b/c:latest"),
             ("docker.io/nginx", "docker.io/library/nginx:latest", "nginx:latest"),
             ("index.docker.io/library/nginx:x", "docker.io/library/nginx:x", "nginx:x"),
             ("ghcr.io/a/b:1", "ghcr.io/a/b:1", "ghcr.io/a/b:1"),

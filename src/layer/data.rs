@@ -5,17 +5,17 @@
 
 use crate::layer::entry_ref::KindRef;
 use crate::layer::index::{Extent, LayerIndex};
+use crate::sys::file::Part;
 use crate::sys::root_dir::RootDir;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 
 /// The data of the file at `position`, from the uncompressed tar of the layer. A hard link reads as its file.
 pub fn from_tar<'a>(index: &LayerIndex, position: usize, tar: &'a File) -> io::Result<Box<dyn Read + 'a>> {
     let (position, size) = file_at(index, position)?;
     let start = index.offset(position);
     Ok(match index.extents(position) {
-        None => Box::new(Range { file: tar, at: start, left: size }),
+        None => Box::new(Part::new(tar, start, size)),
         Some(extents) => Box::new(Sparse { tar, stored: start, extents, next: 0, at: 0, size }),
     })
 }
@@ -31,26 +31,6 @@ fn file_at(index: &LayerIndex, position: usize) -> io::Result<(usize, u64)> {
     match index.entry_ref(position).kind {
         KindRef::File { size, .. } => Ok((position, size)),
         _ => Err(io::ErrorKind::InvalidInput.into()),
-    }
-}
-
-/// A part of a file.
-struct Range<'a> {
-    file: &'a File,
-    at: u64,
-    left: u64,
-}
-
-impl Read for Range<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let read = self.file.read_at(&mut buffer[..most], self.at)?;
-        if read == 0 && most > 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.at += read as u64;
-        self.left -= read as u64;
-        Ok(read)
     }
 }
 
@@ -85,7 +65,7 @@ impl Read for Sparse<'_> {
             return Ok(0);
         };
         let length = most(extent.start + extent.length);
-        let read = Range { file: self.tar, at: self.stored, left: length as u64 }.read(&mut buffer[..length])?;
+        let read = Part::new(self.tar, self.stored, length as u64).read(&mut buffer[..length])?;
         self.stored += read as u64;
         self.at += read as u64;
         Ok(read)

@@ -114,6 +114,15 @@ pub fn parent(path: &[u8]) -> Option<&[u8]> {
     path.iter().rposition(|byte| *byte == b'/').map(|slash| &path[..slash])
 }
 
+/// `dir/name`; either may be empty.
+pub fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    match (dir.is_empty(), name.is_empty()) {
+        (true, _) => name.to_vec(),
+        (false, true) => dir.to_vec(),
+        (false, false) => [dir, b"/", name].concat(),
+    }
+}
+
 /// The last component.
 pub fn file_name(path: &[u8]) -> &[u8] {
     path.iter().rposition(|byte| *byte == b'/').map_or(path, |slash| &path[slash + 1..])

@@ -10,7 +10,7 @@
 //! Docker, PAX global headers have no effect and absolute paths are relative to the root; unlike there, `..` in a path is
 //! an error.
 
-mod number;
+pub(crate) mod number;
 mod pax;
 mod source;
 mod sparse;

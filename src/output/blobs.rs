@@ -93,7 +93,7 @@ fn compressed(
     }
     let failed = |source| OutputError::Compress { layer: *layer, source };
     let mut encoder = Encoder::new(store.blob_writer(lease)?, compression);
-    store.write_tar(layer, &mut encoder)?;
+    store.write_tar(layer, &mut lease.heeding(&mut encoder))?;
     let (digest, size) = encoder.finish().map_err(failed)?.commit()?;
     let media_type = Family::Oci.layer(encoding).to_string();
     let blob = KnownBlob { media_type, digest, size, encoder: Some(name) };

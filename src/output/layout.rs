@@ -73,7 +73,7 @@ pub(super) fn write(
     }
     blobs.insert(config.digest, Blob::Bytes(&image.config));
     blobs.insert(descriptor.digest, Blob::Bytes(&manifest_bytes));
-    target.write(store, &documents, &blobs)?;
+    target.write(store, lease, &documents, &blobs)?;
     Ok(descriptor)
 }
 
@@ -186,6 +186,7 @@ impl Target {
     fn write(
         self,
         store: &Store,
+        lease: &Lease,
         documents: &BTreeMap<String, Vec<u8>>,
         blobs: &BTreeMap<Digest, Blob<'_>>,
     ) -> Result<(), OutputError> {
@@ -203,7 +204,7 @@ impl Target {
                         Blob::Bytes(bytes) => archive.bytes(&name, bytes)?,
                         Blob::Stored(size) => archive.copy(&name, &store.blob_path(digest), *size)?,
                         Blob::Tar(layer, size) => {
-                            archive.stream(&name, *size, |out| Ok(store.write_tar(layer, out)?))?;
+                            archive.stream(&name, *size, |out| Ok(store.write_tar(layer, &mut lease.heeding(out))?))?;
                         }
                     }
                 }
@@ -227,7 +228,7 @@ impl Target {
                     put(&folder, &blob_name(digest), |out, path| match blob {
                         Blob::Tar(layer, _) => {
                             let mut out = io::BufWriter::with_capacity(1 << 20, out);
-                            store.write_tar(layer, &mut out)?;
+                            store.write_tar(layer, &mut lease.heeding(&mut out))?;
                             out.flush().map_err(OutputError::io("write", path))
                         }
                         _ => copy(&store.blob_path(digest), out, path, *size),

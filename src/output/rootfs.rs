@@ -65,6 +65,7 @@ impl Data<'_> {
             none => none.insert(store.layer_data(&diff_ids[layer], lease)?),
         };
         data.open(&stack.layers[layer], position)
+            .map(|reader| Box::new(lease.heeding(reader)) as Box<dyn Read>)
             .map_err(StoreError::io("read a file of", &store.path(&format!("layers/{}", diff_ids[layer].0.hex()))))
             .map_err(OutputError::from)
     }

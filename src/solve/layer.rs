@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Cursor, Read};
 use std::sync::Arc;
 
-use super::copy::{FileData, Landing, Spool};
+use super::copy::{self, FileData, Landing, Spool};
 use super::step::{Missed, NewLayer};
 use super::{Cause, Solver};
 use crate::context::local::LocalContext;
@@ -37,7 +37,7 @@ impl Solver<'_> {
             let known = landed.is_hashed();
             let expected = landed.entry.kind.clone();
             let body = match &expected {
-                Kind::File { .. } => Body::Reader(source.open(&landed.data)?),
+                Kind::File { .. } => Body::Reader(Box::new(self.engine.lease.heeding(source.open(&landed.data)?))),
                 _ => Body::None,
             };
             match writer.push(&mut landed.entry, body) {
@@ -92,7 +92,16 @@ impl Source<'_> {
     fn open(&self, data: &FileData) -> Result<Box<dyn Read + '_>, Cause> {
         Ok(match (data, self.context, self.spool) {
             (FileData::Context { path, stamp }, Some(context), _) => {
-                Box::new(context.open_file(path, stamp).map_err(|_| unsteady(path))?)
+                let opened = context.open_file(path, stamp);
+                // Why it cannot be opened matters only as long as it is the file that was looked at.
+                let failed = |error| {
+                    if context.is_unchanged(path, stamp) {
+                        copy::CopyError::Context(error).into()
+                    } else {
+                        unsteady(path)
+                    }
+                };
+                Box::new(opened.map_err(failed)?)
             }
             (FileData::Inline(bytes), ..) => Box::new(Cursor::new(Arc::clone(bytes))),
             (FileData::Layer { layer, position }, ..) => {

@@ -186,6 +186,8 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
         let carry_out = |index| {
             let id = StepId(index);
             solver.carry_out(id).map_err(|cause| {
+                // Whatever a step says that was to stop: it says so because it was to stop.
+                let cause = if engine.cancel.is_canceled() { Cause::Canceled } else { cause };
                 match cause {
                     Cause::Canceled => engine.events.event(Event::Canceled(id)),
                     _ => engine.events.event(Event::Failed(id, &cause.to_string())),

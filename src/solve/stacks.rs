@@ -125,11 +125,11 @@ impl<'a> Stacks<'a> {
             let data = below.iter().map(|layer| self.data(layer)).collect::<Result<Vec<_>, _>>()?;
             let mut lower = |found: &Found| data[found.layer].open(&view.layers[found.layer], found.position);
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
-            self.tell(apply::apply_on_parents(&index, &tar, &view, &mut lower, &tree, options)?);
+            self.tell(&apply::apply_on_parents(&index, &tar, &view, &mut lower, &tree, options)?);
             Ok(self.store.put_chain_tree(self.lease, chain, &tree)?)
         } else {
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
-            self.tell(apply::apply(&index, &tar, &tree, options)?);
+            self.tell(&apply::apply(&index, &tar, &tree, options)?);
             self.store.put_layer(self.lease, &index, Form::Tree(tree))?;
             Ok(self.store.layer_tree(layer).ok_or_else(|| self.store.missing(format!("the tree of {layer}")))?)
         }
@@ -160,12 +160,12 @@ impl<'a> Stacks<'a> {
         let (tar, index) = writer.finish()?;
         let tree = self.lease.fresh_path();
         std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
-        self.tell(apply::apply(&index, &tar, &tree, options)?);
+        self.tell(&apply::apply(&index, &tar, &tree, options)?);
         Ok(self.store.put_chain_tree(self.lease, name, &tree)?)
     }
 
     /// What could not be made in a tree.
-    fn tell(&self, notes: Vec<String>) {
+    fn tell(&self, notes: &[String]) {
         notes.iter().for_each(|note| self.events.event(Event::Note(note)));
     }
 }
@@ -201,7 +201,7 @@ mod tests {
         for count in 0..5000 {
             let merged = merged_layers(count);
             let mounted = count - merged + usize::from(merged > 0);
-            assert!(mounted <= MOST_TREES && merged <= count && merged % MERGED_AT_ONCE == 0, "{count}");
+            assert!(mounted <= MOST_TREES && merged <= count && merged.is_multiple_of(MERGED_AT_ONCE), "{count}");
         }
         assert_eq!(
             (merged_layers(450), merged_layers(451), merged_layers(849), merged_layers(850)),

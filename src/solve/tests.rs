@@ -82,7 +82,7 @@ impl Bench {
         self.build_with(dockerfile, Exports::Bytes)
     }
 
-    fn plan(&self, dockerfile: &str) -> Plan {
+    fn plan(dockerfile: &str) -> Plan {
         let source = Source { name: "Dockerfile".to_owned(), text: dockerfile.to_owned() };
         let parsed = crate::dockerfile::parse(&source);
         let options = PlanOptions::default();
@@ -99,7 +99,7 @@ impl Bench {
     }
 
     fn build_with(&self, dockerfile: &str, exports: Exports) -> Outcomes {
-        let plan = self.plan(dockerfile);
+        let plan = Self::plan(dockerfile);
         let lease = self.store.lease("boot").unwrap();
         let open =
             || LocalContext::open(&self.path(""), Patterns::default(), StatCache::in_memory(), SystemTime::now());

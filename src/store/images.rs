@@ -157,7 +157,7 @@ impl Store {
         let path = self.path("images.json");
         let bytes = serde_json::to_vec(&document)
             .map_err(|error| StoreError::Damaged { path: path.clone(), why: error.to_string() })?;
-        self.replace_for_good(&path, &bytes)?;
+        self.replace(&path, &bytes)?;
         Ok(true)
     }
 }

@@ -230,7 +230,7 @@ impl Store {
         let folder = lease.folder();
         let file = tempfile::tempfile_in(folder).map_err(StoreError::io("make a file in", folder))?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
-        self.write_tar(layer, &mut out)?;
+        self.write_tar(layer, &mut lease.heeding(&mut out))?;
         let mut file =
             out.into_inner().map_err(|error| StoreError::io("write a file in", folder)(error.into_error()))?;
         file.rewind().map_err(StoreError::io("read a file in", folder))?;

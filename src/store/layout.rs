@@ -130,31 +130,18 @@ impl Store {
         }
     }
 
-    /// Replaces the small file `path` of the store by `bytes`, at once or not at all, and durably.
+    /// Replaces the small file `path` of the store by `bytes`, at once or not at all. When it returns the change outlives
+    /// a power cut: a rename may come to the disk before the data of the file, and its folder after both.
     pub fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         // Shared: who sweeps `tmp` takes what has no lease for left behind.
         let _shared = self.gc_lock(false)?;
         let tmp = self.path("tmp");
         let mut file = tempfile::NamedTempFile::new_in(&tmp).map_err(StoreError::io("make a file in", &tmp))?;
         file.write_all(bytes).map_err(StoreError::io("write", file.path()))?;
-        // A power cut must not leave the new name with nothing in it.
         file.as_file().sync_all().map_err(StoreError::io("sync", file.path()))?;
         file.persist(path).map_err(|error| StoreError::io("rename into place", path)(error.error))?;
         let folder = path.parent().unwrap_or(&self.root);
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io("sync", folder))
-    }
-
-    /// As [`Store::replace`], and when it returns the change outlives a power cut: a rename may come to the disk before
-    /// the data of the file, and its folder after both.
-    pub fn replace_for_good(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-        let tmp = self.path("tmp");
-        let mut file = tempfile::NamedTempFile::new_in(&tmp).map_err(StoreError::io("make a file in", &tmp))?;
-        file.write_all(bytes).map_err(StoreError::io("write", file.path()))?;
-        file.as_file().sync_data().map_err(StoreError::io("write to the disk", file.path()))?;
-        file.persist(path).map_err(|error| StoreError::io("rename into place", path)(error.error))?;
-        let folder = path.parent().unwrap_or(path);
-        let synced = File::open(folder).and_then(|folder| folder.sync_all());
-        synced.map_err(StoreError::io("write to the disk", folder))
     }
 }
 

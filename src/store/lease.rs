@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::layout::{Store, StoreError};
+use crate::sys::cancel::{Cancel, UntilCanceled};
 
 /// A claim on the store by a running command.
 #[derive(Debug)]
@@ -20,6 +21,7 @@ pub struct Lease {
     folder: PathBuf,
     next: AtomicU64,
     made: AtomicU64,
+    cancel: Option<Cancel>,
 }
 
 /// What [`Store::sweep`] found.
@@ -45,7 +47,14 @@ impl Store {
         let name = path.file_name().unwrap_or_default();
         let folder = self.path("tmp").join(name);
         fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
-        let lease = Lease { file: Mutex::new(file), path, folder, next: AtomicU64::new(0), made: AtomicU64::new(0) };
+        let lease = Lease {
+            file: Mutex::new(file),
+            path,
+            folder,
+            next: AtomicU64::new(0),
+            made: AtomicU64::new(0),
+            cancel: None,
+        };
         lease.append(&format!("boot {boot}\n"))?;
         Ok(lease)
     }
@@ -79,12 +88,13 @@ impl Store {
                 let text = fs::read_to_string(&path).map_err(StoreError::io("read", &path))?;
                 let mut lines = text.lines();
                 let other_boot = lines.next().is_some_and(|line| line.strip_prefix("boot ") != Some(boot));
+                let known = suspects.len();
                 if other_boot {
                     suspects.extend(lines.filter_map(|line| line.strip_prefix("made ")).map(str::to_owned));
                 }
                 let name = path.file_name().unwrap_or_default();
                 self.discard(&self.path("tmp").join(name))?;
-                if !other_boot {
+                if suspects.len() == known {
                     remove_if_there(&path)?;
                 }
             }
@@ -142,6 +152,16 @@ impl Store {
 }
 
 impl Lease {
+    /// From now on the command's long copies end when `cancel` says so.
+    pub fn heed(&mut self, cancel: &Cancel) {
+        self.cancel = Some(cancel.clone());
+    }
+
+    /// What a long copy reads from or writes to, so that it ends when the command shall.
+    pub fn heeding<T>(&self, inner: T) -> UntilCanceled<'_, T> {
+        UntilCanceled { inner, cancel: self.cancel.as_ref() }
+    }
+
     /// The folder for unfinished files: on the store's file system, gone with the lease.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -304,5 +324,15 @@ mod tests {
         assert_eq!(store.sweep("boot-b").unwrap(), expected, "a check that was cut off is made again");
         store.forget().unwrap();
         assert_eq!(count(&store.path("leases")), 0);
+    }
+
+    #[test]
+    fn a_lease_of_another_boot_that_made_nothing_goes() {
+        let (_folder, store) = store();
+        for text in ["boot boot-a\n", "boot", ""] {
+            fs::write(store.path("leases/build-x"), text).unwrap();
+            assert_eq!(store.sweep("boot-b").unwrap(), Swept::default());
+            assert_eq!(count(&store.path("leases")), 0, "{text:?}");
+        }
     }
 }

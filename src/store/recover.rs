@@ -12,7 +12,7 @@ use super::layout::{Store, StoreError};
 use super::lease::Lease;
 use super::verify::layer_content;
 use crate::cache::record::CacheRecord;
-use crate::digest::{DiffId, Digest, HashingReader};
+use crate::digest::{DiffId, Digest};
 use crate::layer::data;
 use crate::layer::entry_ref::KindRef;
 use crate::sys::root_dir::RootDir;
@@ -87,11 +87,7 @@ impl Store {
         let root = RootDir::open(tree).map_err(StoreError::io("open", tree))?;
         for (position, entry) in index.entries().enumerate() {
             let KindRef::File { sha256, .. } = entry.kind else { continue };
-            let sum = data::from_tree(&index, position, &root).and_then(|file| {
-                let mut reader = HashingReader::new(file);
-                io::copy(&mut reader, &mut io::sink())?;
-                Ok(reader.finish().1)
-            });
+            let sum = data::from_tree(&index, position, &root).and_then(Digest::of_reader);
             match sum {
                 Ok(sum) if sum == sha256 => {}
                 Ok(_) => return Ok(false),
@@ -109,9 +105,7 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
 
 fn digest_of(path: &Path) -> Result<Digest, StoreError> {
     let file = File::open(path).map_err(StoreError::io("open", path))?;
-    let mut reader = HashingReader::new(file);
-    io::copy(&mut reader, &mut io::sink()).map_err(StoreError::io("read", path))?;
-    Ok(reader.finish().1)
+    Digest::of_reader(file).map_err(StoreError::io("read", path))
 }
 
 #[cfg(test)]

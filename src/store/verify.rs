@@ -4,7 +4,7 @@
 //! belongs to the image is read and digested: its documents, the blobs of its layers, and the tar of each layer in
 //! whichever form it is kept.
 
-use std::io::{self, Read};
+use std::io;
 
 use super::base::base_image;
 use super::images::ImageRecord;
@@ -66,7 +66,7 @@ fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Opti
     }
     let file = std::fs::File::open(&path).map_err(StoreError::io("open", &path))?;
     let mut packed = HashingReader::new(file);
-    let unpacked = compress::decompress(Box::new(&mut packed)).and_then(|mut plain| digest(&mut plain));
+    let unpacked = compress::decompress(Box::new(&mut packed)).and_then(Digest::of_reader);
     // Bytes after the compressed stream belong to the blob too.
     io::copy(&mut packed, &mut io::sink()).map_err(StoreError::io("read", &path))?;
     let (_, found, size) = packed.finish();
@@ -79,12 +79,6 @@ fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Opti
         Ok(found) => Some(format!("the blob {} does not hold layer {layer} but {found}", blob.digest)),
         Err(error) => Some(format!("the blob {} cannot be unpacked: {error}", blob.digest)),
     })
-}
-
-fn digest(reader: &mut dyn Read) -> io::Result<Digest> {
-    let mut reader = HashingReader::new(reader);
-    io::copy(&mut reader, &mut io::sink())?;
-    Ok(reader.finish().1)
 }
 
 /// Makes the layer's tar from the form that is there, indexes it anew and compares.

@@ -4,7 +4,7 @@
 //! a file descriptor that stays readable from then on, for those who sleep in `poll`. What always holds: once canceled
 //! it stays canceled; the first signal asks, the second one ends the process at once.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, Ordering};
@@ -52,6 +52,43 @@ impl Cancel {
     /// Readable from the moment of the wish on. To be polled, never to be read.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.state.event.as_fd()
+    }
+}
+
+/// Reads and writes as `inner` does, until somebody wishes to stop: then it fails.
+#[derive(Debug)]
+pub struct UntilCanceled<'a, T> {
+    /// What is read from or written to.
+    pub inner: T,
+    /// The wish; `None` where nobody can have one.
+    pub cancel: Option<&'a Cancel>,
+}
+
+impl<T> UntilCanceled<'_, T> {
+    fn check(&self) -> io::Result<()> {
+        match self.cancel {
+            // Not ErrorKind::Interrupted: those who see that try again.
+            Some(cancel) if cancel.is_canceled() => Err(io::Error::other("stopped")),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl<T: Read> Read for UntilCanceled<'_, T> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
+        self.inner.read(buffer)
+    }
+}
+
+impl<T: Write> Write for UntilCanceled<'_, T> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.check()?;
+        self.inner.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 
@@ -126,5 +163,18 @@ mod tests {
             cancel.cancel();
         }
         assert_eq!(other.signal(), None);
+    }
+
+    #[test]
+    fn what_is_read_and_written_ends_with_the_wish() {
+        let cancel = Cancel::new().expect("an event");
+        let mut copy = Vec::new();
+        let mut reader = UntilCanceled { inner: &b"bytes"[..], cancel: Some(&cancel) };
+        assert_eq!(io::copy(&mut reader, &mut UntilCanceled { inner: &mut copy, cancel: Some(&cancel) }).unwrap(), 5);
+        cancel.cancel();
+        assert!(reader.read(&mut [0]).is_err());
+        assert!(UntilCanceled { inner: &mut copy, cancel: Some(&cancel) }.write_all(b"x").is_err());
+        UntilCanceled { inner: &mut copy, cancel: None }.write_all(b"!").unwrap();
+        assert_eq!(copy, b"bytes!");
     }
 }

@@ -1,4 +1,4 @@
-//! Open files: metadata and fast copies.
+//! Open files: metadata, parts, and fast copies.
 //!
 //! In: open files. Out: metadata set, bytes copied inside the kernel where it can. What always holds: a copy is
 //! complete or an error.
@@ -7,8 +7,9 @@ use super::root_dir::{Stat, owner, times};
 use rustix::fd::AsFd;
 use rustix::fs::{self, Mode};
 use rustix::io::Errno;
+use std::borrow::Borrow;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
 /// Bytes that are copied at once where the kernel cannot.
@@ -68,6 +69,45 @@ pub fn copy_range(from: &File, from_start: u64, to: &File, to_start: u64, length
         }
     }
     Ok(())
+}
+
+/// A part of an open file, read by offset: one open file serves several readers and threads. That the file ends before
+/// the part is an error.
+#[derive(Debug)]
+pub struct Part<F> {
+    file: F,
+    at: u64,
+    left: u64,
+}
+
+impl<F: Borrow<File>> Part<F> {
+    /// `length` bytes of `file`, from `start` on.
+    pub fn new(file: F, start: u64, length: u64) -> Self {
+        Self { file, at: start, left: length }
+    }
+
+    /// How many bytes are left to read.
+    pub fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// The same part, from where it is now, on its own.
+    pub fn again(&self) -> Part<&File> {
+        Part { file: self.file.borrow(), at: self.at, left: self.left }
+    }
+}
+
+impl<F: Borrow<File>> Read for Part<F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let read = self.file.borrow().read_at(&mut buffer[..most], self.at)?;
+        if read == 0 && most > 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.at += read as u64;
+        self.left -= read as u64;
+        Ok(read)
+    }
 }
 
 /// Owner and group that files have which this process makes.

@@ -153,9 +153,9 @@ fn run_lacking() -> Option<String> {
     if find_program("unshare").is_none() {
         return Some("no program unshare (util-linux) to try namespaces with".to_owned());
     }
-    let folder = tempfile::Builder::new().prefix("probe").tempdir().expect("a temporary folder");
+    let folder = tempfile::Builder::new().prefix("probe").tempdir().expect("a temporary folder").keep();
     for part in ["lower", "upper", "work", "merged"] {
-        std::fs::create_dir(folder.path().join(part)).expect("a folder in a new folder");
+        std::fs::create_dir(folder.join(part)).expect("a folder in a new folder");
     }
     let options = if is_root() { "" } else { ",userxattr" };
     let script =
@@ -170,8 +170,10 @@ fn run_lacking() -> Option<String> {
         }
         command.args(["--user", "--map-root-user"]);
     }
-    command.args(["--mount", "sh", "-c", &script, "sh"]).arg(folder.path()).stdin(Stdio::null());
+    command.args(["--mount", "sh", "-c", &script, "sh"]).arg(&folder).stdin(Stdio::null());
     let tried = command.output().expect("unshare starts");
+    // Overlay leaves a folder of mode 0 in its work folder.
+    remove_tree(&folder);
     (!tried.status.success())
         .then(|| format!("no namespace with an overlay mount here: {}", String::from_utf8_lossy(&tried.stderr).trim()))
 }

@@ -12,14 +12,16 @@ impl Random {
 
     /// The seed of this run: `RBUILD_RANDOM_SEED`, or one that the clock gives. Whoever takes it prints it.
     pub fn seed() -> u64 {
+        Self::given_seed().unwrap_or_else(|| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.expect("the clock is past 1970").as_secs()
+        })
+    }
+
+    /// `RBUILD_RANDOM_SEED`.
+    pub fn given_seed() -> Option<u64> {
         let given = std::env::var("RBUILD_RANDOM_SEED").ok().filter(|text| !text.is_empty());
-        given.map_or_else(
-            || {
-                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-                now.expect("the clock is past 1970").as_secs()
-            },
-            |text| text.parse().expect("RBUILD_RANDOM_SEED is a number"),
-        )
+        given.map(|text| text.parse().expect("RBUILD_RANDOM_SEED is a number"))
     }
 
     /// 64 random bits.

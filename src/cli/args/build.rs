@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::epoch::{self, Epoch};
-use super::values::{NamedContext, build_arg, build_context, bytes, host, is_remote, label, some, yes_no};
+use super::values::{NamedContext, build_arg, build_context, bytes, count, host, is_remote, label, some, yes_no};
 use crate::cli::output_spec::{self, Destination, OutputSpec};
 use crate::cli::settings::Settings;
 use crate::plan::step::Network;
@@ -248,7 +248,7 @@ pub(super) struct BuildFlags {
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto", help_heading = RUN)]
     isolation: Isolation,
     /// Steps that run at once [default: the number of processors]
-    #[arg(long, value_name = "N", help_heading = RUN)]
+    #[arg(long, value_name = "N", value_parser = count, help_heading = RUN)]
     jobs: Option<NonZeroUsize>,
 
     /// How progress is shown [default: $RBUILD_PROGRESS, $BUILDKIT_PROGRESS, auto]

@@ -3,6 +3,7 @@
 //! In: the text after a flag. Out: what it means, or a reason that fits after "invalid value 'X' for '--flag': ".
 
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 /// A yes or a no, in the spellings of Go's `strconv.ParseBool`, which is what Docker's flags take.
@@ -12,6 +13,11 @@ pub(crate) fn yes_no(text: &str) -> Result<bool, String> {
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         _ => Err("expected true or false".to_owned()),
     }
+}
+
+/// A number of things that there must be.
+pub(crate) fn count(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse().map_err(|_| "expected a number of at least 1".to_owned())
 }
 
 /// A value that must hold something.

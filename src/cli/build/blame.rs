@@ -11,9 +11,6 @@ use crate::plan::step::{ContextId, CopyFrom, CopyOp, CopySource, Op, RunOp, Stac
 use crate::solve::copy::CopyError;
 use crate::solve::{self, Cause};
 
-/// Longest command that is repeated in a message, in characters.
-const COMMAND: usize = 100;
-
 /// What to tell of `error` in `step`. `tail` is the end of what the step's command wrote.
 pub(super) fn diagnostic<'a>(
     error: &Cause,
@@ -72,21 +69,10 @@ fn command<'a>(
     dockerfile: &Dockerfile,
     tail: impl IntoIterator<Item = &'a str>,
 ) -> Diagnostic {
-    let code = match exit {
-        Exit::Code(code) => code,
-        Exit::Signal(signal) => 128 + signal,
-        Exit::Canceled => return Diagnostic::error(step.span, solve::describe_exit(&exit)),
-    };
-    let words = op.args.join(" ").split_whitespace().collect::<Vec<_>>().join(" ");
-    let shown = match words.char_indices().nth(COMMAND) {
-        Some((end, _)) => format!("{}…", &words[..end]),
-        None => words,
-    };
-    let message = format!("process \"{shown}\" did not complete successfully: exit code: {code}");
-    let mut diagnostic = Diagnostic::error(step.span, message);
-    if let Exit::Signal(signal) = exit {
-        let more = if signal == 9 { ": who did not do that finds out with `dmesg` whether memory ran out" } else { "" };
-        diagnostic = diagnostic.help(format!("it was killed by signal {signal}{more}"));
+    let mut diagnostic = Diagnostic::error(step.span, format!("the command failed: {}", solve::describe_exit(&exit)));
+    if exit == Exit::Signal(9) {
+        diagnostic =
+            diagnostic.help("if nobody did that, memory ran out: the kernel's log has a line about it (`dmesg`)");
     }
     let program = op.args.first().map_or("", String::as_str);
     let unknown = format!("exec: \"{program}\": no such file");

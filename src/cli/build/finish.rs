@@ -184,7 +184,7 @@ fn epoch_form(job: &Job<'_>, solved: &Solved, epoch: i64) -> Result<DiffId, Fail
         let index = store.layer_index(&solved.layer)?.with_context(|| format!("the layer {} is gone", solved.layer))?;
         let data = store.layer_data(&solved.layer, lease)?;
         let mut open = |position| Ok(data.open(&index, position)? as Box<dyn io::Read>);
-        let (form, _) = write_form(&index, &mut open, Some(epoch), io::sink())?;
+        let (form, _) = write_form(&index, &mut open, Some(epoch), lease.heeding(io::sink()))?;
         if form != solved.layer {
             store.put_layer(lease, &epoch_index(&index, form, epoch)?, Form::Epoch { of: solved.layer, epoch })?;
         }
@@ -207,7 +207,7 @@ fn base_contents(store: &Store, base: &BaseImage) -> anyhow::Result<Option<Vec<C
 }
 
 /// The names of `-t` and of outputs' `name=`, full, with tags.
-fn names(args: &BuildArgs) -> Result<Vec<Reference>, Failure> {
+pub(super) fn names(args: &BuildArgs) -> Result<Vec<Reference>, Failure> {
     let written = args.tags.iter().chain(args.outputs.iter().flat_map(|output| &output.names));
     written.map(|name| tag(name)).collect()
 }

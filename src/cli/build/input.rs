@@ -78,7 +78,8 @@ fn find(directory: &Path, settings: &Settings) -> anyhow::Result<(String, Option
     let Some(name) = found else {
         bail!(
             "there is no Dockerfile in {} (looked for {}); write one, or name it with -f",
-            folder.display(),
+            // Without the `.` of `rbuild .`.
+            folder.components().collect::<PathBuf>().display(),
             NAMES.join(", ")
         );
     };

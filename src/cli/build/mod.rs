@@ -45,6 +45,7 @@ use crate::sys::namespace;
 pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
     refuse_later(args)?;
+    check_results(args, settings)?;
     let file = input::dockerfile(args, settings)?;
     let parsed = dockerfile::parse(&file.source);
     if args.print == Some(Print::Ast) {
@@ -72,7 +73,8 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let store = Store::open(&root).map_err(anyhow::Error::from)?;
     let boot = boot_id()?;
     let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
-    let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
+    let mut lease = store.lease(&boot).map_err(anyhow::Error::from)?;
+    lease.heed(&cancel);
     let (plan, bases, more) = resolve(&graph, &options, args, settings, &store, &lease).map_err(refuse)?;
     if args.print == Some(Print::Plan) {
         let text =
@@ -261,6 +263,22 @@ impl Job<'_> {
 fn refuse_later(args: &BuildArgs) -> Result<(), Failure> {
     if args.isolation == Isolation::Chroot {
         return Err(Failure::Usage("not supported yet: --isolation=chroot; RUN needs namespaces".to_owned()));
+    }
+    Ok(())
+}
+
+/// What can be said against names and files of the result before the work, not after it.
+fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
+    finish::names(args)?;
+    for (flag, file) in [("--iidfile", &args.iidfile), ("--metadata-file", &args.metadata_file)] {
+        let Some(file) = file else { continue };
+        let path = settings.cwd.join(file);
+        if path.is_dir() {
+            return Err(anyhow::anyhow!("{flag}: {} is a directory; name a file", file.display()).into());
+        }
+        if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
+            return Err(anyhow::anyhow!("{flag}: there is no directory {}", folder.display()).into());
+        }
     }
     Ok(())
 }

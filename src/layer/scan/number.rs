@@ -31,7 +31,7 @@ pub(super) fn decimal(text: &[u8]) -> Option<u64> {
 }
 
 /// Reads a time in seconds, a fraction allowed, and rounds it down.
-pub(super) fn seconds(text: &[u8]) -> Option<i64> {
+pub(crate) fn seconds(text: &[u8]) -> Option<i64> {
     let (negative, text) = match text.strip_prefix(b"-") {
         Some(rest) => (true, rest),
         None => (false, text),

@@ -4,7 +4,7 @@
 //! files, and may hide what is not there. None of that can be a tree of its own.
 
 use super::LayerStack;
-use crate::layer::entry::{compare_paths, file_name, is_below, parent};
+use crate::layer::entry::{compare_paths, file_name, is_below, join, parent};
 use crate::layer::entry_ref::{EntryRef, KindRef};
 use crate::layer::index::{IndexBuilder, IndexError, LayerIndex, Origin, RootMetadata};
 use std::cmp::Ordering;
@@ -205,8 +205,4 @@ fn build(
         }
     }
     builder.finish(Origin::Foreign, index.diff_id(), index.tar_size())
-}
-
-fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
 }

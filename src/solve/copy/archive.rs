@@ -7,7 +7,6 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::os::unix::fs::FileExt;
 
 use tar::EntryType;
 
@@ -17,6 +16,8 @@ use crate::digest::{Digest, HashingReader};
 use crate::layer::capability::to_v2;
 use crate::layer::compress::decompress;
 use crate::layer::entry::is_clean;
+use crate::layer::scan::number::seconds;
+use crate::sys::file::Part;
 
 /// So much of a sparse file may be holes: they cost nothing in the archive, and much in the image.
 const MAX_HOLES: u64 = 16 << 30;
@@ -36,23 +37,7 @@ impl Spool {
 
     /// Reads what [`FileData::Spool`] says.
     pub fn reader(&self, offset: u64, size: u64) -> impl Read + '_ {
-        SpoolReader { file: self.out.get_ref(), at: offset, left: size }
-    }
-}
-
-struct SpoolReader<'a> {
-    file: &'a File,
-    at: u64,
-    left: u64,
-}
-
-impl Read for SpoolReader<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let read = self.file.read_at(&mut buffer[..wanted], self.at)?;
-        self.at += read as u64;
-        self.left -= read as u64;
-        Ok(read)
+        Part::new(self.out.get_ref(), offset, size)
     }
 }
 
@@ -221,21 +206,13 @@ fn extensions<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Extended> {
     for extension in extensions {
         let extension = extension?;
         match extension.key_bytes() {
-            b"mtime" => extended.mtime = extension.value().ok().and_then(whole_seconds),
+            b"mtime" => extended.mtime = seconds(extension.value_bytes()),
             b"SCHILY.xattr.security.capability" => extended.capability = to_v2(extension.value_bytes()),
             key if key.starts_with(b"GNU.sparse.") => extended.is_sparse = true,
             _ => {}
         }
     }
     Ok(extended)
-}
-
-/// `12.5` is 12, `-12.5` is -13.
-fn whole_seconds(text: &str) -> Option<i64> {
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let whole: i64 = seconds.parse().ok()?;
-    let rounds_down = seconds.starts_with('-') && fraction.bytes().any(|digit| digit != b'0');
-    Some(if rounds_down { whole.saturating_sub(1) } else { whole })
 }
 
 /// `path` without `.`, `..` and slashes that do nothing; `None` if it leads out.
@@ -271,20 +248,6 @@ mod tests {
             ("a/../../b", None),
         ] {
             assert_eq!(cleaned(path.as_bytes()), expected.map(|path| path.as_bytes().to_vec()), "{path}");
-        }
-    }
-
-    #[test]
-    fn times_of_extended_headers() {
-        for (text, expected) in [
-            ("12", Some(12)),
-            ("12.9", Some(12)),
-            ("-12.5", Some(-13)),
-            ("-12.0", Some(-12)),
-            ("-0.5", Some(-1)),
-            ("x", None),
-        ] {
-            assert_eq!(whole_seconds(text), expected, "{text}");
         }
     }
 

@@ -7,13 +7,13 @@
 
 use super::archive::{Listing, Packed, PackedKind};
 use super::select::{Selected, Selection, Shape, Source};
-use super::source::{NodeKind, join, resolve};
+use super::source::{NodeKind, resolve};
 use super::target::{At, Slot, Target};
 use super::{CopyError, FileData, FileId, LandedEntry, lossy, mode};
 use crate::context::glob::clean;
 use crate::digest::{Digest, Hasher};
 use crate::image::accounts::{self, Owner};
-use crate::layer::entry::{Entry, Kind, is_below, parent};
+use crate::layer::entry::{Entry, Kind, is_below, join, parent};
 use crate::layer::stack::LayerStack;
 use crate::plan::step::{Chown, CopyOp};
 
@@ -168,19 +168,7 @@ pub(super) fn make_directories(
                 return Err(CopyError::NotADirectory { path: lossy(path), at: lossy(dir), what: other.name() });
             }
         }
-        target.land(Slot {
-            path: dir.to_vec(),
-            kind: NodeKind::Directory,
-            mode,
-            uid: owner.uid,
-            gid: owner.gid,
-            mtime: None,
-            capability: None,
-            data: FileData::None,
-            file: None,
-            inode: None,
-            hides: false,
-        })?;
+        target.land(Slot::directory(dir, mode, owner))?;
     }
     Ok(())
 }
@@ -429,20 +417,7 @@ impl Lander<'_> {
             }
             self.findings.path(dir);
             self.findings.at(&at);
-            let Owner { uid, gid } = self.owner.unwrap_or_default();
-            self.target.land(Slot {
-                path: dir.to_vec(),
-                kind: NodeKind::Directory,
-                mode: 0o755,
-                uid,
-                gid,
-                mtime: None,
-                capability: None,
-                data: FileData::None,
-                file: None,
-                inode: None,
-                hides: false,
-            })?;
+            self.target.land(Slot::directory(dir, 0o755, self.owner.unwrap_or_default()))?;
         }
         Ok(join(&real, name))
     }

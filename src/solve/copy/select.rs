@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::archive::{self, Listing, Spool};
 use super::land::Landing;
-use super::source::{Node, NodeKind, SourceView, join, relative};
+use super::source::{Node, NodeKind, SourceView, relative};
 use super::wildcard::{Hit, hits, is_pattern};
 use super::{CopyError, FileData, FileId, lossy, mode};
 use crate::context::glob::{Glob, clean};
@@ -17,7 +17,7 @@ use crate::context::ignore::Patterns;
 use crate::context::local::{ContextEntry, ContextKind};
 use crate::context::stat_cache::Facts;
 use crate::digest::Digest;
-use crate::layer::entry::{Kind, file_name};
+use crate::layer::entry::{Kind, file_name, join};
 use crate::plan::step::{CopyOp, CopySource};
 
 /// What is copied.

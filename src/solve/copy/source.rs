@@ -9,7 +9,7 @@ use super::{CopyError, FileData, lossy};
 use crate::context::local::{ContextEntry, ContextKind, LocalContext};
 use crate::context::stat_cache::Stamp;
 use crate::digest::Digest;
-use crate::layer::entry::is_below;
+use crate::layer::entry::{is_below, join};
 use crate::layer::entry_ref::KindRef;
 use crate::layer::stack::{FoundRef, LINK_LIMIT, LayerStack};
 
@@ -228,15 +228,6 @@ impl SourceView<'_> {
 fn stack_children(stack: &LayerStack, dir: &[u8]) -> Vec<Node> {
     let children = stack.read_dir_ref(dir);
     children.iter().map(|(name, found)| Node::of_layer(join(dir, name), found)).collect()
-}
-
-/// `dir/name`; `name` in the root.
-pub(super) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    match (dir.is_empty(), name.is_empty()) {
-        (true, _) => name.to_vec(),
-        (false, true) => dir.to_vec(),
-        (false, false) => [dir, b"/", name].concat(),
-    }
 }
 
 /// `path` seen from the directory `dir` that it lies in.

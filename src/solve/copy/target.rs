@@ -7,7 +7,8 @@ use std::collections::HashMap;
 
 use super::source::NodeKind;
 use super::{CopyError, FileData, FileId, LandedEntry, UNREAD, lossy};
-use crate::layer::entry::{Entry, Kind, compare_paths, file_name, is_below, parent};
+use crate::image::accounts::Owner;
+use crate::layer::entry::{Entry, Kind, compare_paths, file_name, is_below, join, parent};
 use crate::layer::entry_ref::KindRef;
 use crate::layer::stack::LayerStack;
 
@@ -49,6 +50,25 @@ pub(super) struct Slot {
     pub(super) inode: Option<usize>,
     /// It hides whatever is below, even if it is a directory.
     pub(super) hides: bool,
+}
+
+impl Slot {
+    /// A directory that nothing was copied for.
+    pub(super) fn directory(path: &[u8], mode: u32, owner: Owner) -> Self {
+        Self {
+            path: path.to_vec(),
+            kind: NodeKind::Directory,
+            mode,
+            uid: owner.uid,
+            gid: owner.gid,
+            mtime: None,
+            capability: None,
+            data: FileData::None,
+            file: None,
+            inode: None,
+            hides: false,
+        }
+    }
 }
 
 /// Layers and what landed on them.
@@ -172,7 +192,7 @@ impl<'a> Target<'a> {
                 continue;
             }
             for (name, _) in self.below.read_dir(&slot.path) {
-                let path = super::source::join(&slot.path, &name);
+                let path = join(&slot.path, &name);
                 if self.slot(&path).is_none() {
                     let entry =
                         Entry { path, kind: Kind::Whiteout, mode: 0, uid: 0, gid: 0, mtime: 0, capability: None };

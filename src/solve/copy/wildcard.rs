@@ -4,9 +4,10 @@
 //! `filepath.Match`, one element each, so there is no `**`; a literal that is not there is an error, a pattern without
 //! a match is not; folders on the way to a match are real ones, what matches may be a link and is followed.
 
-use super::source::{Node, SourceView, join};
+use super::source::{Node, SourceView};
 use super::{CopyError, lossy};
 use crate::context::glob::{Glob, clean};
+use crate::layer::entry::join;
 
 /// Something that a source names.
 #[derive(Debug)]

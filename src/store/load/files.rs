@@ -16,6 +16,7 @@ use tar::{EntryType, Header, PaxExtensions};
 use super::LoadError;
 use crate::layer::compress;
 use crate::store::lease::Lease;
+use crate::sys::file::Part;
 
 /// The most entries that an archive may have: an image of 500 layers has some 2,000.
 const MAX_MEMBERS: usize = 200_000;
@@ -52,29 +53,23 @@ enum Place {
 
 /// One file, open for reading.
 #[derive(Debug)]
-pub(crate) struct Member {
-    file: Arc<File>,
-    offset: u64,
-    left: u64,
-}
+pub(crate) struct Member(Part<Arc<File>>);
 
 impl Member {
     /// How many bytes are left to read: at first, its size.
     pub(crate) fn size(&self) -> u64 {
-        self.left
+        self.0.left()
     }
 
     /// The first bytes, at most as many as `buffer` holds; reading is not moved on.
     pub(crate) fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut part = self.0.again();
         let mut filled = 0;
-        while filled < buffer.len() {
-            let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-            if filled >= wanted {
-                break;
-            }
-            match self.file.read_at(&mut buffer[filled..wanted], self.offset + filled as u64)? {
-                0 => break,
-                read => filled += read,
+        while filled < buffer.len() && part.left() > 0 {
+            match part.read(&mut buffer[filled..]) {
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(error) => return Err(error),
             }
         }
         Ok(filled)
@@ -83,11 +78,7 @@ impl Member {
 
 impl Read for Member {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
-        let read = self.file.read_at(&mut buffer[..wanted], self.offset)?;
-        self.offset += read as u64;
-        self.left -= read as u64;
-        Ok(read)
+        self.0.read(buffer)
     }
 }
 
@@ -106,7 +97,7 @@ impl Files {
             file.metadata().map_err(failed("read"))?.is_file() && file.stream_position().map_err(failed("read"))? == 0;
         let mut magic = [0; 6];
         let plain = regular && {
-            let member = Member { file: Arc::new(file.try_clone().map_err(failed("read"))?), offset: 0, left: 6 };
+            let member = Member(Part::new(Arc::new(file.try_clone().map_err(failed("read"))?), 0, 6));
             let read = member.peek(&mut magic).map_err(failed("read"))?;
             compress::detect(&magic[..read]).is_none()
         };
@@ -136,7 +127,7 @@ impl Files {
                     Err(error) => return Err(failed(error)),
                 };
                 let metadata = file.metadata().map_err(failed)?;
-                Ok(metadata.is_file().then(|| Member { left: metadata.len(), file: Arc::new(file), offset: 0 }))
+                Ok(metadata.is_file().then(|| Member(Part::new(Arc::new(file), 0, metadata.len()))))
             }
             Source::Archive { file, members } => {
                 let mut name = clean(name.as_bytes()).unwrap_or_default();
@@ -145,7 +136,7 @@ impl Files {
                         None | Some(Place::Other) => return Ok(None),
                         Some(Place::Link(target)) => name.clone_from(target),
                         Some(&Place::File { offset, size }) => {
-                            return Ok(Some(Member { file: file.clone(), offset, left: size }));
+                            return Ok(Some(Member(Part::new(file.clone(), offset, size))));
                         }
                     }
                 }

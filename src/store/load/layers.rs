@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::LoadError;
 use super::files::{Files, Member};
-use crate::digest::{DiffId, Digest, HashingReader};
+use crate::digest::{DiffId, Digest};
 use crate::image::manifest::{Encoding, Family};
 use crate::layer::compress::{self, Format};
 use crate::layer::entry_ref::{EntryRef, KindRef};
@@ -260,9 +260,7 @@ fn intake_failed(
 fn scan_failed(files: &Files, wanted: &Wanted, error: &ScanError) -> LoadError {
     let found = wanted.blob.and_then(|(expected, _)| {
         let member = files.open(&wanted.name).ok()??;
-        let mut reader = HashingReader::new(member);
-        io::copy(&mut reader, &mut io::sink()).ok()?;
-        Some(reader.finish().1).filter(|found| *found != expected)
+        Digest::of_reader(member).ok().filter(|found| *found != expected)
     });
     match found {
         Some(found) => {

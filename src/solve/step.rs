@@ -116,7 +116,12 @@ impl Solver<'_> {
 
     /// Writes the layer of a COPY, ADD or WORKDIR, and finishes what is known of it: digests of files that were read
     /// for the first time, and so the keys.
-    fn write(&self, id: StepId, copy: Option<&CopyOp>, mut missed: Box<Missed>) -> Result<(Box<Missed>, NewLayer), Cause> {
+    fn write(
+        &self,
+        id: StepId,
+        copy: Option<&CopyOp>,
+        mut missed: Box<Missed>,
+    ) -> Result<(Box<Missed>, NewLayer), Cause> {
         let before = self.layer_before(id, copy);
         let new = self.write_layer(copy, &mut missed, before.as_ref())?;
         if let (Some(copy), Some(mut selection)) = (copy, missed.selection.take()) {

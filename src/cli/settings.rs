@@ -141,11 +141,6 @@ impl Settings {
             .or_else(|| self.home().map(|home| home.join(below_home)))
     }
 
-    /// Where rbuild's own configuration is, for this user.
-    pub fn config_dir(&self) -> Option<PathBuf> {
-        self.xdg("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("rbuild"))
-    }
-
     /// Where Docker's `config.json` is looked for.
     pub fn docker_config_dir(&self) -> Option<PathBuf> {
         self.path_var("DOCKER_CONFIG").map(|dir| self.cwd.join(dir)).or_else(|| Some(self.home()?.join(".docker")))

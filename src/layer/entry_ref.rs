@@ -89,11 +89,6 @@ impl KindRef<'_> {
     pub fn is_directory(self) -> bool {
         matches!(self, KindRef::Directory)
     }
-
-    /// Whether this only says what is hidden below: a whiteout or an opaque mark.
-    pub fn hides_only(self) -> bool {
-        matches!(self, KindRef::Whiteout | KindRef::Opaque)
-    }
 }
 
 impl EntryRef<'_> {

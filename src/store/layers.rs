@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::layout::{Store, StoreError, open_if_there, read_if_there};
 use super::lease::Lease;
 use crate::digest::{ChainId, DiffId, Digest, HashingWriter};
-use crate::layer::index::{HEADER, LayerIndex, Origin, Summary};
+use crate::layer::index::{HEADER, LayerIndex, Summary};
 use crate::layer::write::{WriteError, write_form};
 use crate::layer::{compress, data};
 use crate::sys::root_dir::RootDir;
@@ -300,11 +300,6 @@ impl Store {
         let source = self.epoch_of(layer)?.map_or(*layer, |form| form.of);
         let folder = self.layer_path(&source);
         Ok(!folder.join("tar").exists() && folder.join("tree").exists())
-    }
-
-    /// Whether a layer made by this rbuild can be made from its tree alone. Layers from outside keep their bytes.
-    pub fn is_made_here(index: &LayerIndex) -> bool {
-        matches!(index.origin(), Origin::Made { .. })
     }
 }
 

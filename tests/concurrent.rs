@@ -23,7 +23,7 @@ fn ten_builds_at_once_share_a_store() {
     env.set("SOURCE_DATE_EPOCH", "0");
     env.import_busybox();
     // Half of them are the same project; each of the others has a file of its own.
-    let folder = |number: usize| if number % 2 == 0 { "same".to_owned() } else { format!("own{number}") };
+    let folder = |number: usize| if number.is_multiple_of(2) { "same".to_owned() } else { format!("own{number}") };
     for number in 0..10 {
         env.write(&format!("{}/f", folder(number)), folder(number));
         env.write(&format!("{}/Dockerfile", folder(number)), DOCKERFILE);

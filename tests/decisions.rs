@@ -1,6 +1,7 @@
 //! More of the settled questions, each by its number; `tests/cache.rs` and the modules have the others. The table of
 //! all is docs/decisions.md.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -80,6 +81,14 @@ fn rule_11_an_epoch_form_as_base_has_a_tree_of_its_own() {
 }
 
 #[test]
+fn rule_25_a_folder_from_below_is_moved_by_copying() {
+    let Some(env) = sandbox("rule_25_a_folder_from_below_is_moved_by_copying") else { return };
+    // Where overlay may redirect, the layer would hold an empty folder that points at the old name.
+    let found = image(&env, "FROM busybox\nRUN mv /var /moved\n", "");
+    assert_eq!(found.top_layer(), ["moved/", "moved/log/", "moved/www/", ".wh.var"]);
+}
+
+#[test]
 fn rule_26_a_tree_that_occurs_twice_is_mounted_once() {
     let Some(env) = sandbox("rule_26_a_tree_that_occurs_twice_is_mounted_once") else { return };
     env.write("ctx/f", "f");
@@ -95,22 +104,22 @@ fn rule_27_more_layers_than_the_kernel_mounts() {
     let Some(env) = sandbox("rule_27_more_layers_than_the_kernel_mounts") else { return };
     let mut dockerfile = "FROM busybox\n".to_owned();
     for number in 0..126 {
-        dockerfile += &format!("COPY <<f /d/f{number}\n{number}\nf\n");
+        writeln!(dockerfile, "COPY <<f /d/f{number}\n{number}\nf").expect("a String takes all");
     }
     env.write("ctx/Dockerfile", &dockerfile);
     env.build("-t at-the-limit").ok().says_nothing_of("Docker refuses");
     // Layers of all sorts among those that are merged: replaced files, links, whiteouts that RUN left.
     dockerfile += "RUN rm /d/f0 /etc/motd && ln /d/f1 /d/same && echo again > /d/f2 && chmod 700 /d\n";
     for number in 126..510 {
-        dockerfile += &format!("COPY <<f /d/f{number}\n{number}\nf\n");
+        writeln!(dockerfile, "COPY <<f /d/f{number}\n{number}\nf").expect("a String takes all");
     }
-    env.write("ctx/Dockerfile", &dockerfile);
-    env.build("").ok().says("512 layers; Docker refuses more than 127");
     dockerfile += "RUN ls /d | wc -l > /seen; cat /d/f1 /d/same /d/f2 /d/f509 >> /seen; stat -c '%a %h' /d /d/same >> /seen; \
                    test ! -e /etc/motd\n";
-    let found = image(&env, &dockerfile, "");
+    env.write("ctx/Dockerfile", &dockerfile);
+    let args = "-o type=oci,dest=out.tar,compression=uncompressed";
+    env.build(args).ok().says("513 layers; Docker refuses more than 127");
+    let found = Image::read(&env.path("out.tar"));
     assert_eq!(String::from_utf8(found.file("seen")), Ok("510\n1\n1\nagain\n509\n700 1\n644 2\n".to_owned()));
-    assert_eq!(image(&env, &dockerfile, "--no-cache-filter nothing").id, found.id);
 }
 
 #[test]
@@ -135,7 +144,7 @@ fn rule_31_what_a_power_cut_damaged_is_made_again() {
     assert!(files.iter().any(|(_, path)| path.ends_with("tree/copied")), "a layer with two forms: {files:?}");
     for (name, path) in files {
         let dead = env.store().join("leases/build-dead");
-        lease.push_str(&format!("made {name}\n"));
+        writeln!(lease, "made {name}").expect("a String takes all");
         fs::write(&dead, &lease).expect("a lease");
         if path.exists() {
             fs::write(&path, "").expect("cut off");
@@ -177,6 +186,9 @@ fn rule_37_device_nodes_that_cannot_be_made_are_told_and_kept() {
     header.set_device_major(1).expect("a header that has devices");
     header.set_device_minor(3).expect("a header that has devices");
     header.set_mode(0o666);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(TIME);
     header.set_size(0);
     header.set_cksum();
     tar.append(&header, &b""[..]).expect("memory takes every write");
@@ -202,5 +214,5 @@ fn rule_37_an_id_beyond_the_map_is_named() {
     env.import_busybox();
     env.write("ctx/f", "f");
     env.write("ctx/Dockerfile", "FROM busybox\nCOPY --chown=4000000:5 f /far\nRUN true\n");
-    env.build("").ends(1).says("/far").says("4000000").says("0-65").says_nothing_of("panicked");
+    env.build("").ends(1).says("/far").says("4000000").says("users 0-").says_nothing_of("panicked");
 }

@@ -170,7 +170,7 @@ fn an_interrupt_ends_every_process_and_leaves_nothing() {
 fn an_interrupt_ends_an_export() {
     let env = TestEnv::new();
     // What cannot be compressed keeps the export busy long after the step is done.
-    let mut bytes = vec![0_u8; 150 << 20];
+    let mut bytes = vec![0_u8; 32 << 20];
     let mut state = 1_u64;
     for word in bytes.chunks_exact_mut(8) {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -24,6 +24,8 @@ pub enum Body<'a> {
     None,
     /// From memory.
     Bytes(&'a [u8]),
+    /// From memory, with their digest, which somebody computed from these very bytes.
+    Digested(&'a [u8], Digest),
     /// From a reader, which must give exactly as many as the entry says.
     Reader(Box<dyn Read + 'a>),
 }
@@ -89,6 +91,15 @@ impl<W: Write> TarStream<W> {
         let digest = match body {
             Body::None => self.data(entry.path, size, &mut io::empty(), keep),
             Body::Bytes(mut bytes) => self.data(entry.path, size, &mut bytes, keep),
+            Body::Digested(bytes, _) if bytes.len() as u64 != size => {
+                Err(WriteError::Changed { path: entry.path.to_vec(), size })
+            }
+            Body::Digested(bytes, digest) => {
+                if let Some(keep) = keep {
+                    keep.extend_from_slice(bytes);
+                }
+                self.bytes(bytes).map(|()| digest)
+            }
             Body::Reader(mut reader) => self.data(entry.path, size, &mut *reader, keep),
         }?;
         let padding = (size.next_multiple_of(BLOCK as u64) - size) as usize;

@@ -11,6 +11,7 @@
 
 pub mod copy;
 mod layer;
+mod reading;
 mod run;
 mod schedule;
 mod stacks;
@@ -59,6 +60,8 @@ pub struct Engine<'a> {
     pub shm_size: u64,
     /// Which build this is, for `--explain`: the same from one build of a Dockerfile to the next.
     pub identity: &'a str,
+    /// Whether anybody wants to know which files a miss is about: finding that out takes time.
+    pub explain: bool,
     /// Receives what happens.
     pub events: &'a dyn EventSink,
     /// Tells when to stop.

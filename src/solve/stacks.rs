@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use super::Cause;
 use crate::digest::{ChainId, DiffId, Hasher};
 use crate::event::{Event, EventSink};
-use crate::layer::apply::{self, TreeOptions};
+use crate::layer::apply::{self, Previous, TreeOptions};
 use crate::layer::entry::Kind;
 use crate::layer::index::LayerIndex;
 use crate::layer::stack::{Found, LayerStack, needs_parents};
@@ -56,11 +56,35 @@ pub(super) struct Stacks<'a> {
     indexes: Once<DiffId, Arc<LayerIndex>>,
     data: Once<DiffId, Arc<LayerData>>,
     trees: Once<ChainId, PathBuf>,
+    /// For a layer that was made now, the one that the same step gave before: most of its files are the same.
+    before: Mutex<HashMap<DiffId, DiffId>>,
 }
 
 impl<'a> Stacks<'a> {
     pub(super) fn new(store: &'a Store, lease: &'a Lease, events: &'a dyn EventSink) -> Self {
-        Self { store, lease, events, indexes: Once::new(), data: Once::new(), trees: Once::new() }
+        let before = Mutex::default();
+        Self { store, lease, events, indexes: Once::new(), data: Once::new(), trees: Once::new(), before }
+    }
+
+    /// Takes the index of a layer that was put into the store: it need not be read from there.
+    pub(super) fn knows(&self, index: LayerIndex) {
+        let index = Arc::new(index);
+        let _: Result<_, StoreError> = self.indexes.get_or_make(index.diff_id(), || Ok(Arc::clone(&index)));
+    }
+
+    /// Takes note that `layer` came after `before` in the same place: its tree may link to files of that one.
+    pub(super) fn follows(&self, layer: DiffId, before: DiffId) {
+        if layer != before {
+            self.before.lock().unwrap_or_else(PoisonError::into_inner).insert(layer, before);
+        }
+    }
+
+    /// The layer that came before in the same place, and its tree, if it has one.
+    fn before(&self, layer: &DiffId) -> Option<(LayerIndex, PathBuf)> {
+        let before = *self.before.lock().unwrap_or_else(PoisonError::into_inner).get(layer)?;
+        let tree = self.store.layer_tree(&before)?;
+        // Whatever is wrong with it, the tar has all files.
+        Some((self.store.layer_index(&before).ok()??, tree))
     }
 
     /// The index of a layer that is in the store.
@@ -129,7 +153,9 @@ impl<'a> Stacks<'a> {
             Ok(self.store.put_chain_tree(self.lease, chain, &tree)?)
         } else {
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
-            self.tell(&apply::apply(&index, &tar, &tree, options)?);
+            let before = self.before(layer);
+            let before = before.as_ref().map(|(index, tree)| Previous { index, tree });
+            self.tell(&apply::apply_like(&index, &tar, &tree, options, before.as_ref())?);
             self.store.put_layer(self.lease, &index, Form::Tree(tree))?;
             Ok(self.store.layer_tree(layer).ok_or_else(|| self.store.missing(format!("the tree of {layer}")))?)
         }

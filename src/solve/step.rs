@@ -94,13 +94,13 @@ impl Solver<'_> {
                 let new = self.run(id, run, &self.stack(step.parent))?;
                 (missed, new)
             }
-            Op::MakeDir(_) => self.write(None, missed)?,
-            Op::Copy(copy) => match self.write(Some(copy), missed) {
+            Op::MakeDir(_) => self.write(id, None, missed)?,
+            Op::Copy(copy) => match self.write(id, Some(copy), missed) {
                 Err(cause) if self.may_restart(id, &cause) => {
                     // A file changed between look and read. Once more with what it is now: its key is another one too.
                     match self.look_up(id)? {
                         Look::Hit(record, key) => return self.hit(id, &record, key),
-                        Look::Miss(missed) => self.write(Some(copy), missed)?,
+                        Look::Miss(missed) => self.write(id, Some(copy), missed)?,
                     }
                 }
                 other => other?,
@@ -116,8 +116,14 @@ impl Solver<'_> {
 
     /// Writes the layer of a COPY, ADD or WORKDIR, and finishes what is known of it: digests of files that were read
     /// for the first time, and so the keys.
-    fn write(&self, copy: Option<&CopyOp>, mut missed: Box<Missed>) -> Result<(Box<Missed>, NewLayer), Cause> {
-        let new = self.write_layer(copy, &mut missed)?;
+    fn write(
+        &self,
+        id: StepId,
+        copy: Option<&CopyOp>,
+        mut missed: Box<Missed>,
+    ) -> Result<(Box<Missed>, NewLayer), Cause> {
+        let before = self.layer_before(id, copy);
+        let new = self.write_layer(copy, &mut missed, before.as_ref())?;
         if let (Some(copy), Some(mut selection)) = (copy, missed.selection.take()) {
             if let Some(landing) = &missed.landing {
                 let was_hashed = selection.is_hashed();
@@ -358,7 +364,9 @@ impl Solver<'_> {
                     landing: missed.record.landing,
                 };
                 let changed = || match (&last, &missed.selection, &missed.landing) {
-                    (Some(last), Some(_), Some(landing)) => self.changed_files(&last.layer, landing),
+                    (Some(last), Some(_), Some(landing)) if self.engine.explain => {
+                        self.changed_files(&last.layer, landing)
+                    }
                     _ => (Vec::new(), 0),
                 };
                 explain::reason(last.as_ref(), &now, changed)
@@ -411,7 +419,7 @@ impl Solver<'_> {
     }
 
     /// Where a step stands, from one build of a Dockerfile to the next.
-    fn place(&self, id: StepId) -> Digest {
+    pub(super) fn place(&self, id: StepId) -> Digest {
         let mut hasher = Hasher::new();
         hasher.field(self.engine.identity.as_bytes());
         hasher.field(self.plan.steps[id.0].platform.to_string().as_bytes());
@@ -436,16 +444,24 @@ impl Solver<'_> {
         let layer = match store.made_before(&content, &op)? {
             Some(layer) => layer,
             None => {
+                let layer = new.index.diff_id();
                 store.put_layer(lease, &new.index, new.form)?;
-                store.remember_made(lease, &content, &op, &new.index.diff_id())?;
-                new.index.diff_id()
+                store.remember_made(lease, &content, &op, &layer)?;
+                self.stacks.knows(new.index);
+                layer
             }
         };
         let record = CacheRecord { content, layer, ..missed.record.clone() };
         for key in &missed.keys {
             store.record(lease, key, &record)?;
         }
-        store.remember_last(lease, &self.place(id), &record)?;
+        let place = self.place(id);
+        if let Some(last) = store.last_record(&place)?
+            && matches!(self.plan.steps[id.0].op, Op::Copy(_))
+        {
+            self.stacks.follows(layer, last.layer);
+        }
+        store.remember_last(lease, &place, &record)?;
         self.solve_as(id, content, layer, Some(began.elapsed()))?;
         Ok(layer)
     }

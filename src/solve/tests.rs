@@ -82,7 +82,7 @@ impl Bench {
         self.build_with(dockerfile, Exports::Bytes)
     }
 
-    fn plan(&self, dockerfile: &str) -> Plan {
+    fn plan(dockerfile: &str) -> Plan {
         let source = Source { name: "Dockerfile".to_owned(), text: dockerfile.to_owned() };
         let parsed = crate::dockerfile::parse(&source);
         let options = PlanOptions::default();
@@ -99,7 +99,7 @@ impl Bench {
     }
 
     fn build_with(&self, dockerfile: &str, exports: Exports) -> Outcomes {
-        let plan = self.plan(dockerfile);
+        let plan = Self::plan(dockerfile);
         let lease = self.store.lease("boot").unwrap();
         let open =
             || LocalContext::open(&self.path(""), Patterns::default(), StatCache::in_memory(), SystemTime::now());
@@ -117,6 +117,7 @@ impl Bench {
             extra_hosts: &[],
             shm_size: 0,
             identity: "test",
+            explain: false,
             events: &log,
             cancel: &Cancel::new().unwrap(),
             clock,
@@ -259,7 +260,7 @@ fn cached_commands_ask_for_no_trees() {
     bench.store.put_layer(&lease, &index, crate::store::layers::Form::Tree(tree)).unwrap();
     let dockerfile = "FROM scratch AS a\nRUN [\"x\"]\nFROM scratch\nCOPY f /f\n";
     let all = format!("{dockerfile}COPY --from=a / /\n");
-    let plan = bench.plan("FROM scratch\nRUN [\"x\"]\n");
+    let plan = Bench::plan("FROM scratch\nRUN [\"x\"]\n");
     let step = &plan.steps[0];
     let op = crate::cache::key::op_digest(&step.op, &step.platform);
     let below = crate::cache::key::stack_id(None, &[]);

@@ -139,6 +139,15 @@ impl Store {
     pub fn put_layer(&self, lease: &Lease, index: &LayerIndex, form: Form) -> Result<(), StoreError> {
         let name = format!("layers/{}", index.diff_id().0.hex());
         let place = self.path(&name);
+        if let (true, Form::Tree(tree)) = (self.has_layer(&index.diff_id()), &form) {
+            // The usual case of a form that comes later; the index need not be written again for it.
+            lease.will_make(&name)?;
+            let target = place.join("tree");
+            return match fs::rename(tree, &target) {
+                Err(_) if target.exists() => Ok(()),
+                other => other.map_err(StoreError::io("rename into place", &target)),
+            };
+        }
         let folder = lease.fresh_path();
         fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
         let index_path = folder.join("index");
@@ -222,9 +231,14 @@ impl Store {
         }
     }
 
+    /// The layer's uncompressed tar, where the store has it as a file.
+    pub fn stored_tar(&self, layer: &DiffId) -> Result<Option<File>, StoreError> {
+        open_if_there(&self.layer_path(layer).join("tar"))
+    }
+
     /// The layer's uncompressed tar as a file that can be read at any offset: the one in the store, or a temporary one.
     pub fn tar_file(&self, layer: &DiffId, lease: &Lease) -> Result<File, StoreError> {
-        if let Some(tar) = open_if_there(&self.layer_path(layer).join("tar"))? {
+        if let Some(tar) = self.stored_tar(layer)? {
             return Ok(tar);
         }
         let folder = lease.folder();

@@ -258,6 +258,14 @@ mod tests {
     }
 
     #[test]
+    fn no_program_that_is_started_inherits_a_lease() {
+        let (_folder, store) = store();
+        let lease = store.lease("boot-a").unwrap();
+        let flags = rustix::io::fcntl_getfd(&*lease.file.lock().unwrap()).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "a child would keep it alive");
+    }
+
+    #[test]
     fn what_a_killed_command_left_is_swept() {
         let (_folder, store) = store();
         let lease = store.lease("boot-a").unwrap();

@@ -71,6 +71,50 @@ pub fn copy_range(from: &File, from_start: u64, to: &File, to_start: u64, length
     Ok(())
 }
 
+/// Bytes that are collected until the kernel is asked to begin writing them to the disk.
+const EARLY: u64 = 16 << 20;
+
+/// A file that is on its way to the disk while it is written, so that whoever makes it durable in the end waits for the
+/// last bytes alone.
+#[derive(Debug)]
+pub struct EarlyWriter {
+    file: File,
+    written: u64,
+    begun: u64,
+}
+
+impl EarlyWriter {
+    /// Writes to `file`, which is empty.
+    pub fn new(file: File) -> Self {
+        Self { file, written: 0, begun: 0 }
+    }
+}
+
+impl io::Write for EarlyWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.file.write(bytes)?;
+        self.written += length as u64;
+        if self.written - self.begun >= EARLY {
+            begin_writing(&self.file, self.begun, self.written - self.begun);
+            self.begun = self.written;
+        }
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// Asks the kernel to begin writing a part of `file` to the disk. Only a hint: what it says to that does not matter.
+fn begin_writing(file: &File, start: u64, length: u64) {
+    use std::os::fd::AsRawFd;
+    // SAFETY: plain numbers; the descriptor is open as long as `file` is borrowed.
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), start as i64, length as i64, libc::SYNC_FILE_RANGE_WRITE);
+    }
+}
+
 /// A part of an open file, read by offset: one open file serves several readers and threads. That the file ends before
 /// the part is an error.
 #[derive(Debug)]

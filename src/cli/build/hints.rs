@@ -82,7 +82,7 @@ mod tests {
     fn what_looks_like_json_is_told_where_it_stops_being_json() {
         for (line, expected) in [
             (r#"CMD ["echo" "hello"]"#, Some("\"")),
-            (r#"CMD ['echo', 'hello']"#, Some("'")),
+            (r"CMD ['echo', 'hello']", Some("'")),
             (r#"ENTRYPOINT ["a", b]"#, Some("b")),
             (r#"RUN ["a", "é" é]"#, Some("é")),
             (r#"CMD ["echo", "hello"]"#, None),

@@ -20,7 +20,7 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 
 use self::input::Dockerfile;
-use super::args::{BuildArgs, BuildContext, Isolation, NamedContext, Print};
+use super::args::{BuildArgs, BuildContext, Isolation, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::render::Reporter;
 use super::settings::Settings;
@@ -153,6 +153,7 @@ impl Job<'_> {
             extra_hosts: &hosts,
             shm_size: self.args.shm_size.unwrap_or(0),
             identity: &identity,
+            explain: self.args.explain || matches!(self.args.progress, Progress::Json),
             events: self.reporter,
             cancel: self.cancel,
             clock: SystemTime::now,

@@ -99,6 +99,12 @@ pub(super) struct FileId {
 const UNREAD: crate::digest::Digest = crate::digest::Digest::from_bytes([0; 32]);
 
 impl LandedEntry {
+    /// An entry for a file of the context.
+    #[cfg(test)]
+    pub(super) fn of_context(entry: Entry, path: Vec<u8>, stamp: Stamp) -> Self {
+        Self { entry, data: FileData::Context { path, stamp }, is_new: false, file: None, is_below: false }
+    }
+
     /// Whether the SHA-256 in its header is that of its data.
     pub fn is_hashed(&self) -> bool {
         !matches!(self.entry.kind, crate::layer::entry::Kind::File { sha256, .. } if sha256 == UNREAD)

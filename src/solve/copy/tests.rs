@@ -447,18 +447,6 @@ fn what_was_written_must_be_what_the_key_says() {
 }
 
 #[test]
-fn what_changes_while_it_is_read_is_not_learned() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    fs::write(folder.path().join("a"), "aa").expect("writes");
-    let (context, mut selection, mut landing) = landed(folder.path(), "COPY a /");
-    landing.entries[0].entry.kind = Kind::File { size: 2, sha256: Digest::of(b"ab") };
-    fs::write(folder.path().join("a"), "bbb").expect("writes");
-    let result = selection.learn(&landing, &SourceView::Context(&context));
-    assert!(matches!(result, Err(CopyError::Changed { path }) if path == "a"));
-    assert!(!selection.is_hashed());
-}
-
-#[test]
 fn a_file_that_changes_after_selection_is_an_error_by_name() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::write(folder.path().join("a"), "aa").expect("writes");

@@ -15,6 +15,7 @@ use crate::cache::record::CacheRecord;
 use crate::digest::{DiffId, Digest, HashingReader};
 use crate::layer::data;
 use crate::layer::entry_ref::KindRef;
+use crate::layer::index::Origin;
 use crate::layer::scan::scan;
 use crate::sys::root_dir::RootDir;
 
@@ -83,7 +84,7 @@ impl Store {
     /// Whether all of a layer's index is that of its tar, not the digests in its first bytes alone.
     fn is_index_whole(&self, layer: &DiffId) -> Result<bool, StoreError> {
         let Some(index) = self.layer_index(layer)? else { return Ok(false) };
-        if Self::is_made_here(&index) {
+        if matches!(index.origin(), Origin::Made { .. }) {
             return self.is_index_of_data(layer, &index);
         }
         let Some(tar) = open_if_there(&self.path("layers").join(layer.0.hex()).join("tar"))? else { return Ok(true) };

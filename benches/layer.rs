@@ -60,7 +60,7 @@ fn layers(criterion: &mut Criterion) {
     group.bench_function("read_index", |bencher| {
         bencher.iter(|| black_box(LayerIndex::from_bytes(index.as_bytes().to_vec()).expect("a good index")));
     });
-    let layers = vec![Arc::new(index.clone()); 20];
+    let layers = std::iter::repeat_n(Arc::new(index.clone()), 20).collect::<Vec<_>>();
     let stack = LayerStack::new(layers).expect("few layers");
     group.bench_function("look_up", |bencher| {
         bencher.iter(|| entries.iter().filter(|entry| stack.lookup_ref(&entry.path).is_some()).count());

@@ -126,7 +126,7 @@ impl Store {
     pub fn epoch_form(&self, content: &ContentDigest, epoch: i64, writer: u32) -> Result<Option<DiffId>, StoreError> {
         let bytes = read_if_there(&self.cache_path("epochs", &epoch_name(content, epoch, writer)))?;
         let form = bytes.and_then(|bytes| String::from_utf8(bytes).ok()?.parse::<DiffId>().ok());
-        Ok(form.filter(|form| self.has_layer(form)))
+        Ok(form.filter(|form| self.has_bytes(form)))
     }
 
     /// Remembers the form of a content under an epoch.

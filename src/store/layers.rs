@@ -83,6 +83,17 @@ impl Store {
         self.layer_path(layer).join("index").exists()
     }
 
+    /// Whether the layer is here with something that its bytes come from: a form under an epoch is no more than headers,
+    /// and the layer that it is the form of may be gone.
+    pub fn has_bytes(&self, layer: &DiffId) -> bool {
+        let source = match self.epoch_of(layer) {
+            Ok(Some(form)) => self.layer_path(layer).join("tar").exists() || self.has_layer(&form.of),
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        source && self.has_layer(layer)
+    }
+
     /// The layer's index; `None` where the layer is not here.
     pub fn layer_index(&self, layer: &DiffId) -> Result<Option<LayerIndex>, StoreError> {
         let path = self.layer_path(layer).join("index");
@@ -173,7 +184,8 @@ impl Store {
             return self.add_layer_blob(&index.diff_id(), blob);
         }
         let target = place.join(form_name);
-        if target.exists() {
+        let stale = matches!(form, Form::Epoch { .. }) && !self.has_bytes(&index.diff_id());
+        if target.exists() && !stale {
             return Ok(());
         }
         match fs::rename(folder.join(form_name), &target) {

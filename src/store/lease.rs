@@ -126,7 +126,7 @@ impl Store {
     /// Removes what lies in the trash. How many things could not be removed: an ordinary user must be inside the user
     /// namespace to remove files of mapped ids.
     pub fn empty_trash(&self) -> Result<usize, StoreError> {
-        Ok(self.list("trash")?.iter().filter(|path| remove_tree(path).is_err()).count())
+        Ok(self.list("trash")?.iter().filter(|path| !remove_patiently(path)).count())
     }
 
     fn list(&self, folder: &str) -> Result<Vec<PathBuf>, StoreError> {
@@ -230,6 +230,21 @@ fn remove_if_there(path: &Path) -> Result<(), StoreError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
         _ => Ok(()),
     }
+}
+
+/// Removes a folder in which the processes of a killed command may still be at work: they are on their way out.
+fn remove_patiently(path: &Path) -> bool {
+    const TRIES: u32 = 50;
+    for _ in 0..TRIES {
+        match remove_tree(path) {
+            Ok(()) => return true,
+            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy) => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            Err(_) => return false,
+        }
+    }
+    false
 }
 
 /// Removes a folder with all that is in it, folders without write permission too.

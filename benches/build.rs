@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -97,11 +98,12 @@ impl Bench {
 
     /// What a build of twenty commands takes more than one of ten, a tenth of it.
     fn further_run(&self) -> Result<Duration> {
-        let mut name = 0;
-        let mut timed = |runs: usize| {
+        // Names that no build before has used, or its commands would be cached.
+        static NAME: AtomicUsize = AtomicUsize::new(0);
+        let timed = |runs: usize| {
             let mut text = "FROM base\n".to_owned();
             for _ in 0..runs {
-                name += 1;
+                let name = NAME.fetch_add(1, Ordering::Relaxed);
                 writeln!(text, "RUN true # {name}")?;
             }
             self.dockerfile(&text)?;

@@ -22,6 +22,7 @@ mod plan;
 mod random;
 mod recovery;
 mod rootless;
+mod save;
 mod scenarios;
 mod seeds;
 mod signals;

@@ -19,7 +19,9 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
 pub use epoch::Epoch;
-pub use store::{HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs, TagArgs};
+pub use store::{
+    ArchiveFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs, SaveArgs, TagArgs,
+};
 pub use values::{NamedContext, Pick};
 
 use self::words::Words;
@@ -45,6 +47,8 @@ pub enum Command {
     Load(LoadArgs),
     /// `rbuild import`.
     Import(ImportArgs),
+    /// `rbuild save`.
+    Save(SaveArgs),
     /// `rbuild info`.
     Info,
     /// `rbuild version`.
@@ -106,6 +110,7 @@ enum CliCommand {
     Rmi(RmiArgs),
     Load(LoadArgs),
     Import(ImportArgs),
+    Save(SaveArgs),
     /// Show where the store is and what this machine allows
     Info,
     /// Print the version
@@ -161,6 +166,7 @@ pub fn parse(words: Vec<OsString>, settings: &Settings) -> Result<Request, Strin
         CliCommand::Rmi(args) => Command::Rmi(args),
         CliCommand::Load(args) => Command::Load(args),
         CliCommand::Import(args) => Command::Import(args),
+        CliCommand::Save(args) => Command::Save(args),
         CliCommand::Info => Command::Info,
         CliCommand::Version => Command::Version,
     };

@@ -17,6 +17,7 @@ mod load;
 pub mod output_spec;
 pub mod render;
 mod rmi;
+mod save;
 pub mod settings;
 pub mod size;
 pub mod stdout;
@@ -75,6 +76,7 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
         Command::Rmi(args) => rmi::run(args, settings),
         Command::Load(args) => load::run(args, settings),
         Command::Import(args) => import::run(args, settings),
+        Command::Save(args) => save::run(args, settings),
         Command::Info => info::run(settings),
         Command::Version => print(&format!("{}\n", args::VERSION)),
     }

@@ -115,6 +115,39 @@ pub struct LoadArgs {
     pub quiet: bool,
 }
 
+/// `rbuild save`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "Write images to an archive, which `docker load`, skopeo and `rbuild load` read")]
+pub struct SaveArgs {
+    /// Names or ids; a name without a tag is all its tags
+    #[arg(value_name = "IMAGE", required = true, value_parser = some)]
+    pub images: Vec<String>,
+    /// The archive [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// docker: what `docker save` writes, layers unpacked; oci: an OCI layout, layers as they are in the store
+    #[arg(long, value_name = "FORMAT", default_value = "docker", value_parser = archive_format)]
+    pub format: ArchiveFormat,
+}
+
+/// What kind of archive `rbuild save` writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ArchiveFormat {
+    /// `docker save`'s.
+    #[default]
+    Docker,
+    /// An OCI image layout.
+    Oci,
+}
+
+fn archive_format(text: &str) -> Result<ArchiveFormat, String> {
+    match text {
+        "docker" | "docker-archive" => Ok(ArchiveFormat::Docker),
+        "oci" | "oci-archive" => Ok(ArchiveFormat::Oci),
+        _ => Err("expected docker or oci".to_owned()),
+    }
+}
+
 /// `rbuild import`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(about = "Make an image of one layer from the tar of a root file system")]

@@ -20,7 +20,8 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
 pub use epoch::Epoch;
 pub use store::{
-    ArchiveFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs, SaveArgs, TagArgs,
+    ArchiveFormat, DiffArgs, DiffFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs, SaveArgs,
+    TagArgs,
 };
 pub use values::{NamedContext, Pick};
 
@@ -49,6 +50,8 @@ pub enum Command {
     Import(ImportArgs),
     /// `rbuild save`.
     Save(SaveArgs),
+    /// `rbuild diff`.
+    Diff(DiffArgs),
     /// `rbuild info`.
     Info,
     /// `rbuild version`.
@@ -111,6 +114,7 @@ enum CliCommand {
     Load(LoadArgs),
     Import(ImportArgs),
     Save(SaveArgs),
+    Diff(DiffArgs),
     /// Show where the store is and what this machine allows
     Info,
     /// Print the version
@@ -167,6 +171,7 @@ pub fn parse(words: Vec<OsString>, settings: &Settings) -> Result<Request, Strin
         CliCommand::Load(args) => Command::Load(args),
         CliCommand::Import(args) => Command::Import(args),
         CliCommand::Save(args) => Command::Save(args),
+        CliCommand::Diff(args) => Command::Diff(args),
         CliCommand::Info => Command::Info,
         CliCommand::Version => Command::Version,
     };

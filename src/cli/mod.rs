@@ -6,6 +6,7 @@
 pub mod age;
 pub mod args;
 pub mod build;
+mod diff;
 pub mod failure;
 mod find;
 mod history;
@@ -77,6 +78,7 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
         Command::Load(args) => load::run(args, settings),
         Command::Import(args) => import::run(args, settings),
         Command::Save(args) => save::run(args, settings),
+        Command::Diff(args) => diff::run(args, settings),
         Command::Info => info::run(settings),
         Command::Version => print(&format!("{}\n", args::VERSION)),
     }

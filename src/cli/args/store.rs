@@ -148,6 +148,39 @@ fn archive_format(text: &str) -> Result<ArchiveFormat, String> {
     }
 }
 
+/// `rbuild diff`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "Show where two images differ; exit status 0: nowhere, 1: somewhere, 2: trouble")]
+pub struct DiffArgs {
+    /// The first image: a name or an id
+    #[arg(value_name = "A", value_parser = some)]
+    pub a: String,
+    /// The second image
+    #[arg(value_name = "B", value_parser = some)]
+    pub b: String,
+    /// text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = diff_format)]
+    pub format: DiffFormat,
+}
+
+/// How `rbuild diff` tells what it found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DiffFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+fn diff_format(text: &str) -> Result<DiffFormat, String> {
+    match text {
+        "text" => Ok(DiffFormat::Text),
+        "json" => Ok(DiffFormat::Json),
+        _ => Err("expected text or json".to_owned()),
+    }
+}
+
 /// `rbuild import`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(about = "Make an image of one layer from the tar of a root file system")]

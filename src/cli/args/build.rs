@@ -72,6 +72,8 @@ pub struct BuildArgs {
     pub shm_size: Option<u64>,
     /// `--allow`.
     pub allow: Vec<Entitlement>,
+    /// `--verify-reproducible`: build twice and compare.
+    pub verify_reproducible: bool,
 }
 
 /// What a build is made from.
@@ -250,6 +252,9 @@ pub(super) struct BuildFlags {
     /// Steps that run at once [default: the number of processors]
     #[arg(long, value_name = "N", value_parser = count, help_heading = RUN)]
     jobs: Option<NonZeroUsize>,
+    /// Build twice with empty caches, compare, and say which step and which files differ
+    #[arg(long, help_heading = RUN)]
+    verify_reproducible: bool,
 
     /// How progress is shown [default: $RBUILD_PROGRESS, $BUILDKIT_PROGRESS, auto]
     #[arg(long, value_name = "HOW", value_enum, help_heading = SHOW)]
@@ -335,6 +340,7 @@ impl BuildFlags {
             add_hosts: self.add_host,
             shm_size: self.shm_size,
             allow: self.allow,
+            verify_reproducible: self.verify_reproducible,
         })
         .and_then(check_stdin)
     }

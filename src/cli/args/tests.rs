@@ -67,6 +67,7 @@ fn plain(dir: &str) -> BuildArgs {
         add_hosts: vec![],
         shm_size: None,
         allow: vec![],
+        verify_reproducible: false,
     }
 }
 
@@ -146,6 +147,7 @@ fn builds() {
         ("--add-host db:10.0.0.7 .", {
             BuildArgs { add_hosts: vec![("db".into(), "10.0.0.7".parse().unwrap())], ..base() }
         }),
+        ("--verify-reproducible .", BuildArgs { verify_reproducible: true, ..base() }),
         ("--shm-size 64m .", BuildArgs { shm_size: Some(64 << 20), ..base() }),
         ("--allow network.host,security.insecure .", {
             BuildArgs { allow: vec![Entitlement::NetworkHost, Entitlement::SecurityInsecure], ..base() }
@@ -297,7 +299,6 @@ fn what_comes_later_is_refused_by_name() {
         ("--check .", "--check (the build checks alone)"),
         ("--shell-on-error .", "--shell-on-error (a shell in the step that failed)"),
         ("--shell-at 3 .", "--shell-at (a shell before a line)"),
-        ("--verify-reproducible .", "--verify-reproducible (building twice and comparing)"),
         ("--platform a,b .", "--platform a,b: several platforms in one build"),
         ("--pull .", "--pull=always (registries)"),
         ("--pull=true .", "--pull (registries)"),

@@ -82,7 +82,7 @@ impl Report {
     }
 
     /// The document of `--metadata-file`: Docker's keys, and rbuild's own under `rbuild.`.
-    fn metadata(&self) -> serde_json::Value {
+    pub(super) fn metadata(&self) -> serde_json::Value {
         let steps = self.steps.iter().map(|step| {
             json!({
                 "name": step.name,

@@ -20,7 +20,7 @@ use crate::image::compare as config;
 use crate::store::base;
 
 pub(in crate::cli) use self::report::Report;
-pub(in crate::cli) use self::sides::Side;
+pub(in crate::cli) use self::sides::{Side, layer_files};
 
 /// Compares them.
 pub(super) fn run(args: &DiffArgs, settings: &Settings) -> Result<ExitCode, Failure> {

@@ -7,6 +7,7 @@
 mod build;
 pub(crate) mod epoch;
 mod later;
+mod prune;
 mod store;
 pub(crate) mod values;
 mod words;
@@ -19,9 +20,10 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
 pub use epoch::Epoch;
+pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};
 pub use store::{
-    ArchiveFormat, DiffArgs, DiffFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs, SaveArgs,
-    TagArgs,
+    ArchiveFormat, DfArgs, DiffArgs, DiffFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs,
+    SaveArgs, TagArgs,
 };
 pub use values::{NamedContext, Pick};
 
@@ -52,6 +54,10 @@ pub enum Command {
     Save(SaveArgs),
     /// `rbuild diff`.
     Diff(DiffArgs),
+    /// `rbuild prune`.
+    Prune(PruneArgs),
+    /// `rbuild df`.
+    Df(DfArgs),
     /// `rbuild info`.
     Info,
     /// `rbuild version`.
@@ -115,6 +121,8 @@ enum CliCommand {
     Import(ImportArgs),
     Save(SaveArgs),
     Diff(DiffArgs),
+    Prune(PruneArgs),
+    Df(DfArgs),
     /// Show where the store is and what this machine allows
     Info,
     /// Print the version
@@ -172,6 +180,8 @@ pub fn parse(words: Vec<OsString>, settings: &Settings) -> Result<Request, Strin
         CliCommand::Import(args) => Command::Import(args),
         CliCommand::Save(args) => Command::Save(args),
         CliCommand::Diff(args) => Command::Diff(args),
+        CliCommand::Prune(args) => Command::Prune(args),
+        CliCommand::Df(args) => Command::Df(args),
         CliCommand::Info => Command::Info,
         CliCommand::Version => Command::Version,
     };

@@ -6,6 +6,7 @@
 pub mod age;
 pub mod args;
 pub mod build;
+mod df;
 mod diff;
 pub mod failure;
 mod find;
@@ -16,8 +17,10 @@ mod info;
 mod inspect;
 mod load;
 pub mod output_spec;
+mod prune;
 pub mod render;
 mod rmi;
+mod rows;
 mod save;
 pub mod settings;
 pub mod size;
@@ -79,6 +82,8 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
         Command::Import(args) => import::run(args, settings),
         Command::Save(args) => save::run(args, settings),
         Command::Diff(args) => diff::run(args, settings),
+        Command::Prune(args) => prune::run(args, settings),
+        Command::Df(args) => df::run(args, settings),
         Command::Info => info::run(settings),
         Command::Version => print(&format!("{}\n", args::VERSION)),
     }

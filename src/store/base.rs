@@ -3,10 +3,11 @@
 //! In: an [`ImageRecord`], or an image whose layers are in the store. Out: a [`BaseImage`], or a record. What always
 //! holds: only manifest and config are read for a base, never a layer.
 
+use super::gc::Needed;
 use super::images::ImageRecord;
 use super::lease::Lease;
 use super::{Store, StoreError};
-use crate::digest::{ContentDigest, ImageId};
+use crate::digest::{ChainId, ContentDigest, ImageId};
 use crate::image::assemble::image_content_digest;
 use crate::image::config::{ImageConfig, MAX_CONFIG_SIZE};
 use crate::image::manifest::{Descriptor, Family, MAX_MANIFEST_SIZE, Manifest};
@@ -32,6 +33,35 @@ pub fn base_image(store: &Store, record: &ImageRecord) -> Result<BaseImage, Stor
         manifest: Some(Descriptor::new(media_type, record.manifest, bytes.len() as u64)),
         layers: manifest.layers,
     })
+}
+
+/// Adds what an image needs to what must stay. Of an image whose documents are damaged that is what can be read.
+pub(super) fn needed(store: &Store, record: &ImageRecord, all: &mut Needed) -> Result<(), StoreError> {
+    all.blobs.extend([record.manifest, record.id.0]);
+    let image = match base_image(store, record) {
+        Ok(image) => image,
+        Err(StoreError::Damaged { .. } | StoreError::Missing { .. } | StoreError::Io { .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    all.blobs.insert(image.image_id.0);
+    all.blobs.extend(image.layers.iter().map(|layer| layer.digest));
+    let mut chain = None;
+    for layer in &image.config.rootfs.diff_ids {
+        let extended = ChainId::extend(chain.as_ref(), layer);
+        all.layers.insert(*layer);
+        all.chains.insert(extended);
+        chain = Some(extended);
+    }
+    Ok(())
+}
+
+/// Lets the image's layers stay as long as the command runs. To be called while [`Lease::shared`] is held, which was
+/// taken before the image was looked up.
+pub fn pin(lease: &Lease, image: &BaseImage) -> Result<(), StoreError> {
+    let layers = image.config.rootfs.diff_ids.iter().map(|layer| format!("layers/{}", layer.0.hex()));
+    let blobs = image.layers.iter().map(|blob| blob.digest).chain([image.image_id.0]);
+    let blobs = blobs.chain(image.manifest.iter().map(|manifest| manifest.digest));
+    lease.uses(layers.chain(blobs.map(|blob| format!("blobs/sha256/{}", blob.hex()))))
 }
 
 /// The record of an image whose documents and layers are in the store; it has no names.

@@ -17,13 +17,11 @@ enum Takes {
 }
 
 /// Commands and what they do.
-const COMMANDS: [(&str, &str); 7] = [
+const COMMANDS: [(&str, &str); 5] = [
     ("pull", "fetching an image from a registry; `rbuild load` and `rbuild import` bring images in from files"),
     ("push", "sending an image to a registry; `rbuild -o type=oci,dest=FILE` writes a file that others can push"),
     ("login", "credentials for a registry"),
     ("logout", "credentials for a registry"),
-    ("prune", "removing what is no longer needed; `rbuild rmi` removes images"),
-    ("df", "counting what the store holds"),
     ("completion", "completions for shells"),
 ];
 

@@ -181,6 +181,18 @@ fn diff_format(text: &str) -> Result<DiffFormat, String> {
     }
 }
 
+/// `rbuild df`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "Show what the store holds and how much of the disk it takes")]
+pub struct DfArgs {
+    /// Show each image and each part of the build cache
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// table, json, "table TEMPLATE" or a Go template
+    #[arg(long, value_name = "FORMAT", conflicts_with = "verbose")]
+    pub format: Option<String>,
+}
+
 /// `rbuild import`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(about = "Make an image of one layer from the tar of a root file system")]

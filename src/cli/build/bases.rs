@@ -29,7 +29,7 @@ pub(super) fn resolve(
         let found = if request.context {
             named_context(request, args, settings, store, lease)
         } else {
-            local_image(&request.name, request, store).map(Resolved::Image)
+            local_image(&request.name, request, store, lease).map(Resolved::Image)
         };
         match found {
             Ok(resolved) => {
@@ -59,7 +59,7 @@ fn named_context(
         NamedContext::Directory(_) => return Ok(Resolved::Context),
         NamedContext::Image(name) => {
             let full = Reference::parse(name).map_err(|error| failed(error.to_string()))?.to_string();
-            return local_image(&full, request, store).map(Resolved::Image);
+            return local_image(&full, request, store, lease).map(Resolved::Image);
         }
         NamedContext::OciArchive(file) => (LayoutSource::Archive(settings.cwd.join(file)), Selector::Any),
         NamedContext::OciLayout { dir, pick } => {
@@ -78,11 +78,12 @@ fn named_context(
 }
 
 /// An image of the local store, by its full reference.
-fn local_image(name: &str, request: &BaseRequest, store: &Store) -> Result<Arc<BaseImage>, Diagnostic> {
+fn local_image(name: &str, request: &BaseRequest, store: &Store, lease: &Lease) -> Result<Arc<BaseImage>, Diagnostic> {
     let failed = |error: crate::store::StoreError| {
         Diagnostic::error(request.span, format!("the image {} cannot be used", shown(name)))
             .help(format!("{:#}", anyhow::Error::from(error)))
     };
+    let _shared = lease.shared().map_err(failed)?;
     let images = store.images().map_err(failed)?;
     let reference = Reference::parse(name).ok();
     let digest = reference.as_ref().and_then(Reference::digest);
@@ -91,7 +92,11 @@ fn local_image(name: &str, request: &BaseRequest, store: &Store) -> Result<Arc<B
         None => image.names.iter().any(|known| known == name),
     };
     match images.iter().find(fits) {
-        Some(record) => base::base_image(store, record).map(Arc::new).map_err(failed),
+        Some(record) => {
+            let image = base::base_image(store, record).map_err(failed)?;
+            base::pin(lease, &image).map_err(failed)?;
+            Ok(Arc::new(image))
+        }
         None => Err(absent(name, request, &images, store)),
     }
 }

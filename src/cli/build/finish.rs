@@ -178,7 +178,9 @@ fn new_layer(job: &Job<'_>, solved: &Solved, epoch: Option<i64>) -> Result<NewLa
 fn epoch_form(job: &Job<'_>, solved: &Solved, epoch: i64) -> Result<DiffId, Failure> {
     let (store, lease) = (job.store, job.lease);
     let make = || -> anyhow::Result<DiffId> {
-        if let Some(form) = store.epoch_form(&solved.content, epoch, WRITER_VERSION)? {
+        if let Some(form) = store.epoch_form(&solved.content, epoch, WRITER_VERSION)?
+            && lease.uses_layer(store, &form)?
+        {
             return Ok(form);
         }
         let index = store.layer_index(&solved.layer)?.with_context(|| format!("the layer {} is gone", solved.layer))?;
@@ -233,11 +235,12 @@ fn keep(job: &Job<'_>, image: &Assembled, names: &[Reference]) -> Result<(), Fai
     if known.is_some_and(|known| names.iter().all(|name| known.names.contains(name))) {
         return Ok(());
     }
+    // Of a known image too: what nobody names may be collected until this lease lists it.
+    store.put_blob(lease, &image.config_bytes).map_err(anyhow::Error::from)?;
+    store.put_blob(lease, &image.manifest_bytes).map_err(anyhow::Error::from)?;
     let record = match known {
         Some(known) => ImageRecord { names, ..known.clone() },
         None => {
-            store.put_blob(lease, &image.config_bytes).map_err(anyhow::Error::from)?;
-            store.put_blob(lease, &image.manifest_bytes).map_err(anyhow::Error::from)?;
             let mut size = 0;
             for layer in &image.config.rootfs.diff_ids {
                 size += store.layer_summary(layer).map_err(anyhow::Error::from)?.files_size;

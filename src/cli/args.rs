@@ -20,10 +20,11 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
 pub use epoch::Epoch;
+pub(crate) use prune::until;
 pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};
 pub use store::{
-    ArchiveFormat, DfArgs, DiffArgs, DiffFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs,
-    SaveArgs, TagArgs,
+    ArchiveFormat, CompletionArgs, DfArgs, DiffArgs, DiffFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs,
+    LoadArgs, RmiArgs, SaveArgs, Shell, TagArgs, VersionArgs,
 };
 pub use values::{NamedContext, Pick};
 
@@ -61,7 +62,9 @@ pub enum Command {
     /// `rbuild info`.
     Info,
     /// `rbuild version`.
-    Version,
+    Version(VersionArgs),
+    /// `rbuild completion`.
+    Completion(CompletionArgs),
 }
 
 /// What the words come to.
@@ -125,8 +128,8 @@ enum CliCommand {
     Df(DfArgs),
     /// Show where the store is and what this machine allows
     Info,
-    /// Print the version
-    Version,
+    Version(VersionArgs),
+    Completion(CompletionArgs),
 }
 
 /// The commands with all that the parser knows; what is not supported yet is hidden.
@@ -183,9 +186,22 @@ pub fn parse(words: Vec<OsString>, settings: &Settings) -> Result<Request, Strin
         CliCommand::Prune(args) => Command::Prune(args),
         CliCommand::Df(args) => Command::Df(args),
         CliCommand::Info => Command::Info,
-        CliCommand::Version => Command::Version,
+        CliCommand::Version(args) => Command::Version(args),
+        CliCommand::Completion(args) => Command::Completion(args),
     };
     Ok(Request::Run { root: cli.root, command })
+}
+
+/// The completions of all commands for a shell.
+pub(super) fn completion(shell: Shell) -> Vec<u8> {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut out = Vec::new();
+    clap_complete::generate(shell, &mut commands(), "rbuild", &mut out);
+    out
 }
 
 /// The help that `words` ask for.

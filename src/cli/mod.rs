@@ -27,6 +27,7 @@ pub mod size;
 pub mod stdout;
 mod tag;
 mod template;
+mod version;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -85,7 +86,11 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
         Command::Prune(args) => prune::run(args, settings),
         Command::Df(args) => df::run(args, settings),
         Command::Info => info::run(settings),
-        Command::Version => print(&format!("{}\n", args::VERSION)),
+        Command::Version(args) => version::run(args),
+        Command::Completion(args) => {
+            stdout().write_all(&args::completion(args.shell))?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

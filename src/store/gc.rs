@@ -21,6 +21,9 @@ use super::usage::{Usage, measure};
 use crate::cache::record::CacheRecord;
 use crate::digest::{ChainId, DiffId, Digest};
 
+/// The clock of file systems may be behind by a tick.
+const CLOCK: Duration = Duration::from_millis(20);
+
 /// What of the build cache is to go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CachePolicy {
@@ -130,7 +133,7 @@ impl Store {
     /// Removes what nothing needs, and of the cache what `policy` says; `None`: nothing that is whole.
     /// Reads and removes trees: as [`Store::empty_trash`].
     pub fn collect(&self, policy: Option<&CachePolicy>) -> Result<Collected, StoreError> {
-        let began = SystemTime::now() - Duration::from_secs(1);
+        let began = SystemTime::now() - CLOCK;
         let images = self.needed_by_images()?;
         let (going, staying) = self.choose(policy, &images)?;
         let mut collected = Collected::default();

@@ -17,12 +17,11 @@ enum Takes {
 }
 
 /// Commands and what they do.
-const COMMANDS: [(&str, &str); 5] = [
+const COMMANDS: [(&str, &str); 4] = [
     ("pull", "fetching an image from a registry; `rbuild load` and `rbuild import` bring images in from files"),
     ("push", "sending an image to a registry; `rbuild -o type=oci,dest=FILE` writes a file that others can push"),
     ("login", "credentials for a registry"),
     ("logout", "credentials for a registry"),
-    ("completion", "completions for shells"),
 ];
 
 /// Flags: the command, the long and the short name, what follows, what it is about.

@@ -193,6 +193,44 @@ pub struct DfArgs {
     pub format: Option<String>,
 }
 
+/// `rbuild version`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "Print the version")]
+pub struct VersionArgs {
+    /// json or a Go template
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
+}
+
+/// `rbuild completion`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(about = "Print completions for a shell; source them, or put them where the shell looks")]
+pub struct CompletionArgs {
+    /// bash, zsh or fish
+    #[arg(value_name = "SHELL", value_parser = shell)]
+    pub shell: Shell,
+}
+
+/// A shell that completions are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shell {
+    /// GNU bash.
+    Bash,
+    /// zsh.
+    Zsh,
+    /// fish.
+    Fish,
+}
+
+fn shell(text: &str) -> Result<Shell, String> {
+    match text {
+        "bash" => Ok(Shell::Bash),
+        "zsh" => Ok(Shell::Zsh),
+        "fish" => Ok(Shell::Fish),
+        _ => Err("expected bash, zsh or fish".to_owned()),
+    }
+}
+
 /// `rbuild import`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(about = "Make an image of one layer from the tar of a root file system")]

@@ -58,6 +58,11 @@ struct StepReport {
 }
 
 impl Report {
+    /// The layers that this build made.
+    pub(super) fn made(&self) -> Vec<DiffId> {
+        self.steps.iter().filter(|step| !step.cached).map(|step| step.layer).collect()
+    }
+
     /// What the user is told last.
     pub(super) fn built(&self) -> Built {
         let names = self.names.iter().map(Reference::familiar).collect();

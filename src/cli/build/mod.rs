@@ -9,6 +9,7 @@ mod blame;
 mod finish;
 mod hints;
 mod input;
+mod limit;
 mod verify;
 
 use std::collections::BTreeSet;
@@ -115,6 +116,9 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         return verify::run(&job);
     }
     let result = job.carry_out(now, &swept.suspects);
+    if let Ok(report) = &result {
+        limit::check(&job, &report.made());
+    }
     reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
     match (result, cancel.signal()) {
         (Ok(report), _) => report.write(&job),

@@ -18,6 +18,7 @@ pub mod compare;
 pub mod compress;
 pub mod content;
 pub mod data;
+mod deflate;
 pub mod entry;
 pub mod entry_ref;
 pub mod header;

@@ -42,6 +42,8 @@ pub struct Collected {
     pub records: Vec<String>,
     /// Layers.
     pub layers: Vec<String>,
+    /// Folders of cache mounts.
+    pub mounts: usize,
     /// Bytes that the disk has back.
     pub freed: u64,
     /// Things that could not be removed, and are tried again later.
@@ -167,6 +169,9 @@ impl Store {
                 }
             }
         }
+        if policy.is_some_and(|policy| policy.keep.is_none()) {
+            collected.mounts = self.discard_mounts(policy.and_then(|policy| policy.before))?;
+        }
         for entry in going {
             if fs::remove_file(&entry.path).is_ok() {
                 collected.freed += entry.size;
@@ -253,6 +258,27 @@ impl Store {
             }
         }
         Ok(freed)
+    }
+
+    /// Discards the folders of cache mounts that nobody uses, and that did not change since `before`. How many.
+    fn discard_mounts(&self, before: Option<SystemTime>) -> Result<usize, StoreError> {
+        let mut gone = 0;
+        let _exclusive = self.gc_lock(true)?;
+        for folder in list(&self.path("mounts"))? {
+            let parts = list(&folder)?;
+            let modified = |path: &PathBuf| fs::symlink_metadata(path).ok().and_then(|found| found.modified().ok());
+            if before.is_some_and(|before| parts.iter().filter_map(modified).any(|time| time >= before)) {
+                continue;
+            }
+            // Who uses a folder holds the lock beside it.
+            let locks = parts.iter().filter(|path| path.extension().is_some_and(|extension| extension == "lock"));
+            let locks: Vec<File> = locks.filter_map(|path| File::open(path).ok()).collect();
+            if locks.iter().all(|lock| lock.try_lock().is_ok()) {
+                self.discard(&folder)?;
+                gone += 1;
+            }
+        }
+        Ok(gone)
     }
 
     fn leads_somewhere(&self, path: &std::path::Path, is_list: bool) -> bool {

@@ -84,20 +84,18 @@ fn local_image(name: &str, request: &BaseRequest, store: &Store, lease: &Lease) 
             .help(format!("{:#}", anyhow::Error::from(error)))
     };
     let _shared = lease.shared().map_err(failed)?;
-    let images = store.images().map_err(failed)?;
     let reference = Reference::parse(name).ok();
-    let digest = reference.as_ref().and_then(Reference::digest);
-    let fits = |image: &&ImageRecord| match digest {
-        Some(digest) => image.manifest == digest,
-        None => image.names.iter().any(|known| known == name),
+    let found = match reference.as_ref().and_then(Reference::digest) {
+        Some(digest) => store.image_by_manifest(&digest),
+        None => store.image_by_name(name),
     };
-    match images.iter().find(fits) {
+    match found.map_err(failed)? {
         Some(record) => {
-            let image = base::base_image(store, record).map_err(failed)?;
+            let image = base::base_image(store, &record).map_err(failed)?;
             base::pin(lease, &image).map_err(failed)?;
             Ok(Arc::new(image))
         }
-        None => Err(absent(name, request, &images, store)),
+        None => Err(absent(name, request, &store.images().map_err(failed)?, store)),
     }
 }
 

@@ -234,17 +234,17 @@ pub(super) fn tag(name: &str) -> Result<Reference, Failure> {
 fn keep(job: &Job<'_>, image: &Assembled, names: &[Reference]) -> Result<(), Failure> {
     let (store, lease) = (job.store, job.lease);
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    let images = store.images().map_err(anyhow::Error::from)?;
     let descriptor = image.descriptor();
-    let known = images.iter().find(|known| known.id == image.image_id && known.manifest == descriptor.digest);
-    if known.is_some_and(|known| names.iter().all(|name| known.names.contains(name))) {
+    let known = store.image_by_manifest(&descriptor.digest).map_err(anyhow::Error::from)?;
+    let known = known.filter(|known| known.id == image.image_id);
+    if known.as_ref().is_some_and(|known| names.iter().all(|name| known.names.contains(name))) {
         return Ok(());
     }
     // Of a known image too: what nobody names may be collected until this lease lists it.
     store.put_blob(lease, &image.config_bytes).map_err(anyhow::Error::from)?;
     store.put_blob(lease, &image.manifest_bytes).map_err(anyhow::Error::from)?;
     let record = match known {
-        Some(known) => ImageRecord { names, ..known.clone() },
+        Some(known) => ImageRecord { names, ..known },
         None => {
             let mut size = 0;
             for layer in &image.config.rootfs.diff_ids {

@@ -388,3 +388,6 @@ fn freed_by_removing(folder: &std::path::Path) -> u64 {
     }
     freed + names.values().filter(|(seen, links, _)| seen == links).map(|(.., bytes)| bytes).sum::<u64>()
 }
+
+#[cfg(test)]
+mod tests;

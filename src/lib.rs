@@ -19,6 +19,8 @@ pub mod layer;
 pub mod snapshot;
 pub mod store;
 
+pub mod git;
+
 pub mod exec;
 
 pub mod output;

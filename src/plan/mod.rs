@@ -12,6 +12,7 @@ mod config;
 mod files;
 pub mod graph;
 pub mod print;
+pub mod remote;
 pub mod scope;
 mod stage;
 pub mod step;

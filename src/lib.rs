@@ -20,6 +20,7 @@ pub mod snapshot;
 pub mod store;
 
 pub mod exec;
+pub mod http;
 
 pub mod output;
 pub mod solve;

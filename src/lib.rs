@@ -22,6 +22,7 @@ pub mod store;
 pub mod git;
 
 pub mod exec;
+pub mod http;
 
 pub mod output;
 pub mod solve;

@@ -19,9 +19,9 @@ pub mod layer;
 pub mod snapshot;
 pub mod store;
 
-pub mod git;
-
 pub mod exec;
+pub mod fetch;
+pub mod git;
 pub mod http;
 
 pub mod output;

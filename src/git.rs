@@ -117,6 +117,15 @@ pub struct Commit {
     reference: Option<String>,
 }
 
+/// The files of a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// Where they are.
+    pub folder: PathBuf,
+    /// When the commit was made: seconds since 1970.
+    pub time: i64,
+}
+
 /// How git is run.
 #[derive(Debug)]
 pub struct Git<'a> {
@@ -167,15 +176,15 @@ impl Git<'_> {
         Ok(Commit { hash: hash.to_owned(), reference: Some(reference) })
     }
 
-    /// Puts the files of `commit` into the empty folder `folder`; where they are: that folder, or the one in it that
-    /// `source` asks for.
+    /// Puts the files of `commit` into the empty folder `folder`. Those that `source` asks for are there, or in a folder of
+    /// it.
     pub fn fetch(
         &self,
         source: &GitSource,
         commit: &Commit,
         keep_git_dir: bool,
         folder: &Path,
-    ) -> Result<PathBuf, GitError> {
+    ) -> Result<Files, GitError> {
         let git = |what, args: &[&str]| self.run(source, what, Some(folder), args);
         let format = if commit.hash.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
         git("prepare for", &["init", "--quiet", "--template=", format])?;
@@ -202,13 +211,14 @@ impl Git<'_> {
             let update = ["submodule", "--quiet", "update", "--init", "--recursive", "--depth=1"];
             git("fetch the submodules of", &update)?;
         }
+        let time = git("read", &["show", "--no-patch", "--format=%ct", &commit.hash, "--"])?;
         if keep_git_dir {
             git("prepare for", &["remote", "set-url", "origin", &source.shown()])?;
             remove_if_there(&folder.join(".git/FETCH_HEAD"))?;
         } else {
             remove_git(folder)?;
         }
-        inside(source, folder)
+        Ok(Files { folder: inside(source, folder)?, time: time.trim().parse().unwrap_or(0) })
     }
 
     fn run(

@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-use crate::plan::remote::GitSource;
+use crate::plan::remote::{GitSource, is_hash};
 use crate::sys::cancel::Cancel;
 
 /// Variables of the caller that git gets: where it finds programs, the network, and the keys of ssh.
@@ -326,10 +326,6 @@ fn base64(bytes: &[u8]) -> String {
         }
     }
     text
-}
-
-fn is_hash(text: &str) -> bool {
-    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// Whether one of `hashes` is what the checksum says.

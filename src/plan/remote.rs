@@ -20,6 +20,33 @@ pub enum Remote {
     Git(GitSource),
 }
 
+/// A source of ADD that is fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteSource {
+    /// As written, expanded.
+    pub text: String,
+    /// What it is.
+    pub kind: RemoteKind,
+}
+
+/// What ADD takes from the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RemoteKind {
+    /// A file.
+    File {
+        /// Where it is.
+        url: String,
+        /// The name that it gets in a directory.
+        name: String,
+        /// The digest that it must have.
+        checksum: Option<Digest>,
+        /// `--unpack=true`: it is unpacked if it is an archive.
+        unpack: bool,
+    },
+    /// The files of a commit.
+    Git(GitSource),
+}
+
 /// A commit of a git repository, or a folder of it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct GitSource {
@@ -46,10 +73,20 @@ impl GitSource {
         host.split(':').next().unwrap_or_default()
     }
 
+    /// Whether it names its commit by the whole hash.
+    pub fn names_hash(&self) -> bool {
+        self.reference.as_deref().is_some_and(is_hash)
+    }
+
     /// The repository without what only its owner should see.
     pub fn shown(&self) -> String {
         without_password(&self.repository)
     }
+}
+
+/// Whether it is a whole hash of git's.
+pub fn is_hash(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// A URL without user and password.

@@ -31,7 +31,7 @@ use crate::event::{Event, EventSink};
 use crate::exec::Sandbox;
 use crate::image::platform::Platform;
 use crate::layer::apply::{Flavour, TreeOptions};
-use crate::plan::step::Plan;
+use crate::plan::step::{Op, Plan};
 use crate::plan::{self, BaseImage, Bases, NoCache, Outcome, PlanOptions, Resolved, StageGraph};
 use crate::solve::{self, Engine, Exports};
 use crate::store::Store;
@@ -159,6 +159,14 @@ impl Job<'_> {
         let hosts: Vec<(String, String)> =
             self.args.add_hosts.iter().map(|(name, address)| (name.clone(), address.to_string())).collect();
         let identity = format!("{}\n{}", self.file.source.name, self.settings.cwd.display());
+        let fetches = self.plan.steps.iter().any(|step| match &step.op {
+            Op::Copy(copy) => copy.remotes().next().is_some(),
+            _ => false,
+        });
+        let fetch = match fetches {
+            true => Some(self.network.fetch(self.store, self.lease, self.cancel)?),
+            false => None,
+        };
         let engine = Engine {
             store: self.store,
             lease: self.lease,
@@ -175,6 +183,7 @@ impl Job<'_> {
             events: self.reporter,
             cancel: self.cancel,
             clock: SystemTime::now,
+            fetch: fetch.as_ref(),
         };
         let solved = solve::solve(self.plan, &engine);
         // Digests that were computed stay known, whether the build went well or not.
@@ -396,7 +405,6 @@ fn describe(map: &IdMap) -> String {
 
 /// RUN for another architecture takes an emulator, which is not used yet.
 fn foreign_platforms(plan: &Plan, own: &Platform) -> Result<(), Vec<Diagnostic>> {
-    use crate::plan::step::Op;
     let mut runs = plan.steps.iter().filter(|step| matches!(step.op, Op::Run(_)));
     match runs.find(|step| step.platform.architecture != own.architecture || step.platform.os != own.os) {
         None => Ok(()),

@@ -1,6 +1,6 @@
 //! Archives that ADD unpacks.
 //!
-//! In: a file of a build context. Out: whether it is an archive, by its content alone, and then a [`Listing`] of its
+//! In: a file of a build context, or one that was fetched. Out: whether it is an archive, by its content alone, and then a [`Listing`] of its
 //! entries in their order, with their data in a [`Spool`]. What always holds: the archive is read as a stream, once;
 //! paths are relative and lead nowhere else (an entry that says otherwise is an error by name); nothing but the spool
 //! is written.
@@ -86,6 +86,10 @@ pub(super) fn is_archive(view: &SourceView<'_>, data: &FileData) -> Result<bool,
 fn open(view: &SourceView<'_>, data: &FileData) -> Result<Option<File>, CopyError> {
     match (view, data) {
         (SourceView::Context(context), FileData::Context { path, stamp }) => Ok(Some(context.open_file(path, stamp)?)),
+        (_, FileData::Fetched(path)) => match File::open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) => Err(CopyError::Archive { archive: path.display().to_string(), why: error.to_string() }),
+        },
         _ => Ok(None),
     }
 }

@@ -9,19 +9,26 @@
 //! what is left, each step as soon as what it needs is there; a step may still hit then, when the steps below it ran
 //! again and gave what they gave before.
 
+mod agent;
 pub mod copy;
 mod layer;
+mod mask;
+mod mounts;
 mod reading;
 mod run;
 mod schedule;
 mod stacks;
 mod step;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
+pub use self::agent::{Agent, AgentKeys};
+pub use self::mounts::Secret;
 use crate::context::local::LocalContext;
+use crate::diagnostic::Span;
 use crate::digest::{ContentDigest, DiffId, StackId};
 use crate::event::{Event, EventSink};
 use crate::exec::{ExecError, Exit, Sandbox};
@@ -29,8 +36,9 @@ use crate::layer::apply::{ApplyError, TreeOptions};
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::WriteError;
 use crate::plan::BaseImage;
-use crate::plan::step::{CopyFrom, Op, Plan, Stack, Step, StepId};
+use crate::plan::step::{CopyFrom, CopyOp, Op, Plan, Stack, Step, StepId};
 use crate::snapshot::diff::CommitError;
+use crate::store::cache_mounts::CacheName;
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
 use crate::sys::cancel::Cancel;
@@ -68,6 +76,10 @@ pub struct Engine<'a> {
     pub cancel: &'a Cancel,
     /// The clock.
     pub clock: fn() -> SystemTime,
+    /// What `--secret` gives; the last of one id counts.
+    pub secrets: &'a [Secret],
+    /// What `--ssh` gives; the last of one id counts.
+    pub agents: &'a [Agent],
 }
 
 /// What is read of the layers when a solution stands: bytes of layers that RUN made take file trees.
@@ -133,6 +145,16 @@ pub enum Cause {
     /// What COPY or ADD asks for cannot be done.
     #[error(transparent)]
     Copy(#[from] copy::CopyError),
+    /// A mount of RUN cannot be had.
+    #[error("{why}")]
+    Mount {
+        /// The flag.
+        span: Span,
+        /// What is wrong.
+        why: String,
+        /// What to do.
+        help: Option<String>,
+    },
     /// USER names somebody who is not there.
     #[error("{0}")]
     User(String),
@@ -212,11 +234,17 @@ fn needs(step: &Step) -> Vec<usize> {
     if let Stack::Step(StepId(parent)) = step.parent {
         needs.push(parent);
     }
-    if let Op::Copy(copy) = &step.op
-        && let CopyFrom::Stack(Stack::Step(StepId(source))) = copy.from
-        && !needs.contains(&source)
-    {
-        needs.push(source);
+    let mut add = |stack: Stack| {
+        if let Stack::Step(StepId(source)) = stack
+            && !needs.contains(&source)
+        {
+            needs.push(source);
+        }
+    };
+    match &step.op {
+        Op::Copy(CopyOp { from: CopyFrom::Stack(source), .. }) => add(*source),
+        Op::Run(run) => run.mounts.iter().filter_map(|mount| mount.kind.input()).for_each(|input| add(input.stack)),
+        Op::Copy(_) | Op::MakeDir(_) => {}
     }
     needs
 }
@@ -234,6 +262,8 @@ struct Solver<'a> {
     restarted: Vec<OnceLock<()>>,
     stacks: stacks::Stacks<'a>,
     trees: OnceLock<TreeOptions>,
+    /// Caches that were made anew, as --no-cache wants it.
+    remade: Mutex<HashSet<CacheName>>,
 }
 
 impl<'a> Solver<'a> {
@@ -248,6 +278,7 @@ impl<'a> Solver<'a> {
             restarted: (0..count).map(|_| OnceLock::new()).collect(),
             stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events),
             trees: OnceLock::new(),
+            remade: Mutex::default(),
         }
     }
 

@@ -38,7 +38,7 @@ const WAITING: usize = 4;
 const OLD_ENOUGH: i64 = 60;
 
 /// Gives the value of a secret of the build by its id; `None` where there is none.
-pub type Secrets<'a> = dyn Fn(&str) -> Result<Option<Vec<u8>>, String> + Sync + 'a;
+pub type Secrets<'a> = dyn Fn(&str) -> Result<Option<Vec<u8>>, String> + Send + Sync + 'a;
 
 /// Why a file is not here.
 #[derive(Debug, thiserror::Error)]

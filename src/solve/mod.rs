@@ -9,8 +9,11 @@
 //! what is left, each step as soon as what it needs is there; a step may still hit then, when the steps below it ran
 //! again and gave what they gave before.
 
+mod agent;
 pub mod copy;
 mod layer;
+mod mask;
+mod mounts;
 mod reading;
 mod remote;
 mod run;
@@ -18,12 +21,16 @@ mod schedule;
 mod stacks;
 mod step;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
+pub use self::agent::{Agent, AgentKeys};
+pub use self::mounts::Secret;
 use crate::context::local::LocalContext;
+use crate::diagnostic::Span;
 use crate::digest::{ContentDigest, DiffId, StackId};
 use crate::event::{Event, EventSink};
 use crate::exec::{ExecError, Exit, Sandbox};
@@ -32,8 +39,9 @@ use crate::layer::apply::{ApplyError, TreeOptions};
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::WriteError;
 use crate::plan::BaseImage;
-use crate::plan::step::{CopyFrom, Op, Plan, Stack, Step, StepId};
+use crate::plan::step::{CopyFrom, CopyOp, Op, Plan, Stack, Step, StepId};
 use crate::snapshot::diff::CommitError;
+use crate::store::cache_mounts::CacheName;
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
 use crate::sys::cancel::Cancel;
@@ -73,6 +81,10 @@ pub struct Engine<'a> {
     pub clock: fn() -> SystemTime,
     /// What ADD fetches with; may be left out where no step fetches anything.
     pub fetch: Option<&'a Fetch<'a>>,
+    /// What `--secret` gives; the last of one id counts.
+    pub secrets: &'a [Secret],
+    /// What `--ssh` gives; the last of one id counts.
+    pub agents: &'a [Agent],
 }
 
 /// What is read of the layers when a solution stands: bytes of layers that RUN made take file trees.
@@ -145,6 +157,16 @@ pub enum Cause {
         source_text: String,
         /// Why.
         why: FetchError,
+    },
+    /// A mount of RUN cannot be had.
+    #[error("{why}")]
+    Mount {
+        /// The flag.
+        span: Span,
+        /// What is wrong.
+        why: String,
+        /// What to do.
+        help: Option<String>,
     },
     /// USER names somebody who is not there.
     #[error("{0}")]
@@ -245,11 +267,17 @@ fn needs(step: &Step) -> Vec<usize> {
     if let Stack::Step(StepId(parent)) = step.parent {
         needs.push(parent);
     }
-    if let Op::Copy(copy) = &step.op
-        && let CopyFrom::Stack(Stack::Step(StepId(source))) = copy.from
-        && !needs.contains(&source)
-    {
-        needs.push(source);
+    let mut add = |stack: Stack| {
+        if let Stack::Step(StepId(source)) = stack
+            && !needs.contains(&source)
+        {
+            needs.push(source);
+        }
+    };
+    match &step.op {
+        Op::Copy(CopyOp { from: CopyFrom::Stack(source), .. }) => add(*source),
+        Op::Run(run) => run.mounts.iter().filter_map(|mount| mount.kind.input()).for_each(|input| add(input.stack)),
+        Op::Copy(_) | Op::MakeDir(_) => {}
     }
     needs
 }
@@ -270,6 +298,8 @@ struct Solver<'a> {
     remotes: remote::Remotes,
     /// Steps may fetch what they need: not in the first pass.
     fetching: AtomicBool,
+    /// Caches that were made anew, as --no-cache wants it.
+    remade: Mutex<HashSet<CacheName>>,
 }
 
 impl<'a> Solver<'a> {
@@ -286,6 +316,7 @@ impl<'a> Solver<'a> {
             trees: OnceLock::new(),
             remotes: remote::Remotes::of(plan),
             fetching: AtomicBool::new(false),
+            remade: Mutex::default(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::copy::{Brought, CopyError, Landing, Selection, SourceView, Spool, land, make_dir, select};
+use super::copy::{Brought, CopyError, Landing, Selection, SourceView, Spool, land, make_dir, select_brought};
 use super::{Cause, Solved, Solver};
 use crate::cache::explain::{self, Ingredients};
 use crate::cache::index::Found;
@@ -20,7 +20,7 @@ use crate::digest::{CacheKey, ChainId, ContentDigest, DiffId, Digest, Hasher, St
 use crate::event::{Event, MissReason};
 use crate::layer::index::LayerIndex;
 use crate::layer::stack::LayerStack;
-use crate::plan::step::{BaseId, CopyFrom, CopyOp, Op, Stack, Step, StepId};
+use crate::plan::step::{BaseId, CopyFrom, CopyOp, INTERNAL, Op, Stack, Step, StepId};
 use crate::store::StoreError;
 use crate::store::layers::Form;
 
@@ -45,15 +45,15 @@ pub(super) struct NewLayer {
 /// What is known of a step when it has missed.
 pub(super) struct Missed {
     /// All keys that the result will be found under.
-    keys: Vec<CacheKey>,
-    record: CacheRecord,
+    pub(super) keys: Vec<CacheKey>,
+    pub(super) record: CacheRecord,
     selection: Option<Selection>,
     pub(super) landing: Option<Landing>,
     /// Where archives were unpacked.
     pub(super) spool: Option<Spool>,
 }
 
-enum Look {
+pub(super) enum Look {
     Hit(CacheRecord, CacheKey),
     Miss(Box<Missed>),
     /// Nobody can tell before something is fetched.
@@ -129,7 +129,8 @@ impl Solver<'_> {
         mut missed: Box<Missed>,
     ) -> Result<(Box<Missed>, NewLayer), Cause> {
         let before = self.layer_before(id, copy);
-        let new = self.write_layer(copy, &mut missed, before.as_ref())?;
+        let landing = missed.landing.as_mut().expect("a step that missed has a landing");
+        let new = self.write_layer(copy, landing, missed.spool.as_ref(), before.as_ref())?;
         if let (Some(copy), Some(mut selection)) = (copy, missed.selection.take()) {
             if let Some(landing) = &missed.landing {
                 let was_hashed = selection.is_hashed();
@@ -238,8 +239,8 @@ impl Solver<'_> {
         };
         let mut why = MissReason::FirstBuild;
         match &step.op {
-            Op::Run(_) => {
-                if let Some(hit) = self.try_key(step, key::run_key(&op, &below.id), &mut missed, &mut why)? {
+            Op::Run(run) => {
+                if let Some(hit) = self.look_up_run(step, run, &below, &mut missed, &mut why)? {
                     return Ok(hit);
                 }
             }
@@ -301,7 +302,7 @@ impl Solver<'_> {
             brought = self.bring_all(id)?;
         }
         self.with_source(copy, |view| {
-            let mut selection = select(copy, view, &brought)?;
+            let mut selection = select_brought(copy, view, &brought)?;
             let unread = selection.unknown_bytes();
             if unread <= HASH_FIRST || unread <= selection.total_bytes() / 2 {
                 selection.hash_missing(view)?;
@@ -346,7 +347,7 @@ impl Solver<'_> {
         why: &mut MissReason,
     ) -> Result<Option<Look>, Cause> {
         self.with_source(copy, |view| {
-            let mut selection = select(copy, view, names)?;
+            let mut selection = select_brought(copy, view, names)?;
             selection.hash_missing(view)?;
             let Some(source) = selection.digest() else { return Ok(None) };
             let quick = key::quick_key(Some(copy), &missed.record.op, &SourceId::Content(source), &below.id);
@@ -355,7 +356,7 @@ impl Solver<'_> {
     }
 
     /// Looks one key up. A miss adds it to the keys that the result will be recorded under.
-    fn try_key(
+    pub(super) fn try_key(
         &self,
         step: &Step,
         key: CacheKey,
@@ -377,7 +378,7 @@ impl Solver<'_> {
     }
 
     /// Records a hit under the keys that missed before it, so that the next look-up needs only the quick one.
-    fn hit_also(&self, keys: &[CacheKey], hit: Look) -> Result<Look, Cause> {
+    pub(super) fn hit_also(&self, keys: &[CacheKey], hit: Look) -> Result<Look, Cause> {
         if let Look::Hit(record, found) = &hit {
             self.also_under(keys, record, found)?;
         }
@@ -410,7 +411,13 @@ impl Solver<'_> {
                     }
                     _ => (Vec::new(), 0),
                 };
-                explain::reason(last.as_ref(), &now, changed)
+                match explain::reason(last.as_ref(), &now, changed) {
+                    // Which files did, the step that loaded them says.
+                    MissReason::FilesChanged { .. } if matches!(self.plan.steps[id.0].op, Op::Run(_)) => {
+                        MissReason::MountsChanged
+                    }
+                    reason => reason,
+                }
             }
             other => other,
         };
@@ -466,6 +473,10 @@ impl Solver<'_> {
         hasher.field(self.plan.steps[id.0].platform.to_string().as_bytes());
         // The stage and the ordinal in it (`[build 2/5]`): they outlive edits of the instruction itself.
         let name = &self.plan.steps[id.0].name;
+        if name.starts_with(INTERNAL) {
+            hasher.field(name.as_bytes());
+            return hasher.finish();
+        }
         let place = name.split_once('/').map_or(name.as_str(), |(place, _)| place);
         hasher.field(place.as_bytes());
         hasher.finish()

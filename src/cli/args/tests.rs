@@ -67,6 +67,9 @@ fn plain(dir: &str) -> BuildArgs {
         add_hosts: vec![],
         shm_size: None,
         allow: vec![],
+        secrets: vec![],
+        ssh: vec![],
+        no_network: false,
     }
 }
 
@@ -130,7 +133,7 @@ fn builds() {
         ),
         ("--pull=missing .", base()),
         ("--pull=false .", base()),
-        ("--pull=never .", BuildArgs { offline: true, ..base() }),
+        ("--pull=never .", BuildArgs { offline: true, no_network: true, ..base() }),
         ("--offline .", BuildArgs { offline: true, ..base() }),
         ("-q .", BuildArgs { quiet: true, progress: Progress::Quiet, ..base() }),
         ("-q=false .", base()),

@@ -15,12 +15,14 @@ use anyhow::{Context, anyhow};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::input::LIMIT;
+use super::secrets;
+use crate::cli::args::BuildArgs;
 use crate::cli::failure::Failure;
 use crate::cli::settings::Settings;
 use crate::context::ignore::Patterns;
 use crate::context::tar;
 use crate::event::{Event, EventSink};
-use crate::fetch::{Fetch, FetchError};
+use crate::fetch::{Fetch, FetchError, Secrets};
 use crate::http::{Http, shown};
 use crate::plan::remote::Remote;
 use crate::store::Store;
@@ -53,16 +55,16 @@ impl Session {
     }
 }
 
-/// The network as the settings have it, set up when it is used first.
+/// The network as the settings have it, and the secrets for it; set up when it is used first.
 pub(super) struct Network<'a> {
+    args: &'a BuildArgs,
     settings: &'a Settings,
-    offline: bool,
-    http: OnceLock<Arc<Http>>,
+    ready: OnceLock<(Arc<Http>, Box<Secrets<'static>>)>,
 }
 
 impl<'a> Network<'a> {
-    pub(super) fn new(settings: &'a Settings, offline: bool) -> Self {
-        Self { settings, offline, http: OnceLock::new() }
+    pub(super) fn new(args: &'a BuildArgs, settings: &'a Settings) -> Self {
+        Self { args, settings, ready: OnceLock::new() }
     }
 
     /// What fetches for a build.
@@ -72,14 +74,16 @@ impl<'a> Network<'a> {
         lease: &'f Lease,
         cancel: &'f Cancel,
     ) -> Result<Fetch<'f>, Failure> {
-        let http = match self.http.get() {
-            Some(http) => Arc::clone(http),
-            None => {
-                let options = self.settings.http_options().map_err(anyhow::Error::from)?;
-                Arc::clone(self.http.get_or_init(|| Arc::new(Http::new(options))))
-            }
-        };
-        Ok(Fetch { http, store, lease, secrets: &|_| Ok(None), env: &self.settings.env, offline: self.offline, cancel })
+        if self.ready.get().is_none() {
+            let options = self.settings.http_options().map_err(anyhow::Error::from)?;
+            let secrets = secrets::secrets(self.args, self.settings)?;
+            let secret =
+                move |id: &str| Ok(secrets.iter().rfind(|secret| secret.id == id).map(|secret| secret.value.clone()));
+            self.ready.get_or_init(|| (Arc::new(Http::new(options)), Box::new(secret)));
+        }
+        let (http, secrets) = self.ready.get().expect("it was set up above");
+        let (http, env, offline) = (Arc::clone(http), &self.settings.env, self.args.no_network);
+        Ok(Fetch { http, store, lease, secrets, env, offline, cancel })
     }
 }
 

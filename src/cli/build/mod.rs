@@ -10,6 +10,7 @@ mod bring;
 mod finish;
 mod hints;
 mod input;
+mod secrets;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -46,7 +47,7 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     refuse_later(args)?;
     check_results(args, settings)?;
     let reporter = Reporter::new(args.progress, args.explain, settings);
-    let network = Network::new(settings, args.offline);
+    let network = Network::new(args, settings);
     let mut session = None;
     let result = build(args, settings, now, &network, &reporter, &mut session);
     if result.is_err() && session.is_some() {
@@ -156,6 +157,8 @@ impl Job<'_> {
         }
         let contexts = self.contexts(now)?;
         let sandbox = Sandbox::default();
+        let secrets = secrets::secrets(self.args, self.settings)?;
+        let agents = secrets::agents(self.args, self.settings)?;
         let hosts: Vec<(String, String)> =
             self.args.add_hosts.iter().map(|(name, address)| (name.clone(), address.to_string())).collect();
         let identity = format!("{}\n{}", self.file.source.name, self.settings.cwd.display());
@@ -184,6 +187,8 @@ impl Job<'_> {
             cancel: self.cancel,
             clock: SystemTime::now,
             fetch: fetch.as_ref(),
+            secrets: &secrets,
+            agents: &agents,
         };
         let solved = solve::solve(self.plan, &engine);
         // Digests that were computed stay known, whether the build went well or not.

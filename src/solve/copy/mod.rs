@@ -29,7 +29,7 @@ mod workdir;
 pub use archive::Spool;
 pub use land::{Landing, land};
 pub use remote::{Brought, Checkout};
-pub use select::{Selection, select};
+pub use select::{Selection, select, select_brought};
 pub use source::SourceView;
 pub use workdir::make_dir;
 

@@ -69,8 +69,13 @@ pub(super) struct Selected {
     pub(super) data: FileData,
 }
 
+/// Finds what `op` copies, which fetches nothing.
+pub fn select(op: &CopyOp, source: &SourceView<'_>) -> Result<Selection, CopyError> {
+    select_brought(op, source, &[])
+}
+
 /// Finds what `op` copies. `brought` has those of its sources that are fetched, in order.
-pub fn select(op: &CopyOp, source: &SourceView<'_>, brought: &[Brought]) -> Result<Selection, CopyError> {
+pub fn select_brought(op: &CopyOp, source: &SourceView<'_>, brought: &[Brought]) -> Result<Selection, CopyError> {
     let exclude = Patterns::from_list(&op.exclude)?;
     let maker = Maker { op, exclude: (!op.exclude.is_empty()).then_some(exclude) };
     let mut sources = Vec::new();

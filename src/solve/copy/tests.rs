@@ -249,7 +249,7 @@ fn run(case: &Case<'_>, line: &str) -> Result<Outcome, CopyError> {
         CopyFrom::Context(_) => SourceView::Context(&context),
         CopyFrom::Stack(_) => SourceView::Stack(&from),
     };
-    let mut selection = select(&op, &source, &[])?;
+    let mut selection = select(&op, &source)?;
     selection.hash_missing(&source)?;
     assert_eq!(selection.unknown_bytes(), 0, "{}", case.name);
     let mut spool = Spool::new(tempfile::tempfile().expect("a temporary file"));
@@ -391,7 +391,7 @@ fn digest_cases() {
 fn landed(folder: &Path, line: &str) -> (LocalContext, Selection, Landing) {
     let context = LocalContext::open(folder, Patterns::default(), StatCache::in_memory(), UNIX_EPOCH).expect("opens");
     let op = copy_op(line);
-    let selection = select(&op, &SourceView::Context(&context), &[]).expect("selects");
+    let selection = select(&op, &SourceView::Context(&context)).expect("selects");
     let landing = land(&op, &selection, &LayerStack::default()).expect("lands");
     (context, selection, landing)
 }
@@ -422,10 +422,10 @@ fn digests_can_come_from_writing_the_layer() {
     let view = SourceView::Context(&context);
     selection.learn(&landing, &view).expect("nothing changed");
     let learned = selection.digest();
-    let mut again = select(&copy_op("COPY . /out/"), &view, &[]).expect("selects");
+    let mut again = select(&copy_op("COPY . /out/"), &view).expect("selects");
     assert_eq!(again.unknown_bytes(), 6, "the walk was made before");
     context.forget();
-    again = select(&copy_op("COPY . /out/"), &view, &[]).expect("selects");
+    again = select(&copy_op("COPY . /out/"), &view).expect("selects");
     assert_eq!((again.unknown_bytes(), again.digest()), (0, learned), "the context remembers");
     let (context, mut hashed, _) = landed_again(folder.path());
     hashed.hash_missing(&SourceView::Context(&context)).expect("hashes");
@@ -478,7 +478,7 @@ fn times_are_those_of_the_source_and_new_ones_those_of_the_build() {
     let mut landing = land(&copy_op("COPY <<b /out/"), &Selection { sources: Vec::new() }, &below).expect("lands");
     assert!(landing.entries.is_empty(), "nothing selected, nothing landed");
     let op = copy_op("COPY <<b /out/");
-    let selection = select(&op, &SourceView::Stack(&below), &[]).expect("selects");
+    let selection = select(&op, &SourceView::Stack(&below)).expect("selects");
     landing = land(&op, &selection, &below).expect("lands");
     landing.date_new(77);
     let times: Vec<i64> = landing.entries.iter().map(|landed| landed.entry.mtime).collect();
@@ -504,11 +504,11 @@ fn capabilities_of_the_context_are_kept() {
     selection.hash_missing(&view).expect("hashes");
     let with = selection.digest();
     context.forget();
-    let again = select(&copy_op("COPY a /"), &view, &[]).expect("selects");
+    let again = select(&copy_op("COPY a /"), &view).expect("selects");
     assert_eq!(again.digest(), with, "remembered with the digest");
     rustix::fs::removexattr(&path, c"security.capability").expect("removes");
     context.forget();
-    let mut without = select(&copy_op("COPY a /"), &view, &[]).expect("selects");
+    let mut without = select(&copy_op("COPY a /"), &view).expect("selects");
     without.hash_missing(&view).expect("hashes");
     assert_ne!(without.digest(), with);
 }

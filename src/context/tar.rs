@@ -39,7 +39,7 @@ pub enum TarError {
     #[error(transparent)]
     Index(#[from] IndexError),
     /// A name that means something else in a layer.
-    #[error("{0:?}: names that begin with .wh. cannot be in an image: there they mean that a file was removed")]
+    #[error("the deletion of {0:?}: names that begin with .wh. cannot be in an image, where they mean that")]
     Reserved(String),
 }
 
@@ -53,12 +53,29 @@ pub fn unpack(from: Box<dyn Read + Send + '_>, scratch: &Path, folder: &Path) ->
     let mut tee = Tee { from: decompress(from)?, to: File::create_new(scratch)?, left: LIMIT };
     let index = scan(&mut tee)?;
     drop(tee);
+    check(&index)?;
     let alone = if needs_parents(&index) { on_parents(&index, &LayerStack::default())? } else { index };
     let (own, notes) = for_caller(&alone)?;
     let tar = File::open(scratch)?;
     apply(&own, &tar, folder, &TreeOptions { flavour: Flavour::User, devices: false })?;
     std::fs::remove_file(scratch)?;
     Ok(notes)
+}
+
+/// Finds what a layer could hold, which has layers below, and a context cannot.
+fn check(index: &LayerIndex) -> Result<(), TarError> {
+    for (position, entry) in index.entries().enumerate() {
+        match entry.kind {
+            KindRef::Whiteout | KindRef::Opaque => {
+                return Err(TarError::Reserved(String::from_utf8_lossy(entry.path).into_owned()));
+            }
+            KindRef::HardLink { target } if index.data_position(position).is_none() => {
+                return Err(ApplyError::Link { path: entry.path.to_vec(), target: target.to_vec() }.into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The same entries, owned by this process, without what it may not make.
@@ -71,7 +88,6 @@ fn for_caller(index: &LayerIndex) -> Result<(LayerIndex, Vec<String>), TarError>
         let entry = index.entry_ref(position);
         let path = || String::from_utf8_lossy(entry.path).into_owned();
         match entry.kind {
-            KindRef::Whiteout | KindRef::Opaque => return Err(TarError::Reserved(path())),
             KindRef::CharDevice { .. } | KindRef::BlockDevice { .. } => {
                 devices.push(path());
                 continue;

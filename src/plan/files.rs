@@ -193,7 +193,11 @@ impl Planner<'_> {
             }
         }
         for path in &paths {
-            let _ = write!(line, " {path}");
+            // The history goes wherever the image goes.
+            let _ = match files.remotes.iter().any(|remote| remote.text == *path) {
+                true => write!(line, " {}", remote::without_password(path)),
+                false => write!(line, " {path}"),
+            };
         }
         for source in &inline {
             if let CopySource::Inline { name, .. } = source {

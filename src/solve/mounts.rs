@@ -139,6 +139,11 @@ impl Solver<'_> {
             return Ok(prepared);
         }
         fs::create_dir(folder).map_err(StoreError::io("make", folder))?;
+        let agents = op.mounts.iter().filter(|mount| matches!(mount.kind, MountOp::Ssh { .. }));
+        // The first that is written, there or not, as with BuildKit.
+        if let Some(target) = agents.min_by_key(|mount| mount.span.start).and_then(|mount| mount.target.clone()) {
+            prepared.env.push((SSH_AUTH_SOCK.to_owned(), target));
+        }
         // Caches come last: nobody shall wait for one while something else is got ready.
         let mut caches: BTreeMap<CacheName, Sharing> = BTreeMap::new();
         let mut wanted: Vec<(usize, &RunMount, CacheName)> = Vec::new();
@@ -163,9 +168,6 @@ impl Solver<'_> {
                     MountSource::File { content, mode: owner.mode, uid: owner.uid, gid: owner.gid }
                 }
                 MountOp::Ssh { id, owner, required } => {
-                    if let Some(target) = &mount.target {
-                        prepared.env.push((SSH_AUTH_SOCK.to_owned(), target.clone()));
-                    }
                     let Some(agent) = self.engine.agents.iter().rfind(|agent| agent.id == *id) else {
                         if *required {
                             return Err(self.no_agent(mount, id));

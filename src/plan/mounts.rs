@@ -85,13 +85,11 @@ impl Planner<'_> {
             }
         };
         let target = match (&mount.target, default_target, &kind) {
-            (Some(word), ..) if !word.text.is_empty() => Some(self.target(place, state, word)?),
-            (_, Some(target), _) => Some(target),
-            (_, None, MountOp::Secret { .. }) => None,
-            (given, None, _) => {
-                let span = given.as_ref().map_or(mount.span, |word| word.span);
-                let what = if given.is_some() { "the target is blank once it is expanded" } else { "it has no target" };
-                let error = Diagnostic::error(span, format!("a {} mount needs a target: {what}", kind.name()));
+            (Some(word), ..) => Some(self.target(place, state, word)?),
+            (None, Some(target), _) => Some(target),
+            (None, None, MountOp::Secret { .. }) => None,
+            (None, None, _) => {
+                let error = Diagnostic::error(mount.span, format!("a {} mount needs a target", kind.name()));
                 self.tell(place, error.help("write target=PATH, the place in the image where the command finds it"));
                 return Err(Told);
             }

@@ -349,14 +349,22 @@ impl<'a> Solver<'a> {
         matches!(stack, Stack::Base(base) if self.base_needs_ids(base))
     }
 
-    /// Whether the forms of all layers under the epoch are in the store.
+    /// Whether the forms of the images' layers under the epoch are in the store.
     fn has_epoch_forms(&self, epoch: i64) -> bool {
         let known = |solved: &Solved| {
             let form = self.engine.store.epoch_form(&solved.content, epoch, WRITER_VERSION);
             // What cannot be told is taken to be needed.
             form.is_ok_and(|form| form.is_some())
         };
-        self.solved.iter().all(|solved| solved.get().is_some_and(known))
+        let mut stacks: Vec<Stack> = self.plan.images.iter().map(|image| image.stack).collect();
+        while let Some(stack) = stacks.pop() {
+            let Stack::Step(StepId(step)) = stack else { continue };
+            if !self.solved[step].get().is_some_and(known) {
+                return false;
+            }
+            stacks.push(self.plan.steps[step].parent);
+        }
+        true
     }
 
     fn prepare_trees(&self) -> Result<(), Cause> {

@@ -139,6 +139,11 @@ impl Solver<'_> {
             return Ok(prepared);
         }
         fs::create_dir(folder).map_err(StoreError::io("make", folder))?;
+        let agents = op.mounts.iter().filter(|mount| matches!(mount.kind, MountOp::Ssh { .. }));
+        // The first that is written, there or not, as with BuildKit.
+        if let Some(target) = agents.min_by_key(|mount| mount.span.start).and_then(|mount| mount.target.clone()) {
+            prepared.env.push((SSH_AUTH_SOCK.to_owned(), target));
+        }
         // Caches come last: nobody shall wait for one while something else is got ready.
         let mut caches: BTreeMap<CacheName, Sharing> = BTreeMap::new();
         let mut wanted: Vec<(usize, &RunMount, CacheName)> = Vec::new();
@@ -163,9 +168,6 @@ impl Solver<'_> {
                     MountSource::File { content, mode: owner.mode, uid: owner.uid, gid: owner.gid }
                 }
                 MountOp::Ssh { id, owner, required } => {
-                    if let Some(target) = &mount.target {
-                        prepared.env.push((SSH_AUTH_SOCK.to_owned(), target.clone()));
-                    }
                     let Some(agent) = self.engine.agents.iter().rfind(|agent| agent.id == *id) else {
                         if *required {
                             return Err(self.no_agent(mount, id));
@@ -177,13 +179,15 @@ impl Solver<'_> {
                     prepared.agents.push(forwarded);
                     MountSource::Socket(socket)
                 }
-                MountOp::Cache { id, sharing, seed, path, .. } => {
+                MountOp::Cache { id, sharing, seed, path, mode, uid, gid } => {
                     let seed = match seed {
                         None => None,
                         Some(input) if self.is_loaded(input) => Some(self.stack(input.stack).id.0),
                         Some(input) => Some(self.content_of(mount, input)?),
                     };
-                    let name = CacheName { id: id.clone(), seed };
+                    let owner = mode.or(*uid).or(*gid);
+                    let owner = owner.map(|_| (mode.unwrap_or(0o755), uid.unwrap_or(0), gid.unwrap_or(0)));
+                    let name = CacheName { id: id.clone(), seed, owner };
                     // One that a command mounts twice is one all the same.
                     let strictest = caches.entry(name.clone()).or_default();
                     *strictest = (*strictest).max(*sharing);
@@ -247,8 +251,7 @@ impl Solver<'_> {
             let cache = cache.ok_or(Cause::Canceled)?;
             let first = wanted.iter().find(|(_, _, other)| other == name).map(|(_, mount, _)| *mount);
             let mount = first.expect("a cache is wanted by a mount");
-            let MountOp::Cache { seed, mode, uid, gid, .. } = &mount.kind else { continue };
-            let is_made = seed.is_some() || mode.or(*uid).or(*gid).is_some();
+            let is_made = name.seed.is_some() || name.owner.is_some();
             // Once in a build: what its first RUN left there is for the next one.
             let is_new = || self.remade.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name.clone());
             if no_cache && is_made && is_new() {

@@ -31,6 +31,8 @@ pub struct CacheName {
     pub id: String,
     /// What it held at first: another seed is another cache.
     pub seed: Option<Digest>,
+    /// Mode, user and group that it was made with, where they were given: as with BuildKit, others are another cache.
+    pub owner: Option<(u32, u32, u32)>,
 }
 
 /// A cache in use.
@@ -99,8 +101,9 @@ impl CacheName {
         let mut hasher = Hasher::new();
         hasher.field(b"rbuild cache mount 1");
         hasher.field(self.id.as_bytes());
-        if let Some(seed) = &self.seed {
-            hasher.field(seed.as_bytes());
+        hasher.field(self.seed.as_ref().map_or(&[][..], |seed| seed.as_bytes()));
+        if let Some((mode, uid, gid)) = self.owner {
+            [mode, uid, gid].into_iter().for_each(|number| hasher.update(&number.to_le_bytes()));
         }
         hasher.finish()
     }
@@ -182,7 +185,7 @@ mod tests {
 
         fn take(&self, id: &str, sharing: Sharing) -> CacheMount {
             let cancel = Cancel::new().unwrap();
-            let name = CacheName { id: id.to_owned(), seed: None };
+            let name = CacheName { id: id.to_owned(), seed: None, owner: None };
             let cache = self.store.cache_mount(&self.lease, &name, sharing, &cancel, &mut || cancel.cancel()).unwrap();
             let cache = cache.expect("free");
             cache.fill::<StoreError>(|| self.made("")).unwrap();
@@ -191,7 +194,7 @@ mod tests {
 
         fn is_taken(&self, id: &str, sharing: Sharing) -> bool {
             let cancel = Cancel::new().unwrap();
-            let name = CacheName { id: id.to_owned(), seed: None };
+            let name = CacheName { id: id.to_owned(), seed: None, owner: None };
             let taken = self.store.cache_mount(&self.lease, &name, sharing, &cancel, &mut || cancel.cancel());
             taken.unwrap().is_none()
         }

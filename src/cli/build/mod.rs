@@ -229,6 +229,7 @@ impl Job<'_> {
                 (Some(name), _) => self.named_context(name, now)?,
             });
         }
+        contexts.iter_mut().for_each(|context| context.heed(self.cancel));
         Ok(contexts)
     }
 

@@ -402,6 +402,9 @@ fn a_git_repository_is_a_context() {
     env.write("ctx/D", "FROM scratch\nCOPY . /\n");
     env.rbuild(&format!("build -f ctx/D -o type=local,dest=sub {url}#other:sub")).ok();
     assert_eq!(std::fs::read(env.path("sub/file")).unwrap(), b"sub");
+    let keep = "--build-arg BUILDKIT_CONTEXT_KEEP_GIT_DIR=1";
+    env.rbuild(&format!("build {keep} -o type=local,dest=kept {url}#other")).ok();
+    assert!(env.path("kept/all/.git/HEAD").exists());
     for (end, says) in [
         ("#nope", "has no nope, no branch, tag or ref of that name"),
         (&format!("#{}", &other[..10]), "takes all digits of its hash"),
@@ -485,7 +488,7 @@ fn a_closed_repository_takes_a_token() {
     web.serve_git(env.path("git"), Some("basic eC1hY2Nlc3MtdG9rZW46czNjcmV0"));
     env.set("TOKEN", "s3cret");
     let url = web.url("/git/r.git#other");
-    env.rbuild(&format!("build {url}")).ends(1).says("git cannot read the refs of");
+    env.rbuild(&format!("build {url}")).ends(1).says("git cannot read the refs of").says("id=GIT_AUTH_TOKEN");
     env.rbuild(&format!("build --secret id=GIT_AUTH_TOKEN,env=TOKEN {url}")).ok();
     let dockerfile = format!("FROM scratch\nADD --keep-git-dir=true {url} /r\n");
     let (_, image) = build(&env, &dockerfile, "--secret id=GIT_AUTH_TOKEN.127.0.0.1,env=TOKEN");

@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::input::LIMIT;
 use super::secrets;
 use crate::cli::args::BuildArgs;
+use crate::cli::args::values::yes_no;
 use crate::cli::failure::Failure;
 use crate::cli::settings::Settings;
 use crate::context::ignore::Patterns;
@@ -67,6 +68,12 @@ impl<'a> Network<'a> {
         Self { args, settings, ready: OnceLock::new() }
     }
 
+    /// Whether `.git` of contexts stays, as BuildKit is told to keep it.
+    fn keeps_git_dir(&self) -> bool {
+        let given = self.args.build_args.iter().rfind(|(name, _)| name == "BUILDKIT_CONTEXT_KEEP_GIT_DIR");
+        given.is_some_and(|(_, value)| yes_no(value) == Ok(true))
+    }
+
     /// What fetches for a build.
     pub(super) fn fetch<'f>(
         &'f self,
@@ -115,7 +122,7 @@ impl Bringer<'_> {
                 let git = fetch.git(source).map_err(failed)?;
                 let folder = lease.fresh_path();
                 std::fs::create_dir(&folder)?;
-                let keep = source.keep_git_dir == Some(true);
+                let keep = source.keep_git_dir.unwrap_or_else(|| self.network.keeps_git_dir());
                 let commit = git.resolve(source).map_err(|error| failed(error.into()))?;
                 let files = git.fetch(source, &commit, keep, &folder).map_err(|error| failed(error.into()))?;
                 Ok(Brought::Folder(files.folder))

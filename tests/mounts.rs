@@ -481,7 +481,7 @@ fn a_command_with_a_cache_sees_the_times_of_today() {
         );
         env.write(
             "plain/Dockerfile",
-            "FROM busybox\nCOPY src /src\nCOPY other /other\nRUN echo times $(stat -c %Y /src/f)\n",
+            "FROM busybox\nCOPY src /plain\nCOPY other /other\nRUN echo times $(stat -c %Y /plain/f)\n",
         );
         let state = |text: &str, time: u64, other: &str| {
             for folder in ["ctx", "plain"] {
@@ -502,7 +502,8 @@ fn a_command_with_a_cache_sees_the_times_of_today() {
         let (run, image) = state("A", 3000, "2");
         wrote(&run, "3000 3000 3000 in A");
         assert_eq!(run.cached(), 3, "two COPYs and what is mounted\n{}", run.shown());
-        assert!(image.listing("").contains("3000"), "the image has the times that the command saw");
+        let tree = image.tree();
+        assert_eq!((tree["src/f"].mtime, tree["d/f"].mtime), (3000, 3000), "the times that the command saw");
         // Without a cache the layer is the one that is known.
         wrote(&env.rbuild("build plain").ok(), "times 1000");
         let again = env.build("").ok();

@@ -9,6 +9,7 @@ mod blame;
 mod finish;
 mod hints;
 mod input;
+mod secrets;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -138,6 +139,8 @@ impl Job<'_> {
         }
         let contexts = self.contexts(now)?;
         let sandbox = Sandbox::default();
+        let secrets = secrets::secrets(self.args, self.settings)?;
+        let agents = secrets::agents(self.args, self.settings)?;
         let hosts: Vec<(String, String)> =
             self.args.add_hosts.iter().map(|(name, address)| (name.clone(), address.to_string())).collect();
         let identity = format!("{}\n{}", self.file.source.name, self.settings.cwd.display());
@@ -157,6 +160,8 @@ impl Job<'_> {
             events: self.reporter,
             cancel: self.cancel,
             clock: SystemTime::now,
+            secrets: &secrets,
+            agents: &agents,
         };
         let solved = solve::solve(self.plan, &engine);
         // Digests that were computed stay known, whether the build went well or not.

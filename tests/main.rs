@@ -22,6 +22,7 @@ mod parse;
 mod plan;
 mod random;
 mod recovery;
+mod remote;
 mod rootless;
 mod scenarios;
 mod seeds;

@@ -67,9 +67,15 @@ fn plain(dir: &str) -> BuildArgs {
         add_hosts: vec![],
         shm_size: None,
         allow: vec![],
+        no_network: false,
         secrets: Vec::new(),
         ssh: Vec::new(),
     }
+}
+
+fn remote(text: &str) -> BuildContext {
+    let remote = crate::plan::remote::parse_context(text).expect("it is remote").expect("it is right");
+    BuildContext::Remote(text.to_owned(), remote)
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -96,6 +102,10 @@ fn builds() {
         ("-f x/Dockerfile .", BuildArgs { file: Some(DockerfilePath::Path("x/Dockerfile".into())), ..base() }),
         ("-f - .", BuildArgs { file: Some(DockerfilePath::Stdin), ..base() }),
         ("-", BuildArgs { context: Some(BuildContext::Stdin), ..base() }),
+        ("https://h/r.git#v1", BuildArgs { context: Some(remote("https://h/r.git#v1")), ..base() }),
+        ("github.com/a/b", BuildArgs { context: Some(remote("github.com/a/b")), ..base() }),
+        ("./github.com/a/b", plain("./github.com/a/b")),
+        ("-f https://h/D .", BuildArgs { file: Some(DockerfilePath::Url("https://h/D".into())), ..base() }),
         ("--target t .", BuildArgs { target: Some("t".into()), ..base() }),
         (
             "--build-arg A=1 --build-arg FROM_ENV --build-arg NOWHERE --build-arg B=x=y --build-arg C= .",
@@ -124,7 +134,7 @@ fn builds() {
         ("--pull=missing .", base()),
         ("--pull=false .", base()),
         ("--pull=never .", BuildArgs { offline: true, ..base() }),
-        ("--offline .", BuildArgs { offline: true, ..base() }),
+        ("--offline .", BuildArgs { offline: true, no_network: true, ..base() }),
         ("-q .", BuildArgs { quiet: true, progress: Progress::Quiet, ..base() }),
         ("-q=false .", base()),
         ("-qt x .", BuildArgs { quiet: true, progress: Progress::Quiet, tags: texts(&["x"]), ..base() }),
@@ -307,15 +317,6 @@ fn what_comes_later_is_refused_by_name() {
         ("--sbom=true .", "--sbom=true; rbuild makes no attestations"),
         ("--attest type=sbom .", "--attest type=sbom; rbuild makes no attestations"),
         ("--format sarif --print plan .", "--format sarif (the build checks)"),
-        (
-            "https://example.com/x.git",
-            "https://example.com/x.git, a context from the network; fetch it and give the directory",
-        ),
-        (
-            "github.com/a/b",
-            "github.com/a/b, a context from the network; fetch it and give the directory \
-             (./github.com/a/b names a directory)",
-        ),
         ("image prune -af", "rbuild prune (removing what is no longer needed; `rbuild rmi` removes images)"),
         ("system df", "rbuild df (counting what the store holds)"),
         ("diff a b", "rbuild diff (comparing two images)"),

@@ -469,3 +469,47 @@ fn an_agent_has_a_socket() {
         env.build("--ssh default=key2").ends(1).says("cannot use the key");
     }
 }
+
+#[test]
+fn a_command_with_a_cache_sees_the_times_of_today() {
+    for env in places("a_command_with_a_cache_sees_the_times_of_today") {
+        env.write(
+            "ctx/Dockerfile",
+            "FROM busybox AS base\nCOPY src /src\nFROM base\nCOPY other /other\nCOPY src/f /d/\n\
+             RUN --mount=type=cache,target=/c --mount=source=src,target=/b \
+             echo $(stat -c %Y /src/f /b/f /d/f) in $(cat /src/f); : > /c/x\n",
+        );
+        env.write(
+            "plain/Dockerfile",
+            "FROM busybox\nCOPY src /plain\nCOPY other /other\nRUN echo times $(stat -c %Y /plain/f)\n",
+        );
+        let state = |text: &str, time: u64, other: &str| {
+            for folder in ["ctx", "plain"] {
+                env.write(&format!("{folder}/src/f"), text);
+                env.write(&format!("{folder}/src/g"), "g");
+                env.time(&format!("{folder}/src/f"), time);
+                env.time(&format!("{folder}/src/g"), 500);
+                env.time(&format!("{folder}/src"), 700);
+                env.write(&format!("{folder}/other"), other);
+            }
+            let run = env.build("-o type=image -o type=oci,dest=out.tar").ok();
+            (run, Image::read(&env.path("out.tar")))
+        };
+        wrote(&state("A", 1000, "1").0, "1000 1000 1000 in A");
+        wrote(&env.rbuild("build plain").ok(), "times 1000");
+        wrote(&state("B", 2000, "1").0, "2000 2000 2000 in B");
+        // The old content, in a file that is newer than what was made of the other one.
+        let (run, image) = state("A", 3000, "2");
+        wrote(&run, "3000 3000 3000 in A");
+        assert_eq!(run.cached(), 3, "two COPYs and what is mounted\n{}", run.shown());
+        let tree = image.tree();
+        assert_eq!((tree["src/f"].mtime, tree["d/f"].mtime), (3000, 3000), "the times that the command saw");
+        // Without a cache the layer is the one that is known.
+        wrote(&env.rbuild("build plain").ok(), "times 1000");
+        let again = env.build("").ok();
+        assert_eq!((again.cached(), again.image()), (5, run.image()), "{}", again.shown());
+        // Nothing runs, so nothing is dated.
+        let (run, _) = state("A", 4000, "2");
+        assert_eq!((run.cached(), run.image()), (5, again.image()));
+    }
+}

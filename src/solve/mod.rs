@@ -20,6 +20,7 @@ mod run;
 mod schedule;
 mod stacks;
 mod step;
+mod times;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -224,6 +225,12 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
             let first = (0..done.len()).find(runs).unwrap_or(first);
             solver.prepare_trees().map_err(|cause| StepError { step: StepId(first), cause })?;
         }
+        let today = solver.today.get_or_init(|| solver.below_caches(&done));
+        for (index, done) in done.iter().enumerate() {
+            if *done && today[index] {
+                solver.date(StepId(index)).map_err(|cause| StepError { step: StepId(index), cause })?;
+            }
+        }
         solver.fetching.store(true, Ordering::Relaxed);
         // What is fetched are further jobs, which wait for nothing.
         let fetches: Vec<usize> = solver.missing_remotes(&done, &looked_up).into_iter().collect();
@@ -295,6 +302,10 @@ struct Solver<'a> {
     restarted: Vec<OnceLock<()>>,
     stacks: stacks::Stacks<'a>,
     trees: OnceLock<TreeOptions>,
+    /// The steps whose layers take the times that their sources have now.
+    today: OnceLock<Vec<bool>>,
+    /// Those layers, where they are others than the cache had.
+    dated: Vec<OnceLock<DiffId>>,
     remotes: remote::Remotes,
     /// Steps may fetch what they need: not in the first pass.
     fetching: AtomicBool,
@@ -314,6 +325,8 @@ impl<'a> Solver<'a> {
             restarted: (0..count).map(|_| OnceLock::new()).collect(),
             stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events),
             trees: OnceLock::new(),
+            today: OnceLock::new(),
+            dated: (0..count).map(|_| OnceLock::new()).collect(),
             remotes: remote::Remotes::of(plan),
             fetching: AtomicBool::new(false),
             remade: Mutex::default(),
@@ -341,7 +354,7 @@ impl<'a> Solver<'a> {
     /// asks for the ids itself.
     fn stack_needs_ids(&self, mut stack: Stack) -> bool {
         while let Stack::Step(StepId(step)) = stack {
-            if self.solved[step].get().is_some_and(|solved| self.layer_needs_ids(&solved.layer)) {
+            if self.layer_of(step).is_some_and(|layer| self.layer_needs_ids(&layer)) {
                 return true;
             }
             stack = self.plan.steps[step].parent;
@@ -375,7 +388,10 @@ impl<'a> Solver<'a> {
     }
 
     fn into_solution(self) -> Solution {
-        let steps = self.solved.into_iter().map(|cell| cell.into_inner().expect("every step ended without an error"));
+        let steps = self.solved.into_iter().zip(self.dated).map(|(cell, dated)| {
+            let solved = cell.into_inner().expect("every step ended without an error");
+            Solved { layer: dated.into_inner().unwrap_or(solved.layer), ..solved }
+        });
         Solution { steps: steps.collect(), trees: self.trees.into_inner() }
     }
 }

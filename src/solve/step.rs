@@ -178,11 +178,14 @@ impl Solver<'_> {
                 let layers = self.engine.bases[base].config.rootfs.diff_ids.clone();
                 (StackState::new(ChainId::of(&layers), layers), None)
             }
-            Stack::Step(StepId(step)) => (self.stack(self.plan.steps[step].parent), self.solved[step].get()),
+            Stack::Step(StepId(step)) => {
+                let own = self.solved[step].get().zip(self.layer_of(step));
+                (self.stack(self.plan.steps[step].parent), own)
+            }
         };
-        if let Some(own) = own {
+        if let Some((own, layer)) = own {
             state.made.push(own.content);
-            state.layers.push(own.layer);
+            state.layers.push(layer);
             state.id = own.stack;
         }
         state
@@ -217,7 +220,7 @@ impl Solver<'_> {
         restart
     }
 
-    fn look_up_once(&self, id: StepId) -> Result<Look, Cause> {
+    pub(super) fn look_up_once(&self, id: StepId) -> Result<Look, Cause> {
         let step = &self.plan.steps[id.0];
         let below = self.stack(step.parent);
         let op = key::op_digest(&step.op, &step.platform);
@@ -484,6 +487,9 @@ impl Solver<'_> {
 
     fn hit(&self, id: StepId, record: &CacheRecord, key: CacheKey) -> Result<(), Cause> {
         self.solve_as(id, record.content, record.layer, None)?;
+        if self.is_of_today(id) {
+            self.date(id)?;
+        }
         self.engine.events.event(Event::Cached(id, key));
         Ok(())
     }
@@ -494,8 +500,8 @@ impl Solver<'_> {
         let content = new.index.content();
         let op = missed.record.op;
         let layer = match store.made_before(&content, &op)? {
-            Some(layer) => layer,
-            None => {
+            Some(layer) if !self.is_of_today(id) => layer,
+            _ => {
                 let layer = new.index.diff_id();
                 store.put_layer(lease, &new.index, new.form)?;
                 store.remember_made(lease, &content, &op, &layer)?;

@@ -188,7 +188,7 @@ mod tests {
             let name = CacheName { id: id.to_owned(), seed: None, owner: None };
             let cache = self.store.cache_mount(&self.lease, &name, sharing, &cancel, &mut || cancel.cancel()).unwrap();
             let cache = cache.expect("free");
-            cache.fill::<StoreError>(|| self.made("")).unwrap();
+            cache.fill::<StoreError>(|| Ok(self.made(""))).unwrap();
             cache
         }
 
@@ -199,11 +199,11 @@ mod tests {
             taken.unwrap().is_none()
         }
 
-        fn made(&self, text: &str) -> Result<PathBuf, StoreError> {
+        fn made(&self, text: &str) -> PathBuf {
             let path = self.lease.fresh_path();
             fs::create_dir(&path).unwrap();
             fs::write(path.join("f"), text).unwrap();
-            Ok(path)
+            path
         }
     }
 
@@ -240,14 +240,14 @@ mod tests {
         let bench = Bench::new();
         let cache = bench.take("a", Sharing::Shared);
         fs::write(cache.folder().join("f"), "kept").unwrap();
-        cache.fill::<StoreError>(|| bench.made("new")).unwrap();
+        cache.fill::<StoreError>(|| Ok(bench.made("new"))).unwrap();
         let other = bench.take("a", Sharing::Shared);
         cache.empty(&bench.lease).unwrap();
         assert_eq!(fs::read_to_string(cache.folder().join("f")).unwrap(), "kept", "the other one uses it");
         drop(other);
         cache.empty(&bench.lease).unwrap();
         assert!(!cache.folder().exists());
-        cache.fill::<StoreError>(|| bench.made("new")).unwrap();
+        cache.fill::<StoreError>(|| Ok(bench.made("new"))).unwrap();
         assert_eq!(fs::read_to_string(cache.folder().join("f")).unwrap(), "new");
         assert!(!bench.is_taken("a", Sharing::Shared), "it is shared again");
     }

@@ -70,7 +70,7 @@ pub(crate) fn secret(text: &str) -> Result<SecretSpec, String> {
             "src" | "source" => spec.file = Some(value),
             "env" => spec.variable = Some(value),
             other => {
-                let near = nearest(other, KEYS.into_iter()).map(|near| format!(" (did you mean {near}?)"));
+                let near = nearest(other, KEYS).map(|near| format!(" (did you mean {near}?)"));
                 return Err(format!("unexpected key '{other}'{}", near.unwrap_or_default()));
             }
         }
@@ -93,7 +93,7 @@ impl SecretSpec {
             (_, _, Some(name)) | (Some(Kind::Variable), Some(name), None) => SecretFrom::Variable(name),
             (_, Some(file), None) => SecretFrom::File(PathBuf::from(file)),
             (Some(Kind::Variable), None, None) => SecretFrom::Variable(id.clone()),
-            (None, None, None) if settings.env.get(&id).is_some() => SecretFrom::Variable(id.clone()),
+            (None, None, None) if settings.env.contains_key(&id) => SecretFrom::Variable(id.clone()),
             (_, None, None) => SecretFrom::File(PathBuf::from(&id)),
         };
         SecretArg { id, from }

@@ -283,6 +283,12 @@ impl Git<'_> {
         let said = text(&mut said, 1 << 14)?;
         let last = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>();
         let said = last[last.len().saturating_sub(4)..].join("; ");
+        let closed = ["could not read Username", "Authentication failed", "terminal prompts disabled"];
+        let said = if closed.iter().any(|text| said.contains(text)) {
+            format!("{said}; if it needs a token, give one with --secret id=GIT_AUTH_TOKEN,…")
+        } else {
+            said
+        };
         let said = if said.is_empty() { format!("it ended with {status}") } else { said };
         Err(GitError::Failed { what, repository: source.shown(), said: hide(&said, source) })
     }

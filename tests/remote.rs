@@ -336,6 +336,43 @@ fn other_steps_do_not_wait_for_a_server_and_a_signal_ends_the_wait() {
     assert!(began.elapsed() < Duration::from_secs(20), "it waited for the server");
 }
 
+#[test]
+fn a_signal_ends_the_wait_for_a_context() {
+    if !needs("remote::signal", &[Need::Program("git")]) {
+        return;
+    }
+    let env = TestEnv::new();
+    env.write("ctx/Dockerfile", "FROM scratch\n");
+    let tar = packed(&env, "");
+    // Takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = silent.local_addr().expect("it has one");
+    let web = Web::start();
+    web.put("/never", Page { silent: true, ..Page::of("x") });
+    for context in ["-".to_owned(), format!("git://{address}/r.git"), web.url("/never")] {
+        let mut command = env.command(["build", "--progress", "plain", &context]);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("rbuild starts");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        if context == "-" {
+            stdin.write_all(&tar[..600]).expect("it reads");
+        }
+        let mut stderr = std::io::BufReader::new(child.stderr.take().expect("a pipe"));
+        let mut line = String::new();
+        while !line.contains("[internal] load") {
+            line.clear();
+            assert!(std::io::BufRead::read_line(&mut stderr, &mut line).expect("text") > 0, "{context}: it ended");
+        }
+        let held = context.starts_with("git:").then(|| silent.accept().expect("git connects"));
+        let began = Instant::now();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        assert_eq!(child.wait().expect("a child").code(), Some(143), "{context}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{context}: it waited");
+        drop((held, stdin));
+    }
+}
+
 /// A repository `r.git` with two branches, tags, a submodule, and a folder `sub`; the commits of main and other.
 fn repository(env: &TestEnv) -> (String, String) {
     let folder = env.path("git");
@@ -402,6 +439,9 @@ fn a_git_repository_is_a_context() {
     env.write("ctx/D", "FROM scratch\nCOPY . /\n");
     env.rbuild(&format!("build -f ctx/D -o type=local,dest=sub {url}#other:sub")).ok();
     assert_eq!(std::fs::read(env.path("sub/file")).unwrap(), b"sub");
+    let keep = "--build-arg BUILDKIT_CONTEXT_KEEP_GIT_DIR=1";
+    env.rbuild(&format!("build {keep} -o type=local,dest=kept {url}#other")).ok();
+    assert!(env.path("kept/all/.git/HEAD").exists());
     for (end, says) in [
         ("#nope", "has no nope, no branch, tag or ref of that name"),
         (&format!("#{}", &other[..10]), "takes all digits of its hash"),
@@ -475,6 +515,34 @@ fn add_of_a_repository_follows_its_commits() {
 }
 
 #[test]
+fn repositories_come_over_ssh() {
+    if !needs("remote::ssh", &[Need::Program("git")]) {
+        return;
+    }
+    let mut env = TestEnv::new();
+    repository(&env);
+    // What sshd would do, without one.
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = -G ] && exit 1\necho \"$SSH_AUTH_SOCK $*\" >> {}\nfor last; do :; done\neval \"$last\"\n",
+        env.path("log").display()
+    );
+    env.write("ssh", script);
+    env.mode("ssh", 0o755);
+    env.set("GIT_SSH_COMMAND", &env.path("ssh").display().to_string());
+    env.set("SSH_AUTH_SOCK", "/agent");
+    let path = env.path("git/r.git").display().to_string();
+    env.rbuild(&format!("build ssh://me@host{path}#other")).ok();
+    let socket = env.path("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a new socket");
+    let dockerfile = format!("FROM scratch\nADD me@host:{path}#other /r\n");
+    let (_, image) = build(&env, &dockerfile, "--ssh default=socket");
+    assert_eq!(image.file("r/lib"), b"other");
+    let log = std::fs::read_to_string(env.path("log")).expect("it was called");
+    assert!(log.lines().all(|line| line.contains(" me@host git-upload-pack")), "{log}");
+    assert!(log.starts_with("/agent ") && log.contains(&format!("\n{} ", socket.display())), "{log}");
+}
+
+#[test]
 fn a_closed_repository_takes_a_token() {
     if !needs("remote::git token", &[Need::Program("git")]) {
         return;
@@ -485,7 +553,7 @@ fn a_closed_repository_takes_a_token() {
     web.serve_git(env.path("git"), Some("basic eC1hY2Nlc3MtdG9rZW46czNjcmV0"));
     env.set("TOKEN", "s3cret");
     let url = web.url("/git/r.git#other");
-    env.rbuild(&format!("build {url}")).ends(1).says("git cannot read the refs of");
+    env.rbuild(&format!("build {url}")).ends(1).says("git cannot read the refs of").says("id=GIT_AUTH_TOKEN");
     env.rbuild(&format!("build --secret id=GIT_AUTH_TOKEN,env=TOKEN {url}")).ok();
     let dockerfile = format!("FROM scratch\nADD --keep-git-dir=true {url} /r\n");
     let (_, image) = build(&env, &dockerfile, "--secret id=GIT_AUTH_TOKEN.127.0.0.1,env=TOKEN");

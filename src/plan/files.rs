@@ -194,10 +194,9 @@ impl Planner<'_> {
         }
         for path in &paths {
             // The history goes wherever the image goes.
-            let _ = match files.remotes.iter().any(|remote| remote.text == *path) {
-                true => write!(line, " {}", remote::without_password(path)),
-                false => write!(line, " {path}"),
-            };
+            let is_remote = files.remotes.iter().any(|remote| remote.text == *path);
+            let shown = if is_remote { remote::without_password(path) } else { path.clone() };
+            let _ = write!(line, " {shown}");
         }
         for source in &inline {
             if let CopySource::Inline { name, .. } = source {

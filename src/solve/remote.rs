@@ -5,7 +5,7 @@
 //! or by its commit is not fetched as long as the cache has all that is made of it.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::copy::{Brought, Checkout};
@@ -30,6 +30,8 @@ struct One {
     /// The first step that wants it.
     step: StepId,
     state: Mutex<State>,
+    /// Those of one URL share it: the second finds what the first brought.
+    turn: Arc<Mutex<()>>,
 }
 
 /// What is known of it.
@@ -49,7 +51,10 @@ impl Remotes {
             if let Op::Copy(copy) = &step.op {
                 for source in copy.remotes() {
                     own.push(all.iter().position(|one| one.source == *source).unwrap_or_else(|| {
-                        all.push(One { source: source.clone(), step: StepId(index), state: Mutex::default() });
+                        let turn = all.iter().find(|one| url(one) == url_of(source) && url(one).is_some());
+                        let turn = turn.map(|one| Arc::clone(&one.turn)).unwrap_or_default();
+                        let (source, step) = (source.clone(), StepId(index));
+                        all.push(One { source, step, state: Mutex::default(), turn });
                         all.len() - 1
                     }));
                 }
@@ -156,6 +161,7 @@ impl Solver<'_> {
         self.engine.events.event(Event::Began(&title));
         let brought = match &one.source.kind {
             kind @ RemoteKind::File { url, checksum, .. } => {
+                let _turn = one.turn.lock().unwrap_or_else(PoisonError::into_inner);
                 let fetched = fetch.fetch(url, *checksum).map_err(failed)?;
                 state.name = Some(file_name(kind, &fetched.digest));
                 let path = self.engine.store.blob_path(&fetched.digest);
@@ -192,6 +198,17 @@ impl Solver<'_> {
         std::fs::create_dir(&folder).map_err(|error| FetchError::Io { url: source.shown(), source: error })?;
         let files = fetch.git(source)?.fetch(source, commit, source.keep_git_dir == Some(true), &folder)?;
         Ok((files.folder, files.time))
+    }
+}
+
+fn url(one: &One) -> Option<&str> {
+    url_of(&one.source)
+}
+
+fn url_of(source: &RemoteSource) -> Option<&str> {
+    match &source.kind {
+        RemoteKind::File { url, .. } => Some(url),
+        RemoteKind::Git(_) => None,
     }
 }
 

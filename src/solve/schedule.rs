@@ -151,6 +151,31 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_somebody_else_holds_up_nobody() {
+        // Of one thread; both that wait, and the job that needs neither, must be in the barrier at the same time.
+        let barrier = Barrier::new(3);
+        let order = Mutex::new(Vec::new());
+        run::<()>(
+            &[vec![2, 3], vec![], vec![], vec![]],
+            &[false; 4],
+            1,
+            2,
+            &|index| {
+                if index > 0 {
+                    barrier.wait();
+                }
+                order.lock().unwrap().push(index);
+                Ok(())
+            },
+            &|| {},
+        )
+        .unwrap();
+        let order = order.into_inner().unwrap();
+        let place = |job: usize| order.iter().position(|done| *done == job).unwrap();
+        assert!(order.len() == 4 && place(0) > place(2) && place(0) > place(3), "{order:?}");
+    }
+
+    #[test]
     fn an_error_stops_what_has_not_begun() {
         let begun = AtomicUsize::new(0);
         let result = run(

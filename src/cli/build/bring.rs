@@ -4,9 +4,12 @@
 //! outside of the brought folder is read through it, whatever links it holds, and nothing in it can make a read wait; the
 //! folder goes with the lease.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -17,6 +20,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::input::LIMIT;
 use super::secrets;
 use crate::cli::args::BuildArgs;
+use crate::cli::args::values::yes_no;
 use crate::cli::failure::Failure;
 use crate::cli::settings::Settings;
 use crate::context::ignore::Patterns;
@@ -59,12 +63,38 @@ impl Session {
 pub(super) struct Network<'a> {
     args: &'a BuildArgs,
     settings: &'a Settings,
-    ready: OnceLock<(Arc<Http>, Box<Secrets<'static>>)>,
+    ready: OnceLock<Ready>,
+}
+
+struct Ready {
+    http: Arc<Http>,
+    secrets: Box<Secrets<'static>>,
+    /// The environment, with the agent of `--ssh default=SOCKET`.
+    env: BTreeMap<String, OsString>,
 }
 
 impl<'a> Network<'a> {
     pub(super) fn new(args: &'a BuildArgs, settings: &'a Settings) -> Self {
         Self { args, settings, ready: OnceLock::new() }
+    }
+
+    /// Whether `.git` of contexts stays, as BuildKit is told to keep it.
+    fn keeps_git_dir(&self) -> bool {
+        let given = self.args.build_args.iter().rfind(|(name, _)| name == "BUILDKIT_CONTEXT_KEEP_GIT_DIR");
+        given.is_some_and(|(_, value)| yes_no(value) == Ok(true))
+    }
+
+    fn env(&self) -> BTreeMap<String, OsString> {
+        let mut env = self.settings.env.clone();
+        let default = self.args.ssh.iter().rfind(|ssh| ssh.id == "default");
+        if let Some([path]) = default.map(|ssh| ssh.paths.as_slice()) {
+            let path = self.settings.cwd.join(path);
+            // Keys in files are for RUN alone.
+            if path.metadata().is_ok_and(|found| found.file_type().is_socket()) {
+                env.insert("SSH_AUTH_SOCK".to_owned(), path.into_os_string());
+            }
+        }
+        env
     }
 
     /// What fetches for a build.
@@ -79,10 +109,14 @@ impl<'a> Network<'a> {
             let secrets = secrets::secrets(self.args, self.settings)?;
             let secret =
                 move |id: &str| Ok(secrets.iter().rfind(|secret| secret.id == id).map(|secret| secret.value.clone()));
-            self.ready.get_or_init(|| (Arc::new(Http::new(options)), Box::new(secret)));
+            self.ready.get_or_init(|| Ready {
+                http: Arc::new(Http::new(options)),
+                secrets: Box::new(secret),
+                env: self.env(),
+            });
         }
-        let (http, secrets) = self.ready.get().expect("it was set up above");
-        let (http, env, offline) = (Arc::clone(http), &self.settings.env, self.args.no_network);
+        let Ready { http, secrets, env } = self.ready.get().expect("it was set up above");
+        let (http, offline) = (Arc::clone(http), self.args.no_network);
         Ok(Fetch { http, store, lease, secrets, env, offline, cancel })
     }
 }
@@ -115,7 +149,7 @@ impl Bringer<'_> {
                 let git = fetch.git(source).map_err(failed)?;
                 let folder = lease.fresh_path();
                 std::fs::create_dir(&folder)?;
-                let keep = source.keep_git_dir == Some(true);
+                let keep = source.keep_git_dir.unwrap_or_else(|| self.network.keeps_git_dir());
                 let commit = git.resolve(source).map_err(|error| failed(error.into()))?;
                 let files = git.fetch(source, &commit, keep, &folder).map_err(|error| failed(error.into()))?;
                 Ok(Brought::Folder(files.folder))

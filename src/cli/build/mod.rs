@@ -166,10 +166,8 @@ impl Job<'_> {
             Op::Copy(copy) => copy.remotes().next().is_some(),
             _ => false,
         });
-        let fetch = match fetches {
-            true => Some(self.network.fetch(self.store, self.lease, self.cancel)?),
-            false => None,
-        };
+        // Nothing of the network is set up for a build that fetches nothing.
+        let fetch = if fetches { Some(self.network.fetch(self.store, self.lease, self.cancel)?) } else { None };
         let engine = Engine {
             store: self.store,
             lease: self.lease,

@@ -80,6 +80,8 @@ pub struct BuildArgs {
     pub ssh: Vec<SshArg>,
     /// `--offline`: nothing is fetched.
     pub no_network: bool,
+    /// `--verify-reproducible`: build twice and compare.
+    pub verify_reproducible: bool,
 }
 
 /// What a build is made from.
@@ -274,6 +276,9 @@ pub(super) struct BuildFlags {
     /// Steps that run at once [default: the number of processors, at least 4]
     #[arg(long, value_name = "N", value_parser = count, help_heading = RUN)]
     jobs: Option<NonZeroUsize>,
+    /// Build twice with empty caches, compare, and say which step and which files differ
+    #[arg(long, help_heading = RUN)]
+    verify_reproducible: bool,
 
     /// How progress is shown [default: $RBUILD_PROGRESS, $BUILDKIT_PROGRESS, auto]
     #[arg(long, value_name = "HOW", value_enum, help_heading = SHOW)]
@@ -365,6 +370,7 @@ impl BuildFlags {
             secrets: self.secret.into_iter().map(|secret| secret.settle(settings)).collect(),
             ssh: self.ssh,
             no_network: self.offline,
+            verify_reproducible: self.verify_reproducible,
         })
         .and_then(check_stdin)
     }

@@ -11,6 +11,8 @@ mod finish;
 mod hints;
 mod input;
 mod secrets;
+mod limit;
+mod verify;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -46,7 +48,9 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
     refuse_later(args)?;
     check_results(args, settings)?;
-    let reporter = Reporter::new(args.progress, args.explain, settings);
+    // Each of the two builds that are compared has a display of its own, and is forked, which takes one thread.
+    let progress = if args.verify_reproducible { Progress::Quiet } else { args.progress };
+    let reporter = Reporter::new(progress, args.explain, settings);
     let network = Network::new(args, settings);
     let mut session = None;
     let result = build(args, settings, now, &network, &reporter, &mut session);
@@ -124,7 +128,13 @@ fn build(
         session,
         network,
     };
+    if args.verify_reproducible {
+        return verify::run(&job);
+    }
     let result = job.carry_out(now, suspects);
+    if let Ok(report) = &result {
+        limit::check(&job, &report.made());
+    }
     reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
     match (result, cancel.signal()) {
         (Ok(report), _) => report.write(&job),

@@ -7,6 +7,7 @@
 mod build;
 pub(crate) mod epoch;
 mod later;
+mod secrets;
 mod prune;
 mod store;
 pub(crate) mod values;
@@ -20,6 +21,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
 pub use epoch::Epoch;
+pub use secrets::{SecretArg, SecretFrom, SshArg};
 pub(crate) use prune::until;
 pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};
 pub use store::{

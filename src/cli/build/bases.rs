@@ -56,7 +56,7 @@ fn named_context(
     let named = args.build_contexts.iter().rfind(|(name, _)| *name == request.name);
     let Some((_, context)) = named else { return Err(failed("it was not given".to_owned())) };
     let (source, selector) = match context {
-        NamedContext::Directory(_) => return Ok(Resolved::Context),
+        NamedContext::Directory(_) | NamedContext::Remote(_) => return Ok(Resolved::Context),
         NamedContext::Image(name) => {
             let full = Reference::parse(name).map_err(|error| failed(error.to_string()))?.to_string();
             return local_image(&full, request, store, lease).map(Resolved::Image);

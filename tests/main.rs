@@ -24,4 +24,5 @@ mod recovery;
 mod rootless;
 mod scenarios;
 mod seeds;
+mod shell;
 mod signals;

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rbuild::event::Stream;
 use rbuild::exec::{ExecError, Exit, ProcessSpec, RootFs, Sandbox, init_hook, probe, run};
+use rbuild::plan::limits::{Security, Ulimit};
 use rbuild::plan::step::Network;
 use rbuild::sys::cancel::{Cancel, install_signal_handlers};
 use rbuild::sys::idmap::IdMap;
@@ -291,6 +292,8 @@ fn command(args: &[&str]) -> ProcessSpec {
         script: None,
         extra_hosts: vec![],
         shm_size: 0,
+        security: Security::Sandbox,
+        ulimits: vec![],
     }
 }
 

@@ -54,7 +54,8 @@ const MASKED: [&str; 12] = [
 
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-const DEFAULT_SHM: u64 = 64 << 20;
+/// The size of `/dev/shm` unless something else is asked for.
+pub const DEFAULT_SHM: u64 = 64 << 20;
 
 /// A shorthand for errors: what was tried on what.
 pub(super) fn failed(call: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Failure {

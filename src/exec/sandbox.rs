@@ -14,10 +14,11 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, MemfdFlags, SealFlags};
+use rustix::io::Errno;
 
-use super::init::INIT_NAME;
+use super::init::{INIT_NAME, NO_SHELL};
 use super::wire::{Order, Report, Stub};
-use super::{ExecError, Exit, ProcessSpec, RootFs, etc, place, remedy};
+use super::{ExecError, Exit, ProcessSpec, RootFs, etc, place, remedy, shell};
 use crate::event::Stream;
 use crate::sys::cancel::Cancel;
 use crate::sys::mount::{Restrict, Tree};
@@ -57,10 +58,17 @@ impl Sandbox {
         output: &(dyn Fn(Stream, &[u8]) + Sync),
         cancel: &Cancel,
     ) -> Result<Exit, ExecError> {
-        check(process)?;
         if cancel.is_canceled() {
             return Ok(Exit::Canceled);
         }
+        let mut running = self.start(rootfs, process, false)?;
+        let listened = running.heard.listen(&mut running.init, &running.control, output, cancel);
+        running.end(rootfs, listened, cancel)
+    }
+
+    /// Starts the init and gives it its order.
+    pub(super) fn start(&self, rootfs: &RootFs, process: &ProcessSpec, terminal: bool) -> Result<Running, ExecError> {
+        check(process)?;
         if !rustix::process::geteuid().is_root() {
             return Err(ExecError::NotRoot);
         }
@@ -68,35 +76,68 @@ impl Sandbox {
         let initial = in_initial_user_namespace()
             .map_err(|source| ExecError::Read { path: "/proc/self/ns/user".to_owned(), source })?;
         let files = etc::files(process).map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
-        let order = Order { rootfs: rootfs.clone(), process: process.clone(), files, user_xattr: !initial };
-        let (control, theirs) = UnixStream::pair().map_err(talk("socketpair"))?;
-        let mut init = spawn(&self.init, theirs.into())?;
-        let mut heard = Heard::default();
-        let listened = match order.send(&control) {
-            Ok(()) => heard.listen(&mut init, &control, output, cancel),
-            // It died before it had read all: what it said, if anything, is still to be heard.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                heard.listen(&mut init, &control, output, cancel)
-            }
-            Err(error) => Err(talk("send the order")(error)),
+        let order = Order {
+            rootfs: rootfs.clone(),
+            process: process.clone(),
+            files,
+            user_xattr: !initial,
+            terminal,
+            seccomp: Vec::new(),
+            cgroups: Vec::new(),
         };
+        let (control, theirs) = UnixStream::pair().map_err(talk("socketpair"))?;
+        let init = spawn(&self.init, theirs.into())?;
+        let mut running = Running { init, control, order, heard: Heard::default() };
+        match running.order.send(&running.control) {
+            Ok(()) => Ok(running),
+            // It died before it had read all: what it said, if anything, is still to be heard.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(running),
+            Err(error) => {
+                drop(running.control);
+                running.init.wait().map_err(talk("wait for the sandbox"))?;
+                Err(talk("send the order")(error))
+            }
+        }
+    }
+}
+
+/// A sandbox at work.
+pub(super) struct Running {
+    init: Child,
+    pub(super) control: UnixStream,
+    order: Order,
+    pub(super) heard: Heard,
+}
+
+impl Running {
+    /// Ends it, tidies up, and says how the command ended.
+    pub(super) fn end(
+        mut self,
+        rootfs: &RootFs,
+        listened: Result<(), ExecError>,
+        cancel: &Cancel,
+    ) -> Result<Exit, ExecError> {
         // Whatever happened, nothing in there lives longer than this call.
-        drop(control);
-        let status = init.wait().map_err(talk("wait for the sandbox"))?;
-        place::remove(&rootfs.upper, &heard.stubs)?;
+        drop(self.control);
+        let waited = self.init.wait();
+        let status = waited.map_err(|source| ExecError::Talk { call: "wait for the sandbox", source })?;
+        place::remove(&rootfs.upper, &self.heard.stubs)?;
         place::clear(&rootfs.work)?;
         listened?;
-        match heard.verdict {
+        match self.heard.verdict {
             Some(Report::Exited(code)) => Ok(Exit::Code(code)),
             Some(Report::Signaled(signal)) => Ok(Exit::Signal(signal)),
             _ if cancel.is_canceled() => Ok(Exit::Canceled),
+            Some(Report::Failed(failure)) if failure.call == NO_SHELL => {
+                Err(ExecError::NoShell(self.order.process.args))
+            }
             Some(Report::Failed(failure)) => Err(ExecError::SetUp {
                 what: format!("{} {}", failure.call, failure.path).trim_end().to_owned(),
                 source: io::Error::from_raw_os_error(failure.errno),
-                help: remedy::of(&failure, &order),
+                help: remedy::of(&failure, &self.order),
             }),
             Some(Report::Lost(signal)) => Err(ExecError::Lost(format!("signal {signal}"))),
-            Some(Report::Stub(_)) | None => Err(ExecError::Lost(status.to_string())),
+            Some(Report::Stub(_) | Report::Terminal) | None => Err(ExecError::Lost(status.to_string())),
         }
     }
 }
@@ -170,10 +211,14 @@ fn unwritable(program: &Path) -> io::Result<OwnedFd> {
 
 /// What came out of a sandbox.
 #[derive(Default)]
-struct Heard {
+pub(super) struct Heard {
     stubs: Vec<Stub>,
     /// The last word, or the first failure.
     verdict: Option<Report>,
+    /// The other end of the command's terminal.
+    pub(super) terminal: Option<OwnedFd>,
+    /// Bytes of a report that is not there as a whole.
+    partly: Vec<u8>,
 }
 
 impl Heard {
@@ -188,7 +233,7 @@ impl Heard {
         let talk = |call| move |source| ExecError::Talk { call, source };
         let (mut stdout, mut stderr) = (init.stdout.take(), init.stderr.take());
         let (mut open, mut asked_to_stop) = (true, false);
-        let (mut buffer, mut reports) = (vec![0; 64 * 1024], Vec::new());
+        let mut buffer = vec![0; 64 * 1024];
         while open || stdout.is_some() || stderr.is_some() {
             let channels = [
                 stdout.as_ref().map(AsFd::as_fd),
@@ -208,7 +253,7 @@ impl Heard {
                 stderr = None;
             }
             if ready[2] {
-                open = self.hear(control, &mut buffer, &mut reports)?;
+                open = self.hear(control, &mut buffer)?;
             }
             if ready[3] {
                 asked_to_stop = true;
@@ -225,19 +270,23 @@ impl Heard {
     }
 
     /// Reads reports. False at the end of the socket.
-    fn hear(&mut self, mut control: &UnixStream, buffer: &mut [u8], reports: &mut Vec<u8>) -> Result<bool, ExecError> {
+    pub(super) fn hear(&mut self, control: &UnixStream, buffer: &mut [u8]) -> Result<bool, ExecError> {
         let talk = |source| ExecError::Talk { call: "read reports", source };
-        let length = match control.read(buffer) {
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+        let (length, terminal) = match shell::receive(control, buffer) {
+            Ok(received) => received,
+            Err(Errno::INTR) => return Ok(true),
             // It went away without having read the order.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
-            Err(error) => return Err(talk(error)),
+            Err(Errno::CONNRESET) => (0, None),
+            Err(errno) => return Err(talk(errno.into())),
         };
-        reports.extend_from_slice(&buffer[..length]);
-        while let Some(report) = Report::take(reports).map_err(talk)? {
+        if terminal.is_some() {
+            self.terminal = terminal;
+        }
+        self.partly.extend_from_slice(&buffer[..length]);
+        while let Some(report) = Report::take(&mut self.partly).map_err(talk)? {
             match report {
                 Report::Stub(stub) => self.stubs.push(stub),
+                Report::Terminal => {}
                 report => {
                     if !matches!(self.verdict, Some(Report::Failed(_))) {
                         self.verdict = Some(report);

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::image::config::ImageConfig;
 
 use super::graph::{Origin, StageGraph};
+use super::limits::{RunLimits, Security, Ulimit};
 use super::step::{
     BaseId, Chmod, CopyFrom, CopyOp, CopySource, MakeDirOp, ModeClause, Network, Op, Plan, PlannedHistory, RunOp,
     Stack, Step, StepId,
@@ -143,7 +144,7 @@ fn step(step: &Step) -> Value {
 }
 
 fn run(op: &RunOp) -> Value {
-    let RunOp { args, script, env, proxy_env, cwd, user, network, hostname } = op;
+    let RunOp { args, script, env, proxy_env, cwd, user, network, hostname, security, limits, shell: _ } = op;
     let mut value = json!({"run": args});
     if let Some((name, body)) = script {
         value["script"] = json!({"name": name, "body": body});
@@ -163,6 +164,21 @@ fn run(op: &RunOp) -> Value {
     }
     if let Some(hostname) = hostname {
         value["hostname"] = json!(hostname);
+    }
+    if *security == Security::Insecure {
+        value["security"] = json!("insecure");
+    }
+    let RunLimits { ulimits, shm_size, cgroup_parent } = limits;
+    if !ulimits.is_empty() {
+        let limit =
+            |limit: &Ulimit| format!("{}={}:{}", limit.name, limit.soft.cast_signed(), limit.hard.cast_signed());
+        value["ulimits"] = ulimits.iter().map(limit).collect();
+    }
+    if *shm_size > 0 {
+        value["shm_size"] = json!(shm_size);
+    }
+    if let Some(parent) = cgroup_parent {
+        value["cgroup_parent"] = json!(parent);
     }
     value
 }

@@ -17,13 +17,14 @@ use crate::image::platform::Platform;
 
 use super::config::{Folded, clean, is_signal, near_signal, ports};
 use super::graph::{Origin, Outside, StageGraph};
+use super::limits::Security;
 use super::scope::{SOURCE_DATE_EPOCH, Variables, is_directive};
 use super::step::{
     BaseId, ContextId, CopyFrom, CopyOp, CopySource, MakeDirOp, Network, Op, Plan, PlannedBase, PlannedContext,
-    PlannedImage, RunOp, Stack, Step, StepId,
+    PlannedImage, RunOp, ShellPoint, Stack, Step, StepId,
 };
 use super::trigger::Trigger;
-use super::{Bases, NoCache, PlanOptions, Resolved};
+use super::{Bases, NoCache, PlanOptions, Resolved, ShellAt};
 
 /// Plans stage after stage.
 pub(super) struct Planner<'a> {
@@ -96,12 +97,51 @@ impl<'a> Planner<'a> {
             let place = Place { stage: index, trigger: Some(trigger), escape, instruction: &trigger.instruction };
             let _: Result<(), Told> = self.instruction(place, &mut state);
         }
-        for instruction in &self.graph.stages[index].instructions {
+        for (number, instruction) in self.graph.stages[index].instructions.iter().enumerate() {
+            self.note_shell(index, number, &state);
             let place = Place { stage: index, trigger: None, escape: self.graph.escape, instruction };
             let _: Result<(), Told> = self.instruction(place, &mut state);
         }
+        self.note_shell(index, self.graph.stages[index].instructions.len(), &state);
         self.number(index, first);
         self.done[index] = Some(state);
+    }
+
+    /// Notes the state before an instruction if that is where a shell is wanted.
+    fn note_shell(&mut self, stage: usize, before: usize, state: &State) {
+        if self.options.shell_at != Some(ShellAt { stage, before }) {
+            return;
+        }
+        let place = match self.graph.stages[stage].instructions.get(before) {
+            Some(instruction) => format!("before line {}", instruction.lines.0),
+            None if self.graph.stages.len() == 1 => "at the end of the file".to_owned(),
+            None => format!("at the end of the stage {}", self.graph.shown(stage)),
+        };
+        let run = self.run_op(state, Vec::new(), None, self.options.network);
+        self.plan.shell = Some(ShellPoint { stack: state.stack, run, place });
+    }
+
+    /// A command where the stage stands.
+    pub(super) fn run_op(
+        &self,
+        state: &State,
+        args: Vec<String>,
+        script: Option<(String, String)>,
+        network: Network,
+    ) -> RunOp {
+        RunOp {
+            args,
+            script,
+            env: state.variables.entries(),
+            proxy_env: self.options.undeclared_proxies(&state.variables),
+            cwd: clean(state.folded.cwd()),
+            user: state.folded.config.config.user.clone(),
+            network,
+            hostname: self.options.sandbox_hostname(),
+            security: Security::Sandbox,
+            limits: self.options.limits.clone(),
+            shell: state.folded.config.config.shell.clone(),
+        }
     }
 
     /// Puts `[stage 2/5]` before the names of the stage's steps. FROM counts where it brings an image.
@@ -409,13 +449,15 @@ impl<'a> Planner<'a> {
         for device in &run.devices {
             self.unsupported(place, device.span, "RUN --device");
         }
-        if let Some(security) = &run.security {
-            match security.text.as_str() {
+        let mut security = Security::Sandbox;
+        if let Some(word) = &run.security {
+            match word.text.as_str() {
                 "sandbox" => {}
-                "insecure" => self.unsupported(place, security.span, "RUN --security=insecure"),
+                "insecure" if self.options.allowed.security_insecure => security = Security::Insecure,
+                "insecure" => self.not_allowed(place, word.span, "RUN --security=insecure", "security.insecure"),
                 other => {
                     let message = format!("security {other} is not valid: it is sandbox or insecure");
-                    self.tell(place, Diagnostic::error(security.span, message));
+                    self.tell(place, Diagnostic::error(word.span, message));
                 }
             }
         }
@@ -424,7 +466,8 @@ impl<'a> Planner<'a> {
             match word.text.as_str() {
                 "default" => {}
                 "none" => network = Network::None,
-                "host" => self.unsupported(place, word.span, "RUN --network=host"),
+                "host" if self.options.allowed.network_host => network = Network::Host,
+                "host" => self.not_allowed(place, word.span, "RUN --network=host", "network.host"),
                 other => {
                     let message = format!("invalid network mode: \"{other}\": it is default, none or host");
                     self.tell(place, Diagnostic::error(word.span, message));
@@ -455,19 +498,16 @@ impl<'a> Planner<'a> {
         }
         line.push_str(&args.join(" "));
         line.push_str(" # buildkit");
-        let op = RunOp {
-            args,
-            script,
-            env: state.variables.entries(),
-            proxy_env: self.options.undeclared_proxies(&state.variables),
-            cwd: clean(state.folded.cwd()),
-            user: state.folded.config.config.user.clone(),
-            network,
-            hostname: self.options.sandbox_hostname(),
-        };
+        let op = RunOp { security, ..self.run_op(state, args, script, network) };
         let step = self.step(place, state, Op::Run(op));
         state.folded.commit(line, Some(step));
         Ok(())
+    }
+
+    /// A RUN asks for what only the user can allow.
+    fn not_allowed(&mut self, place: Place<'_>, span: Span, what: &str, entitlement: &str) {
+        let error = Diagnostic::error(span, format!("{what} is not allowed"));
+        self.tell(place, error.help(format!("if you trust this Dockerfile, allow it: --allow {entitlement}")));
     }
 
     /// Hints, once for each stage, that what RUN writes has times of its own.

@@ -7,6 +7,8 @@ use crate::diagnostic::Span;
 use crate::image::config::ImageConfig;
 use crate::image::platform::Platform;
 
+use super::limits::{RunLimits, Security};
+
 /// What must be done: the steps, in an order in which every step comes after what it needs, and the images they make.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
@@ -18,6 +20,19 @@ pub struct Plan {
     pub contexts: Vec<PlannedContext>,
     /// The results: one per platform.
     pub images: Vec<PlannedImage>,
+    /// Where `--shell-at` wants a shell.
+    pub shell: Option<ShellPoint>,
+}
+
+/// A place in a stage where a shell can be had.
+#[derive(Debug, Clone)]
+pub struct ShellPoint {
+    /// The file system.
+    pub stack: Stack,
+    /// The surroundings that a RUN would have here; its command is the shell.
+    pub run: RunOp,
+    /// The place in words: `before line 7`, `at the end of the stage build`.
+    pub place: String,
 }
 
 /// Index of a step in [`Plan::steps`].
@@ -108,6 +123,20 @@ pub struct RunOp {
     pub network: Network,
     /// The host's name inside; `None` is `buildkitsandbox`.
     pub hostname: Option<String>,
+    /// How it is confined.
+    pub security: Security,
+    /// What it may use, as far as that is part of the key.
+    pub limits: RunLimits,
+    /// The stage's SHELL, for a shell where the step failed; not part of the key.
+    pub shell: Vec<String>,
+}
+
+impl RunOp {
+    /// The program of the stage's SHELL, with what comes before its options: a shell for a person.
+    pub fn interactive_shell(&self) -> Vec<String> {
+        let words: Vec<String> = self.shell.iter().take_while(|word| !word.starts_with('-')).cloned().collect();
+        if words.is_empty() { vec!["/bin/sh".to_owned()] } else { words }
+    }
 }
 
 /// What a RUN reaches.

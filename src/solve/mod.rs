@@ -18,18 +18,18 @@ mod stacks;
 mod step;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::context::local::LocalContext;
 use crate::digest::{ContentDigest, DiffId, StackId};
 use crate::event::{Event, EventSink};
-use crate::exec::{ExecError, Exit, Sandbox};
+use crate::exec::{ExecError, Exit, ProcessSpec, RootFs, Sandbox};
 use crate::layer::apply::{ApplyError, TreeOptions};
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::WriteError;
 use crate::plan::BaseImage;
-use crate::plan::step::{CopyFrom, Op, Plan, Stack, Step, StepId};
+use crate::plan::step::{CopyFrom, Op, Plan, ShellPoint, Stack, Step, StepId};
 use crate::snapshot::diff::CommitError;
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
@@ -56,8 +56,6 @@ pub struct Engine<'a> {
     pub jobs: usize,
     /// Lines for `/etc/hosts`: name and address.
     pub extra_hosts: &'a [(String, String)],
-    /// Size of `/dev/shm` in bytes.
-    pub shm_size: u64,
     /// Which build this is, for `--explain`: the same from one build of a Dockerfile to the next.
     pub identity: &'a str,
     /// Whether anybody wants to know which files a miss is about: finding that out takes time.
@@ -68,6 +66,18 @@ pub struct Engine<'a> {
     pub cancel: &'a Cancel,
     /// The clock.
     pub clock: fn() -> SystemTime,
+    /// Whether the file system of a RUN that fails stays, for a shell in it.
+    pub keep_failed: bool,
+}
+
+/// A file system and the surroundings of a shell in it. It lives as long as the engine's lease, and is never looked at
+/// again by a build.
+#[derive(Debug)]
+pub struct Inside {
+    /// The file system.
+    pub rootfs: RootFs,
+    /// The shell.
+    pub process: ProcessSpec,
 }
 
 /// What is read of the layers when a solution stands: bytes of layers that RUN made take file trees.
@@ -114,6 +124,23 @@ pub struct StepError {
     pub step: StepId,
     /// Why.
     pub cause: Cause,
+    /// What the command left, where the engine was to keep it.
+    pub inside: Option<Box<Inside>>,
+}
+
+impl StepError {
+    fn new(step: StepId, cause: Cause) -> Self {
+        Self { step, cause, inside: None }
+    }
+}
+
+/// Why there is no shell where one is wanted.
+#[derive(Debug)]
+pub enum ShellError {
+    /// A step before failed.
+    Step(StepError),
+    /// The place itself cannot be made ready.
+    Place(Cause),
 }
 
 /// The cause of a failed step.
@@ -171,39 +198,29 @@ pub fn describe_exit(exit: &Exit) -> String {
 /// Carries out all steps of `plan`.
 pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
     let solver = Solver::new(plan, engine);
-    engine.events.event(Event::Planned(plan));
-    let needs: Vec<Vec<usize>> = plan.steps.iter().map(needs).collect();
-    let mut done = vec![false; plan.steps.len()];
-    for index in 0..plan.steps.len() {
-        if needs[index].iter().all(|need| done[*need]) {
-            done[index] = solver.follow(StepId(index)).map_err(|cause| StepError { step: StepId(index), cause })?;
-        }
-    }
-    if let Some(first) = done.iter().position(|done| !done) {
-        if solver.needs_trees(&done) {
-            // The one to name when that fails: RUN is what most often wants a tree.
-            let runs = |index: &usize| !done[*index] && matches!(plan.steps[*index].op, Op::Run(_));
-            let first = (0..done.len()).find(runs).unwrap_or(first);
-            solver.prepare_trees().map_err(|cause| StepError { step: StepId(first), cause })?;
-        }
-        let carry_out = |index| {
-            let id = StepId(index);
-            solver.carry_out(id).map_err(|cause| {
-                // Whatever a step says that was to stop: it says so because it was to stop.
-                let cause = if engine.cancel.is_canceled() { Cause::Canceled } else { cause };
-                match cause {
-                    Cause::Canceled => engine.events.event(Event::Canceled(id)),
-                    _ => engine.events.event(Event::Failed(id, &cause.to_string())),
-                }
-                StepError { step: id, cause }
-            })
-        };
-        // After an error the other steps' commands end: their layers would belong to no image.
-        schedule::run(&needs, &done, engine.jobs, &carry_out, &|| engine.cancel.cancel())?;
-    } else if solver.needs_trees(&done) {
-        solver.prepare_trees().map_err(|cause| StepError { step: StepId(0), cause })?;
-    }
+    solver.carry_out_all(&vec![true; plan.steps.len()], false)?;
     Ok(solver.into_solution())
+}
+
+/// Carries out the steps that `plan.shell` needs, and makes ready what a shell there sees.
+pub fn shell(plan: &Plan, engine: &Engine<'_>, point: &ShellPoint) -> Result<Inside, ShellError> {
+    let solver = Solver::new(plan, engine);
+    let mut wanted = vec![false; plan.steps.len()];
+    let mut waiting: Vec<usize> = match point.stack {
+        Stack::Step(StepId(step)) => vec![step],
+        Stack::Base(_) | Stack::Scratch => Vec::new(),
+    };
+    while let Some(step) = waiting.pop() {
+        if !std::mem::replace(&mut wanted[step], true) {
+            waiting.extend(needs(&plan.steps[step]));
+        }
+    }
+    solver.carry_out_all(&wanted, true).map_err(ShellError::Step)?;
+    if solver.trees.get().is_none() {
+        // Everything was in the cache: there is one thread still.
+        solver.prepare_trees().map_err(ShellError::Place)?;
+    }
+    solver.shell(&point.run, &solver.stack(point.stack)).map_err(ShellError::Place)
 }
 
 /// The steps whose results a step needs.
@@ -234,6 +251,8 @@ struct Solver<'a> {
     restarted: Vec<OnceLock<()>>,
     stacks: stacks::Stacks<'a>,
     trees: OnceLock<TreeOptions>,
+    /// What RUNs left that failed.
+    failed: Mutex<Vec<(StepId, Inside)>>,
 }
 
 impl<'a> Solver<'a> {
@@ -248,7 +267,55 @@ impl<'a> Solver<'a> {
             restarted: (0..count).map(|_| OnceLock::new()).collect(),
             stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events),
             trees: OnceLock::new(),
+            failed: Mutex::new(Vec::new()),
         }
+    }
+
+    /// Solves the steps that are wanted; what they need is wanted too. With `trees`, trees are needed afterwards.
+    fn carry_out_all(&self, wanted: &[bool], trees: bool) -> Result<(), StepError> {
+        let (plan, engine, solver) = (self.plan, self.engine, self);
+        engine.events.event(Event::Planned(plan));
+        let needs: Vec<Vec<usize>> = plan.steps.iter().map(needs).collect();
+        // Of a step that is not wanted, nothing is left to do.
+        let mut done: Vec<bool> = wanted.iter().map(|wanted| !wanted).collect();
+        for index in 0..plan.steps.len() {
+            if wanted[index] && needs[index].iter().all(|need| done[*need]) {
+                done[index] = solver.follow(StepId(index)).map_err(|cause| StepError::new(StepId(index), cause))?;
+            }
+        }
+        if let Some(first) = done.iter().position(|done| !done) {
+            if trees || solver.needs_trees(&done) {
+                // The one to name when that fails: RUN is what most often wants a tree.
+                let runs = |index: &usize| !done[*index] && matches!(plan.steps[*index].op, Op::Run(_));
+                let first = (0..done.len()).find(runs).unwrap_or(first);
+                solver.prepare_trees().map_err(|cause| StepError::new(StepId(first), cause))?;
+            }
+            let carry_out = |index| {
+                let id = StepId(index);
+                solver.carry_out(id).map_err(|cause| {
+                    // Whatever a step says that was to stop: it says so because it was to stop.
+                    let cause = if engine.cancel.is_canceled() { Cause::Canceled } else { cause };
+                    match cause {
+                        Cause::Canceled => engine.events.event(Event::Canceled(id)),
+                        _ => engine.events.event(Event::Failed(id, &cause.to_string())),
+                    }
+                    StepError::new(id, cause)
+                })
+            };
+            // After an error the other steps' commands end: their layers would belong to no image.
+            schedule::run(&needs, &done, engine.jobs, &carry_out, &|| engine.cancel.cancel())
+                .map_err(|error| self.with_remains(error))?;
+        } else if solver.needs_trees(&done) {
+            solver.prepare_trees().map_err(|cause| StepError::new(StepId(0), cause))?;
+        }
+        Ok(())
+    }
+
+    /// Adds what the failed command left, where that was kept.
+    fn with_remains(&self, error: StepError) -> StepError {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = failed.iter().position(|(step, _)| *step == error.step);
+        StepError { inside: found.map(|found| Box::new(failed.swap_remove(found).1)), ..error }
     }
 
     /// Whether anything that is not done yet, or the export after it, must read or make file trees.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use super::step::{NewLayer, StackState};
-use super::{Cause, Solver};
+use super::{Cause, Inside, Solver};
 use crate::event::Event;
 use crate::exec::{Exit, ProcessSpec, RootFs};
 use crate::image::accounts;
@@ -30,17 +30,9 @@ impl Solver<'_> {
         let engine = self.engine;
         let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
         let view = self.view(below)?;
-        let process = self.process(op, &view)?;
-        let lower = self.stacks.trees(&below.layers, options)?;
-
-        let folder = engine.lease.fresh_path();
-        let rootfs = RootFs { lower, upper: folder.join("upper"), work: folder.join("work") };
-        for path in [&folder, &rootfs.upper, &rootfs.work] {
-            fs::create_dir(path).map_err(StoreError::io("make", path))?;
-        }
-        take_root_metadata(&rootfs.upper, &view).map_err(StoreError::io("make", &rootfs.upper))?;
+        let Inside { rootfs, process } = self.prepare(op, below, &view)?;
         // The file system's own clock, which is coarser than the system's: files that the command writes are not older.
-        let stamp = folder.join("began");
+        let stamp = rootfs.work.with_file_name("began");
         let began = File::create(&stamp)
             .and_then(|file| file.metadata()?.modified())
             .map_err(StoreError::io("make", &stamp))?;
@@ -60,11 +52,35 @@ impl Solver<'_> {
             Exit::Canceled => return Err(Cause::Canceled),
             exit => {
                 let tail = tail.into_inner().unwrap_or_else(PoisonError::into_inner);
+                if engine.keep_failed {
+                    let inside = Inside { rootfs, process: ProcessSpec { args: op.interactive_shell(), ..process } };
+                    self.failed.lock().unwrap_or_else(PoisonError::into_inner).push((id, inside));
+                }
                 return Err(Cause::Command { exit, tail });
             }
         }
         let index = diff::commit(&rootfs.upper, &view, began, options)?;
         Ok(NewLayer { index, form: Form::Tree(rootfs.upper) })
+    }
+
+    /// A shell where a stage stands.
+    pub(super) fn shell(&self, op: &RunOp, below: &StackState) -> Result<Inside, Cause> {
+        let Inside { rootfs, process } = self.prepare(op, below, &self.view(below)?)?;
+        Ok(Inside { rootfs, process: ProcessSpec { args: op.interactive_shell(), ..process } })
+    }
+
+    /// The file system of a command, with nothing changed in it yet, and its surroundings.
+    fn prepare(&self, op: &RunOp, below: &StackState, view: &LayerStack) -> Result<Inside, Cause> {
+        let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
+        let process = self.process(op, view)?;
+        let lower = self.stacks.trees(&below.layers, options)?;
+        let folder = self.engine.lease.fresh_path();
+        let rootfs = RootFs { lower, upper: folder.join("upper"), work: folder.join("work") };
+        for path in [&folder, &rootfs.upper, &rootfs.work] {
+            fs::create_dir(path).map_err(StoreError::io("make", path))?;
+        }
+        take_root_metadata(&rootfs.upper, view).map_err(StoreError::io("make", &rootfs.upper))?;
+        Ok(Inside { rootfs, process })
     }
 
     fn process(&self, op: &RunOp, view: &LayerStack) -> Result<ProcessSpec, Cause> {
@@ -86,7 +102,9 @@ impl Solver<'_> {
             network: op.network,
             script: op.script.clone(),
             extra_hosts: self.engine.extra_hosts.to_vec(),
-            shm_size: self.engine.shm_size,
+            shm_size: op.limits.shm_size,
+            security: op.security,
+            ulimits: op.limits.ulimits.clone(),
         })
     }
 }

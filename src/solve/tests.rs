@@ -115,12 +115,12 @@ impl Bench {
             exports,
             jobs: 1,
             extra_hosts: &[],
-            shm_size: 0,
             identity: "test",
             explain: false,
             events: &log,
             cancel: &Cancel::new().unwrap(),
             clock,
+            keep_failed: false,
         };
         let solution = solve(&plan, &engine);
         (solution.map(|solution| solution.steps).map_err(|error| error.cause.to_string()), log.0.into_inner().unwrap())

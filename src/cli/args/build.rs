@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::epoch::{self, Epoch};
+use super::run::{RunArgs, RunFlags};
 use super::values::{NamedContext, build_arg, build_context, bytes, count, host, is_remote, label, some, yes_no};
 use crate::cli::output_spec::{self, Destination, OutputSpec};
 use crate::cli::settings::Settings;
@@ -72,6 +73,8 @@ pub struct BuildArgs {
     pub shm_size: Option<u64>,
     /// `--allow`.
     pub allow: Vec<Entitlement>,
+    /// What RUN may use, and where shells are wanted.
+    pub run: RunArgs,
 }
 
 /// What a build is made from.
@@ -244,6 +247,8 @@ pub(super) struct BuildFlags {
     /// Allow what RUN may ask for beyond the usual
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', help_heading = RUN)]
     allow: Vec<Entitlement>,
+    #[command(flatten)]
+    run: RunFlags,
     /// How RUN is contained
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto", help_heading = RUN)]
     isolation: Isolation,
@@ -335,6 +340,7 @@ impl BuildFlags {
             add_hosts: self.add_host,
             shm_size: self.shm_size,
             allow: self.allow,
+            run: self.run.into_args()?,
         })
         .and_then(check_stdin)
     }

@@ -20,6 +20,7 @@ use rustix::thread::UnshareFlags;
 use super::root::{self, failed};
 use super::wire::{Failure, Order, Report};
 use super::{ProcessSpec, probe, shell};
+use crate::plan::limits::{Security, Ulimit};
 use crate::sys::namespace::unshare;
 use crate::sys::process::{self, DEFAULT_CAPABILITIES, Forked, end, exec, fork};
 
@@ -123,6 +124,10 @@ fn sandbox(order: &Order, control: &UnixStream) -> Result<Report, Failure> {
     let errno = |call| move |errno: Errno| failed(call, "")(errno.into());
     // Should rbuild-init be killed alone.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(errno("prctl"))?;
+    for join in &order.cgroups {
+        // 0 is the process that writes.
+        std::fs::write(join, "0").map_err(failed("join the control group", join))?;
+    }
     rustix::process::umask(Mode::empty());
     let limit = make_room_for(order.rootfs.lower.len()).map_err(errno("setrlimit"))?;
     root::enter(order, &mut |stub| Report::Stub(stub).send(control))?;
@@ -193,6 +198,30 @@ fn make_room_for(trees: usize) -> Result<Option<Rlimit>, Errno> {
     }
 }
 
+/// Sets one of `--ulimit`.
+fn set_limit(Ulimit { name, soft, hard }: &Ulimit) -> Result<(), Errno> {
+    let resource = match *name {
+        "core" => Resource::Core,
+        "cpu" => Resource::Cpu,
+        "data" => Resource::Data,
+        "fsize" => Resource::Fsize,
+        "locks" => Resource::Locks,
+        "memlock" => Resource::Memlock,
+        "msgqueue" => Resource::Msgqueue,
+        "nice" => Resource::Nice,
+        "nofile" => Resource::Nofile,
+        "nproc" => Resource::Nproc,
+        "rss" => Resource::Rss,
+        "rtprio" => Resource::Rtprio,
+        "rttime" => Resource::Rttime,
+        "sigpending" => Resource::Sigpending,
+        "stack" => Resource::Stack,
+        _ => return Err(Errno::INVAL),
+    };
+    let limit = |value: u64| (value != Ulimit::UNLIMITED).then_some(value);
+    rustix::process::setrlimit(resource, Rlimit { current: limit(*soft), maximum: limit(*hard) })
+}
+
 /// Makes this process the command. Returns the exit code where there is nothing to execute, having said why on the
 /// command's standard error.
 fn become_command(order: &Order, limit: Option<Rlimit>, terminal: Option<OwnedFd>) -> Result<i32, Failure> {
@@ -219,14 +248,25 @@ fn become_command(order: &Order, limit: Option<Rlimit>, terminal: Option<OwnedFd
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
     rustix::process::chdir(cwd.as_str()).map_err(|errno| failed("chdir", cwd)(errno.into()))?;
-    process::limit_bounding_set(DEFAULT_CAPABILITIES).map_err(failed("drop capabilities", ""))?;
+    for ulimit in &order.process.ulimits {
+        set_limit(ulimit).map_err(|errno| failed("set the limit", ulimit.name)(errno.into()))?;
+    }
+    let capabilities = match order.process.security {
+        Security::Sandbox => DEFAULT_CAPABILITIES,
+        Security::Insecure => u64::MAX,
+    };
+    process::limit_bounding_set(capabilities).map_err(failed("drop capabilities", ""))?;
     process::clear_inheritable().map_err(failed("capset", ""))?;
+    if !order.seccomp.is_empty() {
+        // While this process may do so without giving up set-user-id programs.
+        process::filter_calls(&order.seccomp).map_err(failed("seccomp", ""))?;
+    }
     let groups: Vec<_> = groups.iter().map(|group| rustix::fs::Gid::from_raw(*group)).collect();
     rustix::thread::set_thread_groups(&groups).map_err(errno("setgroups"))?;
     let group = rustix::fs::Gid::from_raw(*gid);
     rustix::thread::set_thread_res_gid(group, group, group).map_err(errno("setgid"))?;
     rustix::thread::set_thread_res_uid(user, user, user).map_err(errno("setuid"))?;
-    process::set_capabilities(DEFAULT_CAPABILITIES).map_err(failed("capset", ""))?;
+    process::set_capabilities(capabilities).map_err(failed("capset", ""))?;
     process::reset_signals().map_err(failed("sigprocmask", ""))?;
     if order.terminal { Err(execute_shell(args, env)) } else { Ok(execute(args, env)) }
 }

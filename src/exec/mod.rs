@@ -23,6 +23,7 @@ pub mod probe;
 mod remedy;
 mod root;
 mod sandbox;
+mod seccomp;
 mod shell;
 mod wire;
 
@@ -77,6 +78,8 @@ pub struct ProcessSpec {
     pub security: Security,
     /// Its limits for [`setrlimit(2)`](https://man7.org/linux/man-pages/man2/setrlimit.2.html).
     pub ulimits: Vec<Ulimit>,
+    /// The control group below which its own is made, from the root of all on.
+    pub cgroup_parent: Option<String>,
 }
 
 /// How a command ended.
@@ -140,6 +143,9 @@ pub enum ExecError {
         "the sandbox was killed from outside ({0}): if memory ran out, the kernel's log has a line about it (`dmesg`)"
     )]
     Lost(String),
+    /// A limit cannot be enforced.
+    #[error(transparent)]
+    Limit(#[from] cgroup::CgroupError),
     /// There is no program to give to a person who asked for a shell.
     #[error("the image has no shell: there is neither {} nor /bin/sh in it", .0.join(" "))]
     NoShell(Vec<String>),

@@ -16,10 +16,12 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 
+use super::cgroup::{Cgroup, Resources};
 use super::init::{INIT_NAME, NO_SHELL};
 use super::wire::{Order, Report, Stub};
-use super::{ExecError, Exit, ProcessSpec, RootFs, etc, place, remedy, shell};
+use super::{ExecError, Exit, ProcessSpec, RootFs, etc, place, remedy, seccomp, shell};
 use crate::event::Stream;
+use crate::plan::limits::Security;
 use crate::sys::cancel::Cancel;
 use crate::sys::mount::{Restrict, Tree};
 use crate::sys::namespace::in_initial_user_namespace;
@@ -29,12 +31,16 @@ use crate::sys::namespace::in_initial_user_namespace;
 pub struct Sandbox {
     /// The program that becomes the sandbox's init.
     pub init: PathBuf,
+    /// Limits of memory and processors.
+    pub resources: Resources,
+    /// Whether commands that are no insecure ones meet the filter of system calls.
+    pub filter: bool,
 }
 
 impl Default for Sandbox {
     /// This very program.
     fn default() -> Self {
-        Self { init: PathBuf::from("/proc/self/exe") }
+        Self { init: PathBuf::from("/proc/self/exe"), resources: Resources::default(), filter: true }
     }
 }
 
@@ -76,18 +82,20 @@ impl Sandbox {
         let initial = in_initial_user_namespace()
             .map_err(|source| ExecError::Read { path: "/proc/self/ns/user".to_owned(), source })?;
         let files = etc::files(process).map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
+        let cgroup = Cgroup::make(&self.resources, process.cgroup_parent.as_deref())?;
+        let confined = self.filter && process.security == Security::Sandbox;
         let order = Order {
             rootfs: rootfs.clone(),
             process: process.clone(),
             files,
             user_xattr: !initial,
             terminal,
-            seccomp: Vec::new(),
-            cgroups: Vec::new(),
+            seccomp: if confined { seccomp::program().to_vec() } else { Vec::new() },
+            cgroups: cgroup.as_ref().map(Cgroup::joins).unwrap_or_default(),
         };
         let (control, theirs) = UnixStream::pair().map_err(talk("socketpair"))?;
         let init = spawn(&self.init, theirs.into())?;
-        let mut running = Running { init, control, order, heard: Heard::default() };
+        let mut running = Running { init, control, order, heard: Heard::default(), cgroup };
         match running.order.send(&running.control) {
             Ok(()) => Ok(running),
             // It died before it had read all: what it said, if anything, is still to be heard.
@@ -107,6 +115,8 @@ pub(super) struct Running {
     pub(super) control: UnixStream,
     order: Order,
     pub(super) heard: Heard,
+    /// Removed when the sandbox has ended.
+    cgroup: Option<Cgroup>,
 }
 
 impl Running {
@@ -120,6 +130,7 @@ impl Running {
         // Whatever happened, nothing in there lives longer than this call.
         drop(self.control);
         let waited = self.init.wait();
+        drop(self.cgroup);
         let status = waited.map_err(|source| ExecError::Talk { call: "wait for the sandbox", source })?;
         place::remove(&rootfs.upper, &self.heard.stubs)?;
         place::clear(&rootfs.work)?;

@@ -91,6 +91,8 @@ impl Order {
             shm_size,
             security,
             ulimits,
+            // For the outside.
+            cgroup_parent: _,
         } = process;
         out.list(args, |out, word| out.text(word));
         out.list(env, |out, word| out.text(word));
@@ -153,6 +155,7 @@ impl Order {
             shm_size: input.number()?,
             security: if input.number()? == 0 { Security::Sandbox } else { Security::Insecure },
             ulimits: input.list(Decoder::ulimit)?,
+            cgroup_parent: None,
         };
         Ok(Self {
             rootfs,
@@ -330,6 +333,7 @@ mod tests {
                 shm_size: 64 << 20,
                 security: Security::Insecure,
                 ulimits: vec![Ulimit { name: "core", soft: 1, hard: u64::MAX }],
+                cgroup_parent: None,
             },
             files: vec![("/etc/hosts".into(), "x".repeat(300_000))],
             user_xattr: true,

@@ -110,7 +110,7 @@ mod tests {
             ("nofile=2:1", Err("the soft limit is above")),
             ("nofiles=1", Err("there is no limit named \"nofiles\"; did you mean nofile?")),
             ("NPROC=1", Err("did you mean nproc?")),
-            ("as=1", Err("did you mean")),
+            ("as=1", Err("there is no limit named \"as\"; there are core")),
             ("quite-another=1", Err("there are core, cpu, data")),
             ("nofile", Err("expected NAME=SOFT[:HARD]")),
             ("nofile=", Err("expected NAME=SOFT[:HARD]")),

@@ -105,6 +105,7 @@ impl Solver<'_> {
             shm_size: op.limits.shm_size,
             security: op.security,
             ulimits: op.limits.ulimits.clone(),
+            cgroup_parent: op.limits.cgroup_parent.clone(),
         })
     }
 }

@@ -115,7 +115,7 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         plan: &plan,
         bases: &bases,
         cancel: &cancel,
-        sandbox: &Sandbox::default(),
+        sandbox: &Sandbox { resources: args.run.resources.clone(), filter: !args.run.unconfined, ..Sandbox::default() },
     };
     let result = job.carry_out(now, &swept.suspects);
     let built = match &result {

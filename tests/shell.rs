@@ -34,7 +34,7 @@ fn look_around(env: &TestEnv, user: Option<&TestUser>) {
     let mut terminal = OnTerminal::start(&build(env, &["--shell-on-error"]), user);
     let before = terminal.modes();
     // The error comes first, then the shell.
-    terminal.expect("the command failed: exit status 9").expect("the command says this").expect("a shell (/bin/sh) in");
+    terminal.expect("exit code: 9").expect("the command says this").expect("a shell (/bin/sh) in");
     terminal.keys("pwd; id -un; cat a /tmp/b; echo $GREETING $HOME $TERM.\r");
     terminal.expect("/work\r\nbuilder\r\nbefore\r\nleft\r\nhello /home/builder xterm-256color.");
     assert_ne!(terminal.modes().local_modes, before.local_modes, "keys go through as they are");
@@ -58,7 +58,7 @@ fn look_around(env: &TestEnv, user: Option<&TestUser>) {
     assert_eq!(code, Some(1), "{rest}");
     assert_eq!((after.local_modes, after.input_modes), (before.local_modes, before.input_modes), "modes are back");
     // Nothing of it is in the cache: the step runs again, and again finds nothing of the shell.
-    let run = env.build("-t never --progress plain").ends(1).says("exit status 9");
+    let run = env.build("-t never --progress plain").ends(1).says("exit code: 9");
     assert_eq!(run.cached(), 2, "{}", run.shown());
     assert_eq!(env.rbuild("images -q").ok().stdout.lines().count(), 1, "only the base has a name");
 }
@@ -98,7 +98,7 @@ fn a_shell_at_a_line_or_a_stage_ends_the_build() {
     }
     // A step before the place can fail; without --shell-on-error that is all.
     let mut terminal = OnTerminal::start(&build(&env, &["--shell-at", "two"]), None);
-    terminal.expect("the command failed");
+    terminal.expect("did not complete successfully");
     assert_eq!(terminal.end().0, Some(1));
     assert_eq!(env.rbuild("images -q").ok().stdout.lines().count(), 1, "only the base has a name");
 }
@@ -108,7 +108,7 @@ fn an_image_without_a_shell_is_told() {
     let text = "FROM busybox AS b\nFROM scratch\nCOPY --from=b /bin/busybox /program\nRUN [\"/program\", \"false\"]\n";
     let Some(env) = prepared("an_image_without_a_shell_is_told", text, None) else { return };
     let mut terminal = OnTerminal::start(&build(&env, &["--shell-on-error"]), None);
-    terminal.expect("the command failed").expect("there is no shell to open").expect("neither /bin/sh nor /bin/sh");
+    terminal.expect("did not complete successfully").expect("there is no shell to open").expect("neither /bin/sh nor /bin/sh");
     assert_eq!(terminal.end().0, Some(1));
     // Of SHELL, what stands before the options is the shell of a person.
     env.write("ctx/Dockerfile", "FROM busybox\nSHELL [\"/bin/busybox\", \"sh\", \"-euc\"]\nRUN false\n");

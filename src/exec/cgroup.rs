@@ -368,13 +368,9 @@ impl Hierarchy {
         if ours(&self.mounted) {
             return self.mounted.clone();
         }
-        let mut at = self.mounted.join(&self.own);
-        while at != self.mounted && at.pop() && at != self.mounted {
-            if ours(&at) {
-                return at;
-            }
-        }
-        self.mounted.clone()
+        let own = self.mounted.join(&self.own);
+        let above = own.ancestors().skip(1).take_while(|at| *at != self.mounted);
+        above.into_iter().find(|at| ours(at)).unwrap_or(&self.mounted).to_owned()
     }
 }
 

@@ -75,7 +75,7 @@ impl Ulimit {
         let expected = || "expected NAME=SOFT[:HARD], such as nofile=1024:2048; -1 is no limit".to_owned();
         let (name, values) = text.split_once('=').ok_or_else(expected)?;
         let Some(name) = Self::NAMES.into_iter().find(|known| *known == name) else {
-            let near = match nearest(&name.to_lowercase(), Self::NAMES.into_iter()) {
+            let near = match nearest(&name.to_lowercase(), Self::NAMES) {
                 Some(near) => format!("did you mean {near}?"),
                 None => format!("there are {}", Self::NAMES.join(", ")),
             };

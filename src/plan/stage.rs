@@ -118,7 +118,7 @@ impl<'a> Planner<'a> {
             None => format!("at the end of the stage {}", self.graph.shown(stage)),
         };
         let run = self.run_op(state, Vec::new(), None, self.options.network);
-        self.plan.shell = Some(ShellPoint { stack: state.stack, run, place });
+        self.plan.shell = Some(Box::new(ShellPoint { stack: state.stack, run, place }));
     }
 
     /// A command where the stage stands.

@@ -21,7 +21,7 @@ pub struct Plan {
     /// The results: one per platform.
     pub images: Vec<PlannedImage>,
     /// Where `--shell-at` wants a shell.
-    pub shell: Option<ShellPoint>,
+    pub shell: Option<Box<ShellPoint>>,
 }
 
 /// A place in a stage where a shell can be had.

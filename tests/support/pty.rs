@@ -68,7 +68,7 @@ impl OnTerminal {
             }
             match self.shown.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.screen.push_str(&String::from_utf8_lossy(&bytes)),
-                Err(_) => panic!("no {text:?} on the screen: {:?}", self.screen),
+                Err(error) => panic!("no {text:?} on the screen ({error}): {:?}", self.screen),
             }
         }
     }

@@ -134,7 +134,7 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
 /// What a build ended with.
 enum Ended {
     /// An image.
-    Built(finish::Report),
+    Built(Box<finish::Report>),
     /// A shell.
     Shell(ExitCode),
 }
@@ -200,7 +200,7 @@ impl Job<'_> {
             }
         }
         match solved {
-            Ok(Solved::All(solution)) => finish::finish(self, &solution).map(Ended::Built),
+            Ok(Solved::All(solution)) => finish::finish(self, &solution).map(|report| Ended::Built(Box::new(report))),
             Ok(Solved::Place(inside)) => {
                 let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
                 self.shell_at(inside, place).map(Ended::Shell)

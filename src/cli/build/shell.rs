@@ -70,9 +70,9 @@ impl Job<'_> {
     /// Shows the failure, then a shell in what the failed command left.
     pub(super) fn shell_on_error(&self, inside: Inside, failure: &Failure) -> Result<ExitCode, Failure> {
         self.reporter.finish(None);
-        self.say(&failure.text(Look { color: self.settings.color(), width: self.settings.width() }))?;
+        say(&failure.text(Look { color: self.settings.color(), width: self.settings.width() }))?;
         self.open(inside, "in what the failed command left")?;
-        self.say("the build failed (see above the shell)\n")?;
+        say("the build failed (see above the shell)\n")?;
         Ok(failure.exit_code())
     }
 
@@ -80,7 +80,7 @@ impl Job<'_> {
     pub(super) fn shell_at(&self, inside: Inside, place: &str) -> Result<ExitCode, Failure> {
         self.reporter.finish(None);
         self.open(inside, place)?;
-        self.say("the build ends here, as --shell-at asks: no image was made\n")?;
+        say("the build ends here, as --shell-at asks: no image was made\n")?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -92,7 +92,7 @@ impl Job<'_> {
             process.env.push(format!("TERM={term}"));
         }
         let shell = process.args.join(" ");
-        self.say(&format!("a shell ({shell}) {place}; `exit` ends it, and nothing of it is kept\n"))?;
+        say(&format!("a shell ({shell}) {place}; `exit` ends it, and nothing of it is kept\n"))?;
         let (stdin, stderr) = (std::io::stdin(), std::io::stderr());
         let terminal = Terminal { input: stdin.as_fd(), output: stderr.as_fd() };
         // The build's own wish to stop was made when the step failed.
@@ -105,10 +105,10 @@ impl Job<'_> {
             (Ok(_), None) => Ok(()),
         }
     }
+}
 
-    fn say(&self, text: &str) -> Result<(), Failure> {
-        Ok(std::io::stderr().lock().write_all(text.as_bytes())?)
-    }
+fn say(text: &str) -> Result<(), Failure> {
+    Ok(std::io::stderr().lock().write_all(text.as_bytes())?)
 }
 
 #[cfg(test)]

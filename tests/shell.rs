@@ -108,7 +108,10 @@ fn an_image_without_a_shell_is_told() {
     let text = "FROM busybox AS b\nFROM scratch\nCOPY --from=b /bin/busybox /program\nRUN [\"/program\", \"false\"]\n";
     let Some(env) = prepared("an_image_without_a_shell_is_told", text, None) else { return };
     let mut terminal = OnTerminal::start(&build(&env, &["--shell-on-error"]), None);
-    terminal.expect("did not complete successfully").expect("there is no shell to open").expect("neither /bin/sh nor /bin/sh");
+    terminal
+        .expect("did not complete successfully")
+        .expect("there is no shell to open")
+        .expect("neither /bin/sh nor /bin/sh");
     assert_eq!(terminal.end().0, Some(1));
     // Of SHELL, what stands before the options is the shell of a person.
     env.write("ctx/Dockerfile", "FROM busybox\nSHELL [\"/bin/busybox\", \"sh\", \"-euc\"]\nRUN false\n");

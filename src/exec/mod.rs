@@ -18,6 +18,7 @@
 pub mod cgroup;
 mod etc;
 mod init;
+mod network;
 mod place;
 pub mod probe;
 mod remedy;
@@ -34,6 +35,7 @@ use crate::plan::limits::{Security, Ulimit};
 use crate::plan::step::Network;
 
 pub use init::{init_hook, init_main};
+pub use network::SharedNetwork;
 pub use root::DEFAULT_SHM;
 pub use sandbox::{Sandbox, run};
 pub use shell::Terminal;

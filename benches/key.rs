@@ -21,6 +21,7 @@ fn run(size: usize) -> Op {
         security: rbuild::plan::limits::Security::Sandbox,
         limits: rbuild::plan::limits::RunLimits::default(),
         shell: Vec::new(),
+        mounts: Vec::new(),
     })
 }
 
@@ -47,7 +48,7 @@ fn keys(criterion: &mut Criterion) {
         group.bench_with_input(BenchmarkId::new("run", size), &op, |bencher, op| {
             bencher.iter(|| {
                 let digest = op_digest(op, &platform);
-                black_box(run_key(&digest, &stack_id(None, &[ContentDigest(digest)])))
+                black_box(run_key(&digest, &stack_id(None, &[ContentDigest(digest)]), &[]))
             });
         });
     }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{ContentDigest, DiffId, Digest, StackId};
 use crate::plan::limits::Security;
+use crate::plan::print;
+use crate::plan::remote::without_password;
 use crate::plan::step::{Chmod, CopySource, Op};
 
 /// Version of the file format; readers refuse others.
@@ -95,6 +97,10 @@ pub fn parts(op: &Op, platform: &str) -> BTreeMap<String, String> {
             if let Some(parent) = &run.limits.cgroup_parent {
                 put("parent of the cgroup", parent.clone());
             }
+            for mount in &run.mounts {
+                let (target, options) = print::mount_in_words(mount);
+                put(&format!("mount at {target}"), options);
+            }
             put("platform", platform.to_owned());
         }
         Op::Copy(copy) => {
@@ -102,6 +108,7 @@ pub fn parts(op: &Op, platform: &str) -> BTreeMap<String, String> {
             let name = |source: &CopySource| match source {
                 CopySource::Path(path) => path.clone(),
                 CopySource::Inline { name, .. } => format!("<<{name}"),
+                CopySource::Remote(remote) => without_password(&remote.text),
             };
             put("sources", copy.sources.iter().map(name).collect::<Vec<_>>().join(" "));
             let owner = copy.chown.as_ref().map(|chown| match &chown.group {

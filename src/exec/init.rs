@@ -19,7 +19,7 @@ use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::root::{self, failed};
 use super::wire::{Failure, Order, Report};
-use super::{ProcessSpec, network, probe, shell};
+use super::{MountSource, ProcessSpec, network, probe, shell};
 use crate::plan::limits::{Security, Ulimit};
 use crate::sys::namespace::unshare;
 use crate::sys::process::{self, DEFAULT_CAPABILITIES, Forked, end, exec, fork};
@@ -137,7 +137,12 @@ fn sandbox(order: &Order, control: &UnixStream) -> Result<Report, Failure> {
         std::fs::write(join, "0").map_err(failed("join the control group", join))?;
     }
     rustix::process::umask(Mode::empty());
-    let limit = make_room_for(order.rootfs.lower.len()).map_err(errno("setrlimit"))?;
+    let most = order.rootfs.mounts.iter().map(|mount| match &mount.source {
+        MountSource::Stack { lower, .. } => lower.len(),
+        _ => 0,
+    });
+    let trees = order.rootfs.lower.len() + most.max().unwrap_or(0) + order.rootfs.mounts.len();
+    let limit = make_room_for(trees).map_err(errno("setrlimit"))?;
     root::enter(order, &mut |stub| Report::Stub(stub).send(control))?;
     let terminal = if order.terminal { Some(open_terminal(control)?) } else { None };
     let children = process::child_events().map_err(failed("signalfd", ""))?;

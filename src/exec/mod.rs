@@ -18,6 +18,7 @@
 pub mod cgroup;
 mod etc;
 mod init;
+mod mounts;
 mod network;
 mod place;
 pub mod probe;
@@ -35,6 +36,8 @@ use crate::plan::limits::{Security, Ulimit};
 use crate::plan::step::Network;
 
 pub use init::{init_hook, init_main};
+pub(crate) use mounts::holds_another;
+pub use mounts::{LeftStub, Mount, MountSource, remove_stubs};
 pub use network::SharedNetwork;
 pub use root::DEFAULT_SHM;
 pub use sandbox::{Sandbox, run};
@@ -49,6 +52,8 @@ pub struct RootFs {
     pub upper: PathBuf,
     /// An empty folder on the same file system, for overlay's own use; empty again afterwards.
     pub work: PathBuf,
+    /// What else is mounted in it, parents before what lies in them.
+    pub mounts: Vec<Mount>,
 }
 
 /// A command and its surroundings.

@@ -20,7 +20,9 @@ use rustix::io::Errno;
 use super::cgroup::{Cgroup, Resources};
 use super::init::{INIT_NAME, NO_SHELL};
 use super::wire::{Order, Report, Stub};
-use super::{ExecError, Exit, ProcessSpec, RootFs, SharedNetwork, etc, place, remedy, seccomp, shell};
+use super::{
+    ExecError, Exit, LeftStub, MountSource, ProcessSpec, RootFs, SharedNetwork, etc, place, remedy, seccomp, shell,
+};
 use crate::event::Stream;
 use crate::plan::limits::Security;
 use crate::sys::cancel::Cancel;
@@ -72,8 +74,19 @@ impl Sandbox {
         output: &(dyn Fn(Stream, &[u8]) + Sync),
         cancel: &Cancel,
     ) -> Result<Exit, ExecError> {
+        self.run_noting(rootfs, process, output, cancel).map(|(exit, _)| exit)
+    }
+
+    /// The same; also tells what was made in mounted folders of this machine for mounts inside of them.
+    pub fn run_noting(
+        &self,
+        rootfs: &RootFs,
+        process: &ProcessSpec,
+        output: &(dyn Fn(Stream, &[u8]) + Sync),
+        cancel: &Cancel,
+    ) -> Result<(Exit, Vec<LeftStub>), ExecError> {
         if cancel.is_canceled() {
-            return Ok(Exit::Canceled);
+            return Ok((Exit::Canceled, Vec::new()));
         }
         let mut running = self.start(rootfs, process, false)?;
         let listened = running.heard.listen(&mut running.init, &running.control, output, cancel);
@@ -141,7 +154,7 @@ impl Running {
         rootfs: &RootFs,
         listened: Result<(), ExecError>,
         cancel: &Cancel,
-    ) -> Result<Exit, ExecError> {
+    ) -> Result<(Exit, Vec<LeftStub>), ExecError> {
         // Whatever happened, nothing in there lives longer than this call.
         drop(self.control);
         let waited = self.init.wait();
@@ -149,8 +162,13 @@ impl Running {
         let status = waited.map_err(|source| ExecError::Talk { call: "wait for the sandbox", source })?;
         place::remove(&rootfs.upper, &self.heard.stubs)?;
         place::clear(&rootfs.work)?;
+        for mount in &rootfs.mounts {
+            if let MountSource::Stack { writes: Some((_, work)), .. } = &mount.source {
+                place::clear(work)?;
+            }
+        }
         listened?;
-        match self.heard.verdict {
+        let exit = match self.heard.verdict {
             Some(Report::Exited(code)) => Ok(Exit::Code(code)),
             Some(Report::Signaled(signal)) => Ok(Exit::Signal(signal)),
             _ if cancel.is_canceled() => Ok(Exit::Canceled),
@@ -164,7 +182,8 @@ impl Running {
             }),
             Some(Report::Lost(signal)) => Err(ExecError::Lost(format!("signal {signal}"))),
             Some(Report::Stub(_) | Report::Terminal) | None => Err(ExecError::Lost(status.to_string())),
-        }
+        };
+        exit.map(|exit| (exit, self.heard.left))
     }
 }
 
@@ -240,6 +259,7 @@ fn unwritable(program: &Path) -> io::Result<OwnedFd> {
 #[derive(Default)]
 pub(super) struct Heard {
     stubs: Vec<Stub>,
+    left: Vec<LeftStub>,
     /// The last word, or the first failure.
     verdict: Option<Report>,
     /// The other end of the command's terminal.
@@ -312,6 +332,9 @@ impl Heard {
         self.partly.extend_from_slice(&buffer[..length]);
         while let Some(report) = Report::take(&mut self.partly).map_err(talk)? {
             match report {
+                Report::Stub(Stub { path, folder, mount: Some(mount) }) => {
+                    self.left.push(LeftStub { mount, path, folder });
+                }
                 Report::Stub(stub) => self.stubs.push(stub),
                 Report::Terminal => {}
                 report => {

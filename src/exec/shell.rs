@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize};
 
 use super::sandbox::Heard;
-use super::{ExecError, Exit, ProcessSpec, RootFs, Sandbox};
+use super::{ExecError, Exit, LeftStub, ProcessSpec, RootFs, Sandbox};
 use crate::sys::cancel::Cancel;
 
 /// The user's terminal: where it is read and where it is written.
@@ -39,14 +39,15 @@ const MOST_PENDING: usize = 64 << 10;
 
 impl Sandbox {
     /// Runs the program of `process`, or `/bin/sh` where the file system does not have it, on a terminal of its own
-    /// that is joined to the user's. What it changes is in the upper folder, as with a command.
+    /// that is joined to the user's. What it changes is in the upper folder, as with a command; what was made in mounted
+    /// folders of this machine for mounts inside of them is told.
     pub fn shell(
         &self,
         rootfs: &RootFs,
         process: &ProcessSpec,
         terminal: Terminal<'_>,
         cancel: &Cancel,
-    ) -> Result<Exit, ExecError> {
+    ) -> Result<(Exit, Vec<LeftStub>), ExecError> {
         let mut running = self.start(rootfs, process, true)?;
         let joined = join(&running.control, &mut running.heard, terminal, cancel);
         running.end(rootfs, joined, cancel)

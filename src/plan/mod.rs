@@ -12,7 +12,10 @@ mod config;
 mod files;
 pub mod graph;
 pub mod limits;
+mod mounts;
 pub mod print;
+pub mod remote;
+mod run;
 pub mod scope;
 mod stage;
 pub mod step;
@@ -31,6 +34,7 @@ use crate::image::platform::Platform;
 
 pub use graph::{StageGraph, base_requests, graph};
 use limits::{Allowed, RunLimits};
+pub(crate) use mounts::{bytes, literal};
 use step::{Network, Plan};
 use trigger::Trigger;
 

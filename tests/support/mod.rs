@@ -7,3 +7,4 @@ pub mod oci;
 pub mod pty;
 pub mod random;
 pub mod scenario;
+pub mod web;

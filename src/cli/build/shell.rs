@@ -29,6 +29,9 @@ pub(super) fn check_terminal(args: &BuildArgs, settings: &Settings) -> Result<()
         run if run.shell_on_error => "--shell-on-error",
         _ => return Ok(()),
     };
+    if args.verify_reproducible {
+        return Err(Failure::Usage(format!("{flag} and --verify-reproducible cannot both hold: that builds twice")));
+    }
     let missing = match (settings.stdin_is_terminal, settings.terminal.is_some()) {
         (true, true) => return Ok(()),
         (false, _) => "standard input is no terminal",
@@ -102,7 +105,9 @@ impl Job<'_> {
         match (ended, cancel.signal()) {
             (_, Some(signal)) => Err(Failure::Interrupted(signal)),
             (Err(error), None) => Err(Failure::Error(anyhow::Error::new(error).context("there is no shell to open"))),
-            (Ok(_), None) => Ok(()),
+            (Ok((_, left)), None) => {
+                Ok(inside.clear(&left).map_err(|error| anyhow::anyhow!("cannot tidy up after the shell: {error}"))?)
+            }
         }
     }
 }

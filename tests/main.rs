@@ -29,4 +29,5 @@ mod rootless;
 mod save;
 mod scenarios;
 mod seeds;
+mod shell;
 mod signals;

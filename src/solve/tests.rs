@@ -123,6 +123,7 @@ impl Bench {
             events: &log,
             cancel: &Cancel::new().unwrap(),
             clock,
+            fetch: None,
         };
         let solution = solve(&plan, &engine);
         (solution.map(|solution| solution.steps).map_err(|error| error.cause.to_string()), log.0.into_inner().unwrap())

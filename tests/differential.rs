@@ -103,7 +103,8 @@ fn differences(rbuild: &Image, buildah: &Image) -> Vec<Difference> {
                 }
             }
             (one, other) => {
-                let shown = |node: Option<&Node>| node.map_or_else(|| "nothing".to_owned(), |node| node.kind.to_string());
+                let shown =
+                    |node: Option<&Node>| node.map_or_else(|| "nothing".to_owned(), |node| node.kind.to_string());
                 push("exists", shown(one), shown(other));
             }
         }
@@ -180,9 +181,9 @@ fn compare(case: &Case, warm: &TestEnv, cold: &TestEnv, other: &Buildah) -> Resu
             if found.is_empty() {
                 return Ok(Outcome::Same);
             }
-            let lines = found.iter().map(|one| {
-                format!("{} {}: rbuild {}, buildah {}\n", one.place, one.field, one.rbuild, one.buildah)
-            });
+            let lines = found
+                .iter()
+                .map(|one| format!("{} {}: rbuild {}, buildah {}\n", one.place, one.field, one.rbuild, one.buildah));
             Err(lines.collect())
         }
         (Err(said), Err(_)) => Ok(Outcome::NeitherBuilt(said)),

@@ -59,7 +59,16 @@ impl Buildah {
         }
         self.copy("base", "root");
         let policy = ["--signature-policy", "policy.json"];
-        let mut args = vec!["bud", "--quiet", "--isolation", "chroot", "--format", "docker", "--pull-never", "--identity-label=false"];
+        let mut args = vec![
+            "bud",
+            "--quiet",
+            "--isolation",
+            "chroot",
+            "--format",
+            "docker",
+            "--pull-never",
+            "--identity-label=false",
+        ];
         args.extend(policy);
         args.extend(["--tag", "made", context.to_str().expect("the test's folder has a plain name")]);
         let built = self.run(&args);

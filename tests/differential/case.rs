@@ -179,11 +179,8 @@ impl Case {
         let stages = random.pick(&[1, 2, 2, 3]);
         let mut dockerfile = String::new();
         for stage in 0..stages {
-            let base = if stage > 0 && random.one_in(3) {
-                format!("s{}", random.below(stage))
-            } else {
-                "busybox".to_owned()
-            };
+            let base =
+                if stage > 0 && random.one_in(3) { format!("s{}", random.below(stage)) } else { "busybox".to_owned() };
             dockerfile.push_str(&format!("FROM {base} AS s{stage}\n"));
             for line in Self::stage(&mut random, &subjects, stage) {
                 dockerfile.push_str(&line);
@@ -250,7 +247,7 @@ impl Case {
         }
         if stage > 0 {
             for _ in 0..1 + random.below(2) {
-                let from = random.pick(&["/etc", "/home", "/t", "/o", "/hl", "/real", "/to/dir/", "/etc/passwd", "/m"]);
+                let from = random.pick(&["/etc", "/home", "/t", "/o", "/hl", "/real", "/to", "/etc/passwd", "/m"]);
                 let flags = random.pick(&["", "", "--chown=builder ", "--chown=5:6 ", "--chmod=640 "]);
                 let to = random.pick(&["/f/", "/f/new", "/t", "/o/", "/to/dir", "rel/"]);
                 let line = format!("COPY {flags}--from={} {from} {to}", random.below(stage));
@@ -258,7 +255,7 @@ impl Case {
             }
         }
         // What the lines want to find.
-        let mut first = vec!["mkdir -p /t /m"];
+        let mut first = vec!["mkdir -p /t /m /o /hl /real /to"];
         if subjects.contains(&Subject::Links) {
             first.push(
                 "mkdir -p /real/deep /to && echo r > /real/f && ln -sfn /real /to/dir && ln -sf ../real/deep /to/up \

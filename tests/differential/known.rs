@@ -37,8 +37,8 @@ const KNOWN: &[Known] = &[
         is: |one| one.field == "names" && one.kind == 'l' && one.rbuild.is_empty(),
     },
     Known {
-        reason: "--chmod is for the parents that COPY makes, too",
-        is: |one| one.kind == 'd' && matches!(one.bits(), Some((0o640 | 0o710, 0o755))),
+        reason: "--chmod is for directories, too: those of the source and those that COPY makes",
+        is: |one| one.kind == 'd' && matches!(one.bits(), Some((0o600 | 0o640 | 0o710, 0o755))),
     },
 ];
 

@@ -33,6 +33,10 @@ const KNOWN: &[Known] = &[
         is: |one| one.field == "names" && one.place.ends_with(['1', '2']) && one.buildah.is_empty(),
     },
     Known {
+        reason: "buildah moves a variable that is set again to the end; rbuild and BuildKit leave it in its place",
+        is: |one| one.place == "Env" && sorted(&one.rbuild) == sorted(&one.buildah),
+    },
+    Known {
         reason: "a symbolic link that has two names is written as two links: nobody can tell them apart",
         is: |one| one.field == "names" && one.kind == 'l' && one.rbuild.is_empty(),
     },
@@ -61,4 +65,11 @@ pub const REFUSED_BY_RBUILD: &[(&str, &str)] = &[];
 /// The reason why a difference is no news.
 pub fn reason(difference: &Difference) -> Option<&'static str> {
     KNOWN.iter().find(|known| (known.is)(difference)).map(|known| known.reason)
+}
+
+/// The strings of a JSON list, without their order.
+fn sorted(list: &str) -> Vec<String> {
+    let mut list: Vec<String> = serde_json::from_str(list).unwrap_or_default();
+    list.sort();
+    list
 }

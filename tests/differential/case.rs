@@ -96,8 +96,8 @@ const LINES_OF_PLACES: &[&str] = &[
 ];
 
 const LINES_OF_HARD_LINKS: &[&str] = &[
-    "RUN mkdir -p /hl && echo one > /hl/a1 && ln /hl/a1 /hl/a2 && ln /hl/a2 /tmp/a3 && chmod 4711 /hl/a1",
-    "RUN mkdir -p /hl/b && echo two > /hl/b/1 && ln /hl/b/1 /hl/b/2 && rm /hl/b/1 && ln /hl/b/2 /hl/b/3",
+    "RUN mkdir -p /hl && rm -f /hl/a1 /hl/a2 /tmp/a3 && echo one > /hl/a1 && ln /hl/a1 /hl/a2 && ln /hl/a2 /tmp/a3 && chmod 4711 /hl/a1",
+    "RUN rm -rf /hl/b && mkdir -p /hl/b && echo two > /hl/b/1 && ln /hl/b/1 /hl/b/2 && rm /hl/b/1 && ln /hl/b/2 /hl/b/3",
     "RUN mkdir -p /hl && ln -s nowhere /hl/s1 && ln /hl/s1 /hl/s2 2> /dev/null || true",
     "COPY same /hl/same",
     "COPY same/1 same/2 /hl/",

@@ -41,6 +41,14 @@ const KNOWN: &[Known] = &[
         is: |one| one.field == "names" && one.kind == 'l' && one.rbuild.is_empty(),
     },
     Known {
+        reason: "a later RUN that changes a file by one of its names parts them, as in Docker; buildah runs all steps of a \
+                 stage in one place",
+        is: |one| {
+            let ours: Vec<&str> = one.rbuild.split(' ').filter(|name| !name.is_empty()).collect();
+            one.field == "names" && one.place.starts_with("o/") && ours.iter().all(|name| one.buildah.contains(name))
+        },
+    },
+    Known {
         reason: "--chmod is for directories, too: those of the source and those that COPY makes",
         is: |one| one.kind == 'd' && matches!(one.bits(), Some((0o600 | 0o640 | 0o710, 0o755))),
     },

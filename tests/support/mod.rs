@@ -7,3 +7,4 @@ pub mod machine;
 pub mod oci;
 pub mod random;
 pub mod scenario;
+pub mod web;

@@ -12,6 +12,7 @@ mod changing;
 mod concurrent;
 mod conformance;
 mod decisions;
+mod differential;
 mod explain;
 mod ignore;
 mod images;

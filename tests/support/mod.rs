@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub mod base;
+pub mod context;
 pub mod env;
 pub mod machine;
 pub mod oci;

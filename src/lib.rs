@@ -21,6 +21,7 @@ pub mod store;
 
 pub mod exec;
 pub mod http;
+pub mod registry;
 
 pub mod output;
 pub mod solve;

@@ -15,6 +15,7 @@
 //! trash/                       on its way out
 //! ```
 
+pub mod arrive;
 pub mod base;
 pub mod blobs;
 pub mod images;

@@ -7,6 +7,7 @@
 mod build;
 pub(crate) mod epoch;
 mod later;
+mod registry;
 mod store;
 pub(crate) mod values;
 mod words;
@@ -19,6 +20,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
 pub use epoch::Epoch;
+pub use registry::{LoginArgs, LogoutArgs, Pull, PullArgs, PushArgs};
 pub use store::{HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs, TagArgs};
 pub use values::{NamedContext, Pick};
 
@@ -45,6 +47,14 @@ pub enum Command {
     Load(LoadArgs),
     /// `rbuild import`.
     Import(ImportArgs),
+    /// `rbuild pull`.
+    Pull(PullArgs),
+    /// `rbuild push`.
+    Push(PushArgs),
+    /// `rbuild login`.
+    Login(LoginArgs),
+    /// `rbuild logout`.
+    Logout(LogoutArgs),
     /// `rbuild info`.
     Info,
     /// `rbuild version`.
@@ -106,6 +116,10 @@ enum CliCommand {
     Rmi(RmiArgs),
     Load(LoadArgs),
     Import(ImportArgs),
+    Pull(PullArgs),
+    Push(PushArgs),
+    Login(LoginArgs),
+    Logout(LogoutArgs),
     /// Show where the store is and what this machine allows
     Info,
     /// Print the version
@@ -161,6 +175,10 @@ pub fn parse(words: Vec<OsString>, settings: &Settings) -> Result<Request, Strin
         CliCommand::Rmi(args) => Command::Rmi(args),
         CliCommand::Load(args) => Command::Load(args),
         CliCommand::Import(args) => Command::Import(args),
+        CliCommand::Pull(args) => Command::Pull(args),
+        CliCommand::Push(args) => Command::Push(args),
+        CliCommand::Login(args) => Command::Login(args),
+        CliCommand::Logout(args) => Command::Logout(args),
         CliCommand::Info => Command::Info,
         CliCommand::Version => Command::Version,
     };

@@ -14,7 +14,11 @@ mod import;
 mod info;
 mod inspect;
 mod load;
+mod login;
+mod network;
 pub mod output_spec;
+mod pull;
+mod push;
 pub mod render;
 mod rmi;
 pub mod settings;
@@ -75,6 +79,10 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
         Command::Rmi(args) => rmi::run(args, settings),
         Command::Load(args) => load::run(args, settings),
         Command::Import(args) => import::run(args, settings),
+        Command::Pull(args) => pull::run(args, settings),
+        Command::Push(args) => push::run(args, settings),
+        Command::Login(args) => login::login(args, settings),
+        Command::Logout(args) => login::logout(args, settings),
         Command::Info => info::run(settings),
         Command::Version => print(&format!("{}\n", args::VERSION)),
     }

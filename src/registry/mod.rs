@@ -138,6 +138,19 @@ impl Registries {
         Self { options, cancel, file: OnceLock::new(), known: Mutex::default() }
     }
 
+    /// Those that are never asked: only what the store has is found.
+    pub fn offline() -> Self {
+        let options = RegistryOptions {
+            http: HttpOptions::default(),
+            credentials: None,
+            search: None,
+            hosts: Vec::new(),
+            insecure: false,
+            offline: true,
+        };
+        Self::new(options, None)
+    }
+
     /// The registry of that host, for what is said in words.
     pub(crate) fn registry(&self, host: &str, what: &str) -> Result<Arc<Registry>, RegistryError> {
         if self.options.offline {

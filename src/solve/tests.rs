@@ -121,6 +121,7 @@ impl Bench {
             events: &log,
             cancel: &Cancel::new().unwrap(),
             clock,
+            absent: &|_| Ok(false),
         };
         let solution = solve(&plan, &engine);
         (solution.map(|solution| solution.steps).map_err(|error| error.cause.to_string()), log.0.into_inner().unwrap())

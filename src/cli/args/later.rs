@@ -17,11 +17,7 @@ enum Takes {
 }
 
 /// Commands and what they do.
-const COMMANDS: [(&str, &str); 9] = [
-    ("pull", "fetching an image from a registry; `rbuild load` and `rbuild import` bring images in from files"),
-    ("push", "sending an image to a registry; `rbuild -o type=oci,dest=FILE` writes a file that others can push"),
-    ("login", "credentials for a registry"),
-    ("logout", "credentials for a registry"),
+const COMMANDS: [(&str, &str); 5] = [
     ("save", "writing images of the store to a file; `rbuild -o type=oci,dest=FILE` writes one when it builds"),
     ("prune", "removing what is no longer needed; `rbuild rmi` removes images"),
     ("df", "counting what the store holds"),
@@ -30,8 +26,7 @@ const COMMANDS: [(&str, &str); 9] = [
 ];
 
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 25] = [
-    ("build", "push", None, Takes::YesNo, "registries; -o type=oci,dest=FILE writes a file that others can push"),
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 24] = [
     ("build", "load", None, Takes::YesNo, "`docker load`; -o type=docker,dest=- writes what it reads"),
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),

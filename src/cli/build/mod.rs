@@ -9,6 +9,8 @@ mod blame;
 mod finish;
 mod hints;
 mod input;
+mod push;
+mod remote;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -20,6 +22,7 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 
 use self::input::Dockerfile;
+use self::remote::Remotes;
 use super::args::{BuildArgs, BuildContext, Isolation, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::render::Reporter;
@@ -75,7 +78,12 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
     let mut lease = store.lease(&boot).map_err(anyhow::Error::from)?;
     lease.heed(&cancel);
-    let (plan, bases, more) = resolve(&graph, &options, args, settings, &store, &lease).map_err(refuse)?;
+    let remotes = Remotes::new(args, settings, &store, &lease, &cancel);
+    let resolved = resolve(&graph, &options, args, settings, &store, &lease, &remotes);
+    if let Some(signal) = cancel.signal() {
+        return Err(Failure::Interrupted(signal));
+    }
+    let (plan, bases, more) = resolved.map_err(refuse)?;
     if args.print == Some(Print::Plan) {
         let text =
             if args.print_json { format!("{:#}\n", plan::print::to_json(&plan)) } else { plan::print::text(&plan) };
@@ -107,6 +115,7 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         plan: &plan,
         bases: &bases,
         cancel: &cancel,
+        remotes: &remotes,
     };
     let result = job.carry_out(now, &swept.suspects);
     reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
@@ -129,6 +138,7 @@ struct Job<'a> {
     plan: &'a Plan,
     bases: &'a [Arc<BaseImage>],
     cancel: &'a Cancel,
+    remotes: &'a Remotes<'a>,
 }
 
 impl Job<'_> {
@@ -157,6 +167,7 @@ impl Job<'_> {
             events: self.reporter,
             cancel: self.cancel,
             clock: SystemTime::now,
+            absent: &|layer| self.remotes.bring(layer, self.reporter).map_err(|error| format!("{error:#}")),
         };
         let solved = solve::solve(self.plan, &engine);
         // Digests that were computed stay known, whether the build went well or not.
@@ -173,7 +184,7 @@ impl Job<'_> {
     /// What is read after the solution: only bytes of layers take file trees.
     fn exports(&self) -> Exports {
         use crate::cli::output_spec::OutputKind::{CacheOnly, Image};
-        if self.args.outputs.iter().any(|output| !matches!(output.kind, Image | CacheOnly)) {
+        if self.args.outputs.iter().any(|output| output.push || !matches!(output.kind, Image | CacheOnly)) {
             return Exports::Bytes;
         }
         self.epoch().map_or(Exports::Nothing, Exports::Epoch)
@@ -270,7 +281,9 @@ fn refuse_later(args: &BuildArgs) -> Result<(), Failure> {
 
 /// What can be said against names and files of the result before the work, not after it.
 fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
-    finish::names(args)?;
+    if finish::names(args)?.is_empty() && args.outputs.iter().any(|output| output.push) {
+        return Err(Failure::Usage("an image that is pushed needs a name: -t REGISTRY/NAME:TAG".to_owned()));
+    }
     for (flag, file) in [("--iidfile", &args.iidfile), ("--metadata-file", &args.metadata_file)] {
         let Some(file) = file else { continue };
         let path = settings.cwd.join(file);
@@ -336,11 +349,12 @@ fn resolve(
     settings: &Settings,
     store: &Store,
     lease: &Lease,
+    remotes: &Remotes<'_>,
 ) -> Result<Planned, Vec<Diagnostic>> {
     let mut bases = Bases::new();
     let mut requests = plan::base_requests(graph, options);
     loop {
-        bases::resolve(&requests, &mut bases, args, settings, store, lease)?;
+        bases::resolve(&requests, &mut bases, args, settings, store, lease, remotes)?;
         match plan::plan(graph, &bases, options)? {
             Outcome::Planned(plan, warnings) => {
                 let image = |name: &str, platform: &Platform| match bases.get(&(name.to_owned(), platform.to_string()))

@@ -21,6 +21,7 @@ mod parse;
 mod plan;
 mod random;
 mod recovery;
+mod registry;
 mod rootless;
 mod scenarios;
 mod seeds;

@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 checkout=$PWD
 user=rbuild-test
-packages=(busybox-static bash-static uidmap util-linux skopeo umoci mmdebstrap python3 zstd xz-utils bzip2 procps)
+packages=(busybox-static bash-static uidmap util-linux docker-registry openssl skopeo umoci mmdebstrap python3 zstd xz-utils bzip2 procps)
 
 say() { printf '%s\n' "tests/run.sh: $*" >&2; }
 fail() { say "$@"; exit 1; }

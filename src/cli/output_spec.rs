@@ -391,7 +391,7 @@ mod tests {
 
     #[test]
     fn specifications_are_read_as_buildkit_reads_them() {
-        use OutputKind::{CacheOnly, Docker, Image, Local, Oci, Tar};
+        use OutputKind::{CacheOnly, Docker, Image, Local, Oci, Registry, Tar};
         let stdout = |kind| OutputSpec { dest: Some(Destination::Stdout), ..empty(kind) };
         for (text, expected) in [
             ("out", file(Local, "out")),
@@ -410,6 +410,11 @@ mod tests {
             ("type=image", empty(Image)),
             ("type=image,push=false,unpack=false,store=true", empty(Image)),
             ("type=cacheonly", empty(CacheOnly)),
+            ("type=registry", empty(Registry)),
+            (
+                "type=image,push=true,push-by-digest=true,registry.insecure=true",
+                OutputSpec { push: true, by_digest: true, insecure: true, ..empty(Image) },
+            ),
             ("type=image,name=a", OutputSpec { names: vec!["a".into()], ..empty(Image) }),
             (
                 r#"type=oci,"name=a:1,b:2",dest=x"#,
@@ -451,11 +456,9 @@ mod tests {
             ("type=oci,dest=a,dest=b", "dest is given twice"),
             ("type=ocii", "unknown type ocii; did you mean oci?"),
             ("type=zip", "unknown type zip; the types are image, oci, docker, tar, local, cacheonly, registry"),
-            (
-                "type=registry",
-                "not supported yet: type=registry; -o type=oci,dest=FILE writes a file that others can push",
-            ),
-            ("type=image,push=true", "not supported yet: push=true"),
+            ("type=registry,push=false", "type=registry pushes; push=false asks for nothing"),
+            ("type=registry,dest=x", "type=registry has no option dest"),
+            ("type=image,push=maybe", "push=maybe is neither true nor false"),
             ("type=image,annotation.a=b", "not supported yet: annotation.a"),
             ("type=local,dest=x,mode=delete", "not supported yet: mode=delete"),
             ("type=local", "type=local needs dest=DIR"),
@@ -491,8 +494,8 @@ mod tests {
 
     #[test]
     fn every_option_of_a_kind_can_be_set() {
-        use OutputKind::{CacheOnly, Docker, Image, Local, Oci, Tar};
-        for kind in [Image, Oci, Docker, Tar, Local, CacheOnly] {
+        use OutputKind::{CacheOnly, Docker, Image, Local, Oci, Registry, Tar};
+        for kind in [Image, Registry, Oci, Docker, Tar, Local, CacheOnly] {
             for key in kind.keys() {
                 // Some value or other of each must get through to its arm.
                 let set_it = |value: &str| set(&mut empty(kind), key, value).is_ok();

@@ -168,16 +168,20 @@ impl Endpoint {
     /// Whether plain HTTP is to be tried after that error.
     fn falls_back(&self, error: &HttpError) -> bool {
         let no_tls = matches!(&error.cause, Cause::Tls(why) if why.contains("plain HTTP")) || error.is_passing();
-        self.host.plain_allowed
+        // Not again: what is asked from then on begins with http.
+        let falls = self.host.plain_allowed
             && no_tls
-            && self.host.base.starts_with("https:")
-            && self.owns(&error.url)
-            && !self.plain.swap(true, Ordering::Relaxed)
+            && error.url.starts_with("https:")
+            && same_host(&format!("{}/", self.host.base), &error.url);
+        if falls {
+            self.plain.store(true, Ordering::Relaxed);
+        }
+        falls
     }
 
-    pub(super) fn no_answer(&self, what: &str, source: HttpError) -> RegistryError {
-        let insecure_helps = matches!(source.cause, Cause::Tls(_)) && !self.host.skip_verify && self.owns(&source.url);
-        RegistryError::Http { what: what.to_owned(), source, insecure_helps }
+    pub(super) fn no_answer(&self, what: &str, error: HttpError) -> RegistryError {
+        let insecure_helps = matches!(error.cause, Cause::Tls(_)) && !self.host.skip_verify && self.owns(&error.url);
+        RegistryError::Http { what: what.to_owned(), error, insecure_helps }
     }
 
     pub(super) fn check_canceled(&self) -> Result<(), RegistryError> {

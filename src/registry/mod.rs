@@ -48,12 +48,12 @@ pub struct RegistryOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// There was no answer.
-    #[error("cannot {what}: {source}{}", if *insecure_helps { "; if that is meant so, allow it by --insecure" } else { "" })]
+    #[error("cannot {what}: {error}{}", if *insecure_helps { "; if that is meant so, allow it by --insecure" } else { "" })]
     Http {
         /// What was tried.
         what: String,
         /// Why not.
-        source: HttpError,
+        error: HttpError,
         /// Whether the server would be reached without TLS or without trust.
         insecure_helps: bool,
     },

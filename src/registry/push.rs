@@ -81,6 +81,13 @@ impl Push<'_> {
         }
     }
 
+    fn tell(&self, blob: &Descriptor, source: &BlobSource<'_>, event: Transfer<'_>) {
+        // Documents are no layers.
+        if !matches!(source, BlobSource::Bytes(_)) {
+            self.listener.transfer(&blob.digest, event);
+        }
+    }
+
     /// Puts a blob into the repository. `origins` are repositories (with their registries) that have it.
     pub fn blob(&self, blob: &Descriptor, source: &BlobSource<'_>, origins: &[String]) -> Result<(), RegistryError> {
         self.put_blob(blob, source, origins).map_err(|error| self.explain(error))
@@ -96,7 +103,7 @@ impl Push<'_> {
         let head = endpoint.call(&call("HEAD", &path))?;
         match head.status {
             200..=299 => {
-                self.listener.transfer(&blob.digest, Transfer::Exists);
+                self.tell(blob, source, Transfer::Exists);
                 return Ok(());
             }
             404 => {}
@@ -106,7 +113,7 @@ impl Push<'_> {
             None => return Ok(()),
             Some(session) => session,
         };
-        self.listener.transfer(&blob.digest, Transfer::Begins { size: blob.size });
+        self.tell(blob, source, Transfer::Begins { size: blob.size });
         let mut attempt = 1;
         loop {
             let open = match session.take() {
@@ -117,7 +124,7 @@ impl Push<'_> {
             };
             match self.upload(endpoint, &open, blob, source)? {
                 Ok(()) => {
-                    self.listener.transfer(&blob.digest, Transfer::Done);
+                    self.tell(blob, source, Transfer::Done);
                     return Ok(());
                 }
                 Err(error) if attempt >= ATTEMPTS => return Err(error.0),

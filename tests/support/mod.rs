@@ -5,4 +5,5 @@ pub mod env;
 pub mod machine;
 pub mod oci;
 pub mod random;
+pub mod registry;
 pub mod scenario;

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::Job;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::OutputSpec;
-use crate::digest::{DiffId, Digest};
+use crate::digest::DiffId;
 use crate::event::{Event, EventSink};
 use crate::image::assemble::Assembled;
 use crate::image::manifest::{Descriptor, Family};
@@ -16,7 +16,7 @@ use crate::image::reference::Reference;
 use crate::layer::compress::Compression;
 use crate::output::OutputImage;
 use crate::output::registry::{Target, push as send};
-use crate::registry::pull::{Transfer, Transfers};
+use crate::registry::pull::Quiet;
 
 /// Pushes it; the manifest as the registry has it.
 pub(super) fn push(
@@ -41,28 +41,11 @@ pub(super) fn push(
         family,
         manifest: None,
         elsewhere: &|layer: &DiffId| job.remotes.elsewhere(layer),
-        listener: &Told { job },
+        listener: &Quiet,
     };
     let image = OutputImage::new(image.config_bytes.clone(), &image.config, image.manifest.clone(), names.to_vec());
     let descriptor = send(&target, &image, job.store, job.lease).map_err(anyhow::Error::from)?;
-    job.reporter.event(Event::Note(&format!("pushed {shown} digest: {} size: {}", descriptor.digest, descriptor.size)));
     job.reporter.event(Event::Ended(&label, began.elapsed()));
+    job.reporter.event(Event::Note(&format!("pushed {shown} digest: {} size: {}", descriptor.digest, descriptor.size)));
     Ok(descriptor)
-}
-
-/// Tells the reporter what became of layers.
-struct Told<'a> {
-    job: &'a Job<'a>,
-}
-
-impl Transfers for Told<'_> {
-    fn transfer(&self, blob: &Digest, event: Transfer<'_>) {
-        let words = match event {
-            Transfer::Moved(_) | Transfer::Begins { .. } => return,
-            Transfer::Exists => "Layer already exists".to_owned(),
-            Transfer::Done => "Pushed".to_owned(),
-            Transfer::Mounted { from } => format!("Mounted from {from}"),
-        };
-        self.job.reporter.event(Event::Note(&format!("{}: {words}", &blob.hex()[..12])));
-    }
 }

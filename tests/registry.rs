@@ -97,7 +97,7 @@ fn images_go_there_and_come_back() {
     other.rbuild(&format!("pull {host}/many:stabel")).ends(1).says(&format!("did you mean {host}/many:stable?"));
     other.rbuild(&format!("pull {host}/a/bsae:1")).ends(1).says("not there");
     other.rbuild("pull Nginx").ends(2).says("did you mean \"nginx\"?");
-    other.rbuild(&format!("push {host}/a/none:1")).ends(1).says("no image");
+    other.rbuild(&format!("push {host}/a/none:1")).ends(1).says("No such image");
     other.rbuild(&format!("pull --platform linux/arm64 {host}/a/base:1")).ends(1).says("not for linux/arm64");
 }
 

@@ -168,7 +168,7 @@ filter=("$@")
 for who in root "$user"; do
     mkdir -p "$work/$who/home" "$work/$who/tmp" "$work/$who/run"
 done
-require=run,busybox,corpus,skopeo,umoci,python3,zstd,xz,bzip2,mmdebstrap
+require=run,busybox,corpus,docker-registry,openssl,skopeo,umoci,python3,zstd,xz,bzip2,mmdebstrap
 if [ "$can_be_root" = 0 ]; then
     as_root chown -R "$user:" "$work/$user"
     as_root chown -R 0:0 "$work/root"

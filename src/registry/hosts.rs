@@ -73,7 +73,7 @@ pub(super) fn hosts(folders: &[PathBuf], host: &str, insecure: bool) -> Result<V
     let Some(folder) = found else { return Ok(vec![own]) };
     let path = folder.join("hosts.toml");
     match fs::read_to_string(&path) {
-        Ok(text) => from_toml(&text, &path, own),
+        Ok(text) => from_toml(&text, &path, &own),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![from_certificates(&folder, own)?]),
         Err(error) => Err(RegistryError::Setup { path, why: error.to_string() }),
     }
@@ -106,7 +106,7 @@ fn from_certificates(folder: &Path, mut host: Host) -> Result<Host, RegistryErro
     Ok(host)
 }
 
-fn from_toml(text: &str, path: &Path, own: Host) -> Result<Vec<Host>, RegistryError> {
+fn from_toml(text: &str, path: &Path, own: &Host) -> Result<Vec<Host>, RegistryError> {
     let fail = |why: String| RegistryError::Setup { path: path.to_owned(), why };
     let table: Table = toml::from_str(text).map_err(|error| fail(error.to_string().trim_end().replace('\n', " ")))?;
     let reader = Reader { path };
@@ -115,7 +115,7 @@ fn from_toml(text: &str, path: &Path, own: Host) -> Result<Vec<Host>, RegistryEr
         let mirrors = mirrors.as_table().ok_or_else(|| fail("host is no table".to_owned()))?;
         for (url, settings) in mirrors {
             let settings = settings.as_table().ok_or_else(|| fail(format!("host.\"{url}\" is no table")))?;
-            hosts.push(reader.host(url, settings, &own)?);
+            hosts.push(reader.host(url, settings, own)?);
         }
     }
     let server = match table.get("server") {
@@ -125,7 +125,7 @@ fn from_toml(text: &str, path: &Path, own: Host) -> Result<Vec<Host>, RegistryEr
     };
     // The server's own settings stand outside of the tables.
     let url = server.unwrap_or_else(|| own.base.trim_end_matches("/v2").to_owned());
-    let mut last = reader.host(&url, &table, &own)?;
+    let mut last = reader.host(&url, &table, own)?;
     last.stands_in = true;
     if last.base == own.base {
         last.mirror = false;

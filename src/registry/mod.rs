@@ -6,8 +6,9 @@
 //! to no other; threads are joined before a function returns.
 //!
 //! `hosts` finds servers, `credentials` the user, `challenge` reads what a server asks for, `client` sends one request until
-//! it is answered, `pull` and `push` are conversations.
+//! it is answered, `blob` reads what is long, `pull` and `push` are conversations.
 
+mod blob;
 mod challenge;
 mod client;
 pub mod credentials;

@@ -6,11 +6,12 @@
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-use super::client::{ATTEMPTS, Call, Endpoint, may_pass, retry_after};
+use super::blob::BlobStream;
+use super::client::{Call, Endpoint};
 use super::{Registries, Registry, RegistryError};
-use crate::digest::{DiffId, Digest, Hasher, ImageId};
+use crate::digest::{Digest, ImageId};
 use crate::http::{Response, join};
 use crate::image::config::{ImageConfig, MAX_CONFIG_SIZE};
 use crate::image::manifest::{Descriptor, Document, Family, Kind, MAX_MANIFEST_SIZE, Manifest};
@@ -32,9 +33,6 @@ const MAX_DOCUMENTS: usize = 64;
 
 /// Pages of a list of tags.
 const MAX_PAGES: usize = 1000;
-
-/// An attempt after so many bytes counts as the first one again.
-const PROGRESS: u64 = 1 << 20;
 
 /// What happens to a layer on its way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,7 +152,7 @@ impl Registries {
             None => endpoint.host.resolve,
         };
         let asked = registry.ask(serves, &call);
-        let (endpoint, response) = asked.map_err(|error| self.explain(error, reference, &registry))?;
+        let (endpoint, response) = asked.map_err(|error| Self::explain(error, reference, &registry))?;
         let media_type = response.header("content-type").unwrap_or_default().to_owned();
         let told: Option<Digest> = response.header("docker-content-digest").and_then(|digest| digest.parse().ok());
         let bytes = response.into_bytes(MAX_MANIFEST_SIZE).map_err(|error| endpoint.no_answer(what, error))?;
@@ -171,14 +169,14 @@ impl Registries {
     }
 
     /// Says which tags there are where one is not.
-    fn explain(&self, error: RegistryError, reference: &Reference, registry: &Registry) -> RegistryError {
+    fn explain(error: RegistryError, reference: &Reference, registry: &Registry) -> RegistryError {
         match error {
             RegistryError::Refused { what, status: 404, why, .. } => {
                 let Some(tag) = reference.tag() else {
                     return RegistryError::Refused { what, status: 404, why, help: String::new() };
                 };
                 // Only a first page: it is a hint.
-                let tags = self.tag_page(reference, registry, &format!("{}/tags/list?n=1000", reference.repository()));
+                let tags = Self::tag_page(reference, registry, &format!("{}/tags/list?n=1000", reference.repository()));
                 let help = match tags {
                     Ok((tags, _)) if !tags.is_empty() => {
                         let name = reference.familiar_name();
@@ -202,7 +200,6 @@ impl Registries {
     }
 
     fn tag_page(
-        &self,
         reference: &Reference,
         registry: &Registry,
         path: &str,
@@ -232,7 +229,7 @@ impl Registries {
         let mut path = format!("{}/tags/list", reference.repository());
         let mut tags = Vec::new();
         for _ in 0..MAX_PAGES {
-            let (page, next) = self.tag_page(reference, &registry, &path)?;
+            let (page, next) = Self::tag_page(reference, &registry, &path)?;
             tags.extend(page);
             match next {
                 Some(next) if next != path => path = next,
@@ -298,8 +295,8 @@ impl Registries {
             if wanted.iter().any(|(_, known)| *known == expected) {
                 continue;
             }
-            // A layer in any form will do: its bytes are the same ones.
-            if arrived(store, &expected)?.is_some() || store.has_bytes(diff_id) {
+            // The blob itself, also where the layer is here in another form: manifests that list it are kept.
+            if arrived(store, &expected)?.is_some() {
                 listener.transfer(&layer.digest, Transfer::Exists);
             } else {
                 wanted.push((layer, expected));
@@ -550,171 +547,4 @@ impl Search<'_> {
         }
         Ok(config)
     }
-}
-
-/// A blob on its way here.
-pub(super) struct BlobStream<'a> {
-    registry: Arc<Registry>,
-    path: String,
-    scopes: [String; 1],
-    blob: &'a Descriptor,
-    what: &'a str,
-    listener: &'a dyn Transfers,
-    endpoint: usize,
-    reader: Option<Box<dyn Read + Send>>,
-    offset: u64,
-    hasher: Option<Hasher>,
-    failures: u32,
-    failed_at: u64,
-}
-
-impl<'a> BlobStream<'a> {
-    pub(super) fn new(
-        registry: Arc<Registry>,
-        repository: &str,
-        blob: &'a Descriptor,
-        what: &'a str,
-        listener: &'a dyn Transfers,
-    ) -> Self {
-        Self {
-            registry,
-            path: format!("{repository}/blobs/{}", blob.digest),
-            scopes: [scope(repository, "pull")],
-            blob,
-            what,
-            listener,
-            endpoint: 0,
-            reader: None,
-            offset: 0,
-            hasher: Some(Hasher::new()),
-            failures: 0,
-            failed_at: 0,
-        }
-    }
-
-    fn fail(&self, why: impl std::fmt::Display) -> RegistryError {
-        RegistryError::content(self.what, format!("the blob {}: {why}", self.blob.digest))
-    }
-
-    /// Asks for what is still to come, of the first server that has it.
-    fn open(&mut self) -> Result<Box<dyn Read + Send>, RegistryError> {
-        let mut last = None;
-        let registry = Arc::clone(&self.registry);
-        while let Some(endpoint) = registry.endpoints.get(self.endpoint) {
-            if endpoint.host.pull {
-                match self.ask(endpoint) {
-                    Ok(reader) => return Ok(reader),
-                    Err(RegistryError::Stopped) => return Err(RegistryError::Stopped),
-                    Err(error) => last = Some(error),
-                }
-            }
-            self.endpoint += 1;
-        }
-        Err(last.unwrap_or_else(|| self.fail("no server has it")))
-    }
-
-    fn ask(&self, endpoint: &Endpoint) -> Result<Box<dyn Read + Send>, RegistryError> {
-        let mut headers = Vec::new();
-        if self.offset > 0 {
-            headers.push(("range", format!("bytes={}-{}", self.offset, self.blob.size.saturating_sub(1))));
-        }
-        let call = Call { method: "GET", path: &self.path, headers, body: None, scopes: &self.scopes, what: self.what };
-        let response = endpoint.call(&call)?;
-        let left = self.blob.size - self.offset;
-        let (skip, length) = match response.status {
-            200 => (self.offset, self.blob.size),
-            206 => {
-                let begins = format!("bytes {}-", self.offset);
-                if !response.header("content-range").is_some_and(|range| range.starts_with(&begins)) {
-                    return Err(self.fail(format!("{} sends another part than was asked for", endpoint.host.name)));
-                }
-                (0, left)
-            }
-            404 if !self.blob.urls.is_empty() => {
-                return Err(self.fail(
-                    "it is a foreign layer, which the registry does not keep; push the image again with it (docker's allow-nondistributable-artifacts)",
-                ));
-            }
-            _ => return Err(endpoint.refused(self.what, response)),
-        };
-        if let Some(found) = response.length().filter(|found| *found != length) {
-            return Err(self.fail(format!("{} sends {found} bytes, its manifest says {length}", endpoint.host.name)));
-        }
-        let mut reader = response.into_reader();
-        if skip > 0 {
-            let skipped = io::copy(&mut (&mut reader).take(skip), &mut io::sink());
-            if skipped.ok() != Some(skip) {
-                return Err(self.fail("the connection breaks again and again"));
-            }
-        }
-        Ok(Box::new(reader))
-    }
-}
-
-impl Read for BlobStream<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
-        loop {
-            let left = self.blob.size - self.offset;
-            if left == 0 {
-                // Opened even where nothing is to come: who has the blob has an empty one too.
-                let found = self.hasher.take().map(Hasher::finish);
-                return match found {
-                    Some(found) if found != self.blob.digest => {
-                        Err(io::Error::other(self.fail(format!("what came has the digest {found}"))))
-                    }
-                    _ => Ok(0),
-                };
-            }
-            let mut reader = match self.reader.take() {
-                Some(reader) => reader,
-                None => self.open().map_err(io::Error::other)?,
-            };
-            let most = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            match reader.read(&mut buffer[..most]) {
-                Ok(read) if read > 0 => {
-                    self.reader = Some(reader);
-                    self.offset += read as u64;
-                    if let Some(hasher) = &mut self.hasher {
-                        hasher.update(&buffer[..read]);
-                    }
-                    self.listener.transfer(&self.blob.digest, Transfer::Moved(read as u64));
-                    return Ok(read);
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => self.reader = Some(reader),
-                // Cut off: the rest is asked for.
-                result => {
-                    if self.offset >= self.failed_at + PROGRESS {
-                        self.failures = 0;
-                    }
-                    self.failures += 1;
-                    self.failed_at = self.offset;
-                    if self.failures >= ATTEMPTS {
-                        let why =
-                            result.err().map_or_else(|| "the answer ended early".to_owned(), |error| error.to_string());
-                        let why = format!(
-                            "broke off after {} of {} bytes, again and again: {why}",
-                            self.offset, self.blob.size
-                        );
-                        return Err(io::Error::other(self.fail(why)));
-                    }
-                    if let Some(endpoint) = self.registry.endpoints.get(self.endpoint) {
-                        endpoint.pause(self.failures, None).map_err(io::Error::other)?;
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Whether an answer to something that was streamed is worth another attempt, and after which pause.
-pub(super) fn again(response: &Response) -> Option<Option<std::time::Duration>> {
-    may_pass(response.status).then(|| retry_after(response))
-}
-
-/// The layers that an image lists, with what its config says of them.
-pub fn listed(image: &BaseImage) -> impl Iterator<Item = (&Descriptor, &DiffId)> {
-    image.layers.iter().zip(&image.config.rootfs.diff_ids)
 }

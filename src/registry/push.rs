@@ -6,12 +6,14 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::client::{ATTEMPTS, Call, Endpoint};
-use super::pull::{BlobStream, Quiet, Transfer, Transfers, again, scope};
+use super::blob::BlobStream;
+use super::client::{ATTEMPTS, Call, Endpoint, encode, may_pass, retry_after};
+use super::pull::{Quiet, Transfer, Transfers, scope};
 use super::{Registries, Registry, RegistryError};
 use crate::digest::Digest;
-use crate::http::join;
+use crate::http::{Response, join};
 use crate::image::manifest::Descriptor;
 use crate::image::reference::Reference;
 use crate::store::StoreError;
@@ -46,6 +48,21 @@ pub struct Push<'a> {
 struct Session {
     location: String,
     pieces: Option<u64>,
+}
+
+/// What became of a mount.
+enum Mounted {
+    /// The blob is there.
+    There,
+    /// It is to be sent; an upload may have begun.
+    Not(Option<Session>),
+}
+
+/// What became of an upload.
+enum Sent {
+    Done,
+    /// A new one may go well, after a pause.
+    Again(RegistryError, Option<Duration>),
 }
 
 impl Registries {
@@ -110,8 +127,8 @@ impl Push<'_> {
             _ => return Err(endpoint.refused(&self.what, head)),
         }
         let mut session = match self.mount(endpoint, blob, origins)? {
-            None => return Ok(()),
-            Some(session) => session,
+            Mounted::There => return Ok(()),
+            Mounted::Not(session) => session,
         };
         self.tell(blob, source, Transfer::Begins { size: blob.size });
         let mut attempt = 1;
@@ -123,30 +140,25 @@ impl Push<'_> {
                     .ok_or_else(|| RegistryError::content(&self.what, "an upload ended before it began"))?,
             };
             match self.upload(endpoint, &open, blob, source)? {
-                Ok(()) => {
+                Sent::Done => {
                     self.tell(blob, source, Transfer::Done);
                     return Ok(());
                 }
-                Err(error) if attempt >= ATTEMPTS => return Err(error.0),
-                Err((_, pause)) => endpoint.pause(attempt, pause)?,
+                Sent::Again(error, _) if attempt >= ATTEMPTS => return Err(error),
+                Sent::Again(_, pause) => endpoint.pause(attempt, pause)?,
             }
             attempt += 1;
         }
     }
 
-    /// Tries to have the blob from another repository; `None` where that went well, else maybe a begun upload.
-    fn mount(
-        &self,
-        endpoint: &Endpoint,
-        blob: &Descriptor,
-        origins: &[String],
-    ) -> Result<Option<Option<Session>>, RegistryError> {
+    /// Tries to have the blob from another repository.
+    fn mount(&self, endpoint: &Endpoint, blob: &Descriptor, origins: &[String]) -> Result<Mounted, RegistryError> {
         let own = self.target.repository();
         let here = origins.iter().filter_map(|origin| origin.strip_prefix(self.target.registry())?.strip_prefix('/'));
         let mut session = None;
         for from in here.filter(|from| *from != own).take(MOUNTS) {
             let scopes = [scope(own, "pull,push"), scope(from, "pull")];
-            let query = super::client::encode(&[("mount", &blob.digest.to_string()), ("from", from)]);
+            let query = encode(&[("mount", &blob.digest.to_string()), ("from", from)]);
             let path = format!("{own}/blobs/uploads/?{query}");
             let call = Call {
                 method: "POST",
@@ -160,14 +172,14 @@ impl Push<'_> {
             match response.status {
                 201 => {
                     self.listener.transfer(&blob.digest, Transfer::Mounted { from });
-                    return Ok(None);
+                    return Ok(Mounted::There);
                 }
                 202 => session = session_of(&response),
                 // Not allowed to read there, or it does not mount: the blob is sent.
                 _ => {}
             }
         }
-        Ok(Some(session))
+        Ok(Mounted::Not(session))
     }
 
     fn session(&self, endpoint: &Endpoint, query: &str) -> Result<Option<Session>, RegistryError> {
@@ -209,15 +221,14 @@ impl Push<'_> {
         })
     }
 
-    /// Sends a blob; the inner error is one after which a new session may go well.
-    #[allow(clippy::type_complexity)]
+    /// Sends a blob.
     fn upload(
         &self,
         endpoint: &Endpoint,
         session: &Session,
         blob: &Descriptor,
         source: &BlobSource<'_>,
-    ) -> Result<Result<(), (RegistryError, Option<std::time::Duration>)>, RegistryError> {
+    ) -> Result<Sent, RegistryError> {
         let scopes = [scope(self.target.repository(), "pull,push")];
         let octets = || ("content-type", "application/octet-stream".to_owned());
         let mut reader = Counted { inner: self.open(blob, source)?, listener: self.listener, digest: blob.digest };
@@ -233,33 +244,32 @@ impl Push<'_> {
                 let mut piece = (&mut reader).take(length);
                 let response = match endpoint.once(&call, Some((&mut piece, length))) {
                     Ok(response) => response,
-                    Err(error) if error.is_passing() => return Ok(Err((endpoint.no_answer(&self.what, error), None))),
+                    Err(error) if error.is_passing() => {
+                        return Ok(Sent::Again(endpoint.no_answer(&self.what, error), None));
+                    }
                     Err(error) => return Err(endpoint.no_answer(&self.what, error)),
                 };
                 match (response.status, session_of(&response)) {
                     (200..=299, Some(next)) => location = next.location,
                     _ => {
-                        return match again(&response) {
-                            Some(pause) => Ok(Err((endpoint.refused(&self.what, response), pause))),
-                            None => Err(endpoint.refused(&self.what, response)),
-                        };
+                        return self.not_taken(endpoint, response);
                     }
                 }
                 offset += length;
             }
         }
         let separator = if location.contains('?') { '&' } else { '?' };
-        let path = format!("{location}{separator}{}", super::client::encode(&[("digest", &blob.digest.to_string())]));
+        let path = format!("{location}{separator}{}", encode(&[("digest", &blob.digest.to_string())]));
         let call =
             Call { method: "PUT", path: &path, headers: vec![octets()], body: None, scopes: &scopes, what: &self.what };
         let left = if session.pieces.is_some() { 0 } else { blob.size };
         let response = match endpoint.once(&call, Some((&mut reader, left))) {
             Ok(response) => response,
-            Err(error) if error.is_passing() => return Ok(Err((endpoint.no_answer(&self.what, error), None))),
+            Err(error) if error.is_passing() => return Ok(Sent::Again(endpoint.no_answer(&self.what, error), None)),
             Err(error) => return Err(endpoint.no_answer(&self.what, error)),
         };
         match response.status {
-            200..=299 => Ok(Ok(())),
+            200..=299 => Ok(Sent::Done),
             // Too much at once: in pieces, then.
             413 if session.pieces.is_none() => {
                 let Some(open) = self.session(endpoint, "")? else {
@@ -267,11 +277,15 @@ impl Push<'_> {
                 };
                 self.upload(endpoint, &Session { pieces: Some(0), ..open }, blob, source)
             }
-            _ => match again(&response) {
-                Some(pause) => Ok(Err((endpoint.refused(&self.what, response), pause))),
-                None => Err(endpoint.refused(&self.what, response)),
-            },
+            _ => self.not_taken(endpoint, response),
         }
+    }
+
+    /// A no to something that was streamed.
+    fn not_taken(&self, endpoint: &Endpoint, response: Response) -> Result<Sent, RegistryError> {
+        let (passes, pause) = (may_pass(response.status), retry_after(&response));
+        let error = endpoint.refused(&self.what, response);
+        if passes { Ok(Sent::Again(error, pause)) } else { Err(error) }
     }
 
     /// Puts a manifest or index under a tag, or under its digest alone.
@@ -299,7 +313,7 @@ impl Push<'_> {
     }
 }
 
-fn session_of(response: &crate::http::Response) -> Option<Session> {
+fn session_of(response: &Response) -> Option<Session> {
     let location = join(&response.url, response.header("location")?)?;
     let pieces = response.header("oci-chunk-min-length").and_then(|length| length.parse().ok());
     Some(Session { location, pieces })

@@ -125,9 +125,7 @@ pub(super) fn finish(job: &Job<'_>, solution: &Solution) -> Result<Report, Failu
     let reads = |output: &OutputSpec| !output.push && output.kind != OutputKind::CacheOnly;
     if let Some(base) = base.filter(|_| job.args.outputs.is_empty() || job.args.outputs.iter().any(reads)) {
         // Whatever else is made of the image has all its layers. (To be pushed, they need not come here.)
-        for layer in &base.config.rootfs.diff_ids {
-            job.remotes.bring(layer, job.reporter)?;
-        }
+        job.remotes.complete(base, job.reporter)?;
     }
     let contents = base.map(|base| base_contents(job.store, base)).transpose()?.flatten();
     let assembled = assemble::assemble(&Parts {
@@ -153,6 +151,9 @@ pub(super) fn finish(job: &Job<'_>, solution: &Solution) -> Result<Report, Failu
         let note = "the image is pushed and not kept in the local store: layers of its base never came here";
         job.reporter.event(Event::Note(note));
     } else if wants_store {
+        if let Some(base) = base {
+            job.remotes.complete(base, job.reporter)?;
+        }
         keep(job, &assembled, &names)?;
     }
     let mut manifest = assembled.descriptor();

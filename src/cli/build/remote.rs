@@ -12,11 +12,14 @@ use crate::cli::network;
 use crate::cli::settings::Settings;
 use crate::digest::{DiffId, Digest};
 use crate::event::{Event, EventSink};
+use crate::image::manifest::Descriptor;
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
+use crate::plan::BaseImage;
 use crate::registry::pull::{Quiet, RemoteImage};
 use crate::registry::{Registries, RegistryError};
 use crate::store::Store;
+use crate::store::arrive::{Expected, arrived};
 use crate::store::lease::Lease;
 use crate::sys::cancel::Cancel;
 
@@ -113,11 +116,31 @@ impl<'a> Remotes<'a> {
             return Ok(true);
         }
         let Some(remote) = self.having(layer) else { return Ok(false) };
+        self.bring_image(&remote, events).map(|()| true)
+    }
+
+    /// Brings what is not here of a base that is to be kept: all blobs that its manifest lists.
+    pub(super) fn complete(&self, base: &BaseImage, events: &dyn EventSink) -> anyhow::Result<()> {
+        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(remote) = images.iter().find(|remote| remote.image.manifest == base.manifest) else { return Ok(()) };
+        let layers = base.layers.iter().zip(&base.config.rootfs.diff_ids);
+        let here = |(layer, diff_id): (&Descriptor, &DiffId)| {
+            arrived(self.store, &Expected { blob: Some((layer.digest, layer.size)), diff_id: *diff_id })
+        };
+        for layer in layers {
+            if here(layer)?.is_none() {
+                return self.bring_image(remote, events);
+            }
+        }
+        Ok(())
+    }
+
+    fn bring_image(&self, remote: &RemoteImage, events: &dyn EventSink) -> anyhow::Result<()> {
         let label = format!("[internal] pull {}", remote.reference.familiar());
         events.event(Event::Began(&label));
         let began = Instant::now();
-        self.registries()?.bring(self.store, self.lease, &remote, &Quiet)?;
+        self.registries()?.bring(self.store, self.lease, remote, &Quiet)?;
         events.event(Event::Ended(&label, began.elapsed()));
-        Ok(true)
+        Ok(())
     }
 }

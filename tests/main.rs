@@ -17,6 +17,7 @@ mod ignore;
 mod images;
 mod kill;
 mod layering;
+mod mounts;
 mod parse;
 mod plan;
 mod random;

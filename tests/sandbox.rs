@@ -239,7 +239,7 @@ impl Bench {
         fs::create_dir_all(&upper).expect("upper");
         fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)).expect("mode");
         fs::create_dir_all(&work).expect("work");
-        RootFs { lower: vec![self.lower()], upper, work }
+        RootFs { lower: vec![self.lower()], upper, work, mounts: vec![] }
     }
 
     fn sh(&self, script: &str) -> Ran {
@@ -582,7 +582,8 @@ fn cancel_ends_everything(bench: &Bench) {
 
 /// The part of the next case that is killed.
 fn run_for_ever(root: &Path) -> ExitCode {
-    let rootfs = RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w") };
+    let rootfs =
+        RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w"), mounts: vec![] };
     let marker = fs::read_to_string(root.join("marker")).expect("a marker");
     let cancel = Cancel::new().expect("an event");
     let script = format!("sleep {marker} & setsid sleep {marker} & echo ready; sleep {marker}");
@@ -613,7 +614,8 @@ fn death_of_rbuild_ends_everything(bench: &Bench) {
 
 /// The part of the next case that gets the signal.
 fn run_until_signal(root: &Path) -> ExitCode {
-    let rootfs = RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w") };
+    let rootfs =
+        RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w"), mounts: vec![] };
     let cancel = Cancel::new().expect("an event");
     install_signal_handlers(&cancel).expect("installed");
     let exit = run(
@@ -872,7 +874,8 @@ fn run_deleted(root: &Path) -> ExitCode {
     let program = std::env::current_exe().expect("this program");
     fs::remove_file(&program).expect("removed");
     fs::write(&program, "another one").expect("replaced");
-    let rootfs = RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w") };
+    let rootfs =
+        RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w"), mounts: vec![] };
     let cancel = Cancel::new().expect("an event");
     match run(&rootfs, &shell("(echo x >> /proc/1/exe) 2>/dev/null || exit 5"), &|_, _| {}, &cancel) {
         Ok(Exit::Code(code)) => ExitCode::from(u8::try_from(code).unwrap_or(255)),

@@ -8,6 +8,7 @@ mod build;
 pub(crate) mod epoch;
 mod later;
 mod registry;
+mod secrets;
 mod store;
 pub(crate) mod values;
 mod words;
@@ -21,6 +22,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
 pub use epoch::Epoch;
 pub use registry::{LoginArgs, LogoutArgs, Pull, PullArgs, PushArgs};
+pub use secrets::{SecretArg, SecretFrom, SshArg};
 pub use store::{HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs, TagArgs};
 pub use values::{NamedContext, Pick};
 

@@ -100,7 +100,7 @@ impl Planner<'_> {
         state.variables.expand(&word.text, place.escape).map_or_else(|_| word.text.clone(), |expanded| expanded.text)
     }
 
-    fn copy_from(&mut self, origin: &Origin) -> CopyFrom {
+    pub(super) fn copy_from(&mut self, origin: &Origin) -> CopyFrom {
         match origin {
             Origin::Scratch => CopyFrom::Stack(Stack::Scratch),
             Origin::Stage(stage) => {

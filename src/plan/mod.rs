@@ -11,7 +11,9 @@ pub mod chmod;
 mod config;
 mod files;
 pub mod graph;
+mod mounts;
 pub mod print;
+mod run;
 pub mod scope;
 mod stage;
 pub mod step;
@@ -29,6 +31,7 @@ use crate::image::manifest::Descriptor;
 use crate::image::platform::Platform;
 
 pub use graph::{StageGraph, base_requests, graph};
+pub(crate) use mounts::{bytes, literal};
 use step::{Network, Plan};
 use trigger::Trigger;
 

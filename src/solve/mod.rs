@@ -9,19 +9,27 @@
 //! what is left, each step as soon as what it needs is there; a step may still hit then, when the steps below it ran
 //! again and gave what they gave before.
 
+mod agent;
 pub mod copy;
 mod layer;
+mod mask;
+mod mounts;
 mod reading;
 mod run;
 mod schedule;
 mod stacks;
 mod step;
+mod times;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
+pub use self::agent::{Agent, AgentKeys};
+pub use self::mounts::Secret;
 use crate::context::local::LocalContext;
+use crate::diagnostic::Span;
 use crate::digest::{ContentDigest, DiffId, StackId};
 use crate::event::{Event, EventSink};
 use crate::exec::{ExecError, Exit, Sandbox};
@@ -29,8 +37,9 @@ use crate::layer::apply::{ApplyError, TreeOptions};
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::WriteError;
 use crate::plan::BaseImage;
-use crate::plan::step::{CopyFrom, Op, Plan, Stack, Step, StepId};
+use crate::plan::step::{CopyFrom, CopyOp, Op, Plan, Stack, Step, StepId};
 use crate::snapshot::diff::CommitError;
+use crate::store::cache_mounts::CacheName;
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
 use crate::sys::cancel::Cancel;
@@ -71,6 +80,10 @@ pub struct Engine<'a> {
     /// Brings a layer of a base that is not in the store, with the others of its image; `false` where nobody has it. Called
     /// from any thread; its own threads have ended when it returns.
     pub absent: &'a (dyn Fn(&DiffId) -> Result<bool, String> + Sync),
+    /// What `--secret` gives; the last of one id counts.
+    pub secrets: &'a [Secret],
+    /// What `--ssh` gives; the last of one id counts.
+    pub agents: &'a [Agent],
 }
 
 /// What is read of the layers when a solution stands: bytes of layers that RUN made take file trees.
@@ -136,6 +149,16 @@ pub enum Cause {
     /// What COPY or ADD asks for cannot be done.
     #[error(transparent)]
     Copy(#[from] copy::CopyError),
+    /// A mount of RUN cannot be had.
+    #[error("{why}")]
+    Mount {
+        /// The flag.
+        span: Span,
+        /// What is wrong.
+        why: String,
+        /// What to do.
+        help: Option<String>,
+    },
     /// USER names somebody who is not there.
     #[error("{0}")]
     User(String),
@@ -192,6 +215,12 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
             let first = (0..done.len()).find(runs).unwrap_or(first);
             solver.prepare_trees().map_err(|cause| StepError { step: StepId(first), cause })?;
         }
+        let today = solver.today.get_or_init(|| solver.below_caches(&done));
+        for (index, done) in done.iter().enumerate() {
+            if *done && today[index] {
+                solver.date(StepId(index)).map_err(|cause| StepError { step: StepId(index), cause })?;
+            }
+        }
         let carry_out = |index| {
             let id = StepId(index);
             solver.carry_out(id).map_err(|cause| {
@@ -218,11 +247,17 @@ fn needs(step: &Step) -> Vec<usize> {
     if let Stack::Step(StepId(parent)) = step.parent {
         needs.push(parent);
     }
-    if let Op::Copy(copy) = &step.op
-        && let CopyFrom::Stack(Stack::Step(StepId(source))) = copy.from
-        && !needs.contains(&source)
-    {
-        needs.push(source);
+    let mut add = |stack: Stack| {
+        if let Stack::Step(StepId(source)) = stack
+            && !needs.contains(&source)
+        {
+            needs.push(source);
+        }
+    };
+    match &step.op {
+        Op::Copy(CopyOp { from: CopyFrom::Stack(source), .. }) => add(*source),
+        Op::Run(run) => run.mounts.iter().filter_map(|mount| mount.kind.input()).for_each(|input| add(input.stack)),
+        Op::Copy(_) | Op::MakeDir(_) => {}
     }
     needs
 }
@@ -240,6 +275,12 @@ struct Solver<'a> {
     restarted: Vec<OnceLock<()>>,
     stacks: stacks::Stacks<'a>,
     trees: OnceLock<TreeOptions>,
+    /// The steps whose layers take the times that their sources have now.
+    today: OnceLock<Vec<bool>>,
+    /// Those layers, where they are others than the cache had.
+    dated: Vec<OnceLock<DiffId>>,
+    /// Caches that were made anew, as --no-cache wants it.
+    remade: Mutex<HashSet<CacheName>>,
 }
 
 impl<'a> Solver<'a> {
@@ -254,6 +295,9 @@ impl<'a> Solver<'a> {
             restarted: (0..count).map(|_| OnceLock::new()).collect(),
             stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events, engine.absent),
             trees: OnceLock::new(),
+            today: OnceLock::new(),
+            dated: (0..count).map(|_| OnceLock::new()).collect(),
+            remade: Mutex::default(),
         }
     }
 
@@ -278,7 +322,7 @@ impl<'a> Solver<'a> {
     /// asks for the ids itself.
     fn stack_needs_ids(&self, mut stack: Stack) -> bool {
         while let Stack::Step(StepId(step)) = stack {
-            if self.solved[step].get().is_some_and(|solved| self.layer_needs_ids(&solved.layer)) {
+            if self.layer_of(step).is_some_and(|layer| self.layer_needs_ids(&layer)) {
                 return true;
             }
             stack = self.plan.steps[step].parent;
@@ -286,14 +330,22 @@ impl<'a> Solver<'a> {
         matches!(stack, Stack::Base(base) if self.base_needs_ids(base))
     }
 
-    /// Whether the forms of all layers under the epoch are in the store.
+    /// Whether the forms of the images' layers under the epoch are in the store.
     fn has_epoch_forms(&self, epoch: i64) -> bool {
         let known = |solved: &Solved| {
             let form = self.engine.store.epoch_form(&solved.content, epoch, WRITER_VERSION);
             // What cannot be told is taken to be needed.
             form.is_ok_and(|form| form.is_some())
         };
-        self.solved.iter().all(|solved| solved.get().is_some_and(known))
+        let mut stacks: Vec<Stack> = self.plan.images.iter().map(|image| image.stack).collect();
+        while let Some(stack) = stacks.pop() {
+            let Stack::Step(StepId(step)) = stack else { continue };
+            if !self.solved[step].get().is_some_and(known) {
+                return false;
+            }
+            stacks.push(self.plan.steps[step].parent);
+        }
+        true
     }
 
     fn prepare_trees(&self) -> Result<(), Cause> {
@@ -304,7 +356,10 @@ impl<'a> Solver<'a> {
     }
 
     fn into_solution(self) -> Solution {
-        let steps = self.solved.into_iter().map(|cell| cell.into_inner().expect("every step ended without an error"));
+        let steps = self.solved.into_iter().zip(self.dated).map(|(cell, dated)| {
+            let solved = cell.into_inner().expect("every step ended without an error");
+            Solved { layer: dated.into_inner().unwrap_or(solved.layer), ..solved }
+        });
         Solution { steps: steps.collect(), trees: self.trees.into_inner() }
     }
 }

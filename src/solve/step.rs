@@ -19,7 +19,7 @@ use crate::digest::{CacheKey, ChainId, ContentDigest, DiffId, Digest, Hasher, St
 use crate::event::{Event, MissReason};
 use crate::layer::index::LayerIndex;
 use crate::layer::stack::LayerStack;
-use crate::plan::step::{BaseId, CopyFrom, CopyOp, Op, Stack, Step, StepId};
+use crate::plan::step::{BaseId, CopyFrom, CopyOp, INTERNAL, Op, Stack, Step, StepId};
 use crate::store::StoreError;
 use crate::store::layers::Form;
 
@@ -44,15 +44,15 @@ pub(super) struct NewLayer {
 /// What is known of a step when it has missed.
 pub(super) struct Missed {
     /// All keys that the result will be found under.
-    keys: Vec<CacheKey>,
-    record: CacheRecord,
+    pub(super) keys: Vec<CacheKey>,
+    pub(super) record: CacheRecord,
     selection: Option<Selection>,
     pub(super) landing: Option<Landing>,
     /// Where archives were unpacked.
     pub(super) spool: Option<Spool>,
 }
 
-enum Look {
+pub(super) enum Look {
     Hit(CacheRecord, CacheKey),
     Miss(Box<Missed>),
 }
@@ -123,7 +123,8 @@ impl Solver<'_> {
         mut missed: Box<Missed>,
     ) -> Result<(Box<Missed>, NewLayer), Cause> {
         let before = self.layer_before(id, copy);
-        let new = self.write_layer(copy, &mut missed, before.as_ref())?;
+        let landing = missed.landing.as_mut().expect("a step that missed has a landing");
+        let new = self.write_layer(copy, landing, missed.spool.as_ref(), before.as_ref())?;
         if let (Some(copy), Some(mut selection)) = (copy, missed.selection.take()) {
             if let Some(landing) = &missed.landing {
                 let was_hashed = selection.is_hashed();
@@ -171,11 +172,14 @@ impl Solver<'_> {
                 let layers = self.engine.bases[base].config.rootfs.diff_ids.clone();
                 (StackState::new(ChainId::of(&layers), layers), None)
             }
-            Stack::Step(StepId(step)) => (self.stack(self.plan.steps[step].parent), self.solved[step].get()),
+            Stack::Step(StepId(step)) => {
+                let own = self.solved[step].get().zip(self.layer_of(step));
+                (self.stack(self.plan.steps[step].parent), own)
+            }
         };
-        if let Some(own) = own {
+        if let Some((own, layer)) = own {
             state.made.push(own.content);
-            state.layers.push(own.layer);
+            state.layers.push(layer);
             state.id = own.stack;
         }
         state
@@ -210,7 +214,7 @@ impl Solver<'_> {
         restart
     }
 
-    fn look_up_once(&self, id: StepId) -> Result<Look, Cause> {
+    pub(super) fn look_up_once(&self, id: StepId) -> Result<Look, Cause> {
         let step = &self.plan.steps[id.0];
         let below = self.stack(step.parent);
         let op = key::op_digest(&step.op, &step.platform);
@@ -232,8 +236,8 @@ impl Solver<'_> {
         };
         let mut why = MissReason::FirstBuild;
         match &step.op {
-            Op::Run(_) => {
-                if let Some(hit) = self.try_key(step, key::run_key(&op, &below.id), &mut missed, &mut why)? {
+            Op::Run(run) => {
+                if let Some(hit) = self.look_up_run(step, run, &below, &mut missed, &mut why)? {
                     return Ok(hit);
                 }
             }
@@ -314,7 +318,7 @@ impl Solver<'_> {
     }
 
     /// Looks one key up. A miss adds it to the keys that the result will be recorded under.
-    fn try_key(
+    pub(super) fn try_key(
         &self,
         step: &Step,
         key: CacheKey,
@@ -336,7 +340,7 @@ impl Solver<'_> {
     }
 
     /// Records a hit under the keys that missed before it, so that the next look-up needs only the quick one.
-    fn hit_also(&self, keys: &[CacheKey], hit: Look) -> Result<Look, Cause> {
+    pub(super) fn hit_also(&self, keys: &[CacheKey], hit: Look) -> Result<Look, Cause> {
         if let Look::Hit(record, found) = &hit {
             self.also_under(keys, record, found)?;
         }
@@ -369,7 +373,13 @@ impl Solver<'_> {
                     }
                     _ => (Vec::new(), 0),
                 };
-                explain::reason(last.as_ref(), &now, changed)
+                match explain::reason(last.as_ref(), &now, changed) {
+                    // Which files did, the step that loaded them says.
+                    MissReason::FilesChanged { .. } if matches!(self.plan.steps[id.0].op, Op::Run(_)) => {
+                        MissReason::MountsChanged
+                    }
+                    reason => reason,
+                }
             }
             other => other,
         };
@@ -425,6 +435,10 @@ impl Solver<'_> {
         hasher.field(self.plan.steps[id.0].platform.to_string().as_bytes());
         // The stage and the ordinal in it (`[build 2/5]`): they outlive edits of the instruction itself.
         let name = &self.plan.steps[id.0].name;
+        if name.starts_with(INTERNAL) {
+            hasher.field(name.as_bytes());
+            return hasher.finish();
+        }
         let place = name.split_once('/').map_or(name.as_str(), |(place, _)| place);
         hasher.field(place.as_bytes());
         hasher.finish()
@@ -432,6 +446,9 @@ impl Solver<'_> {
 
     fn hit(&self, id: StepId, record: &CacheRecord, key: CacheKey) -> Result<(), Cause> {
         self.solve_as(id, record.content, record.layer, None)?;
+        if self.is_of_today(id) {
+            self.date(id)?;
+        }
         self.engine.events.event(Event::Cached(id, key));
         Ok(())
     }
@@ -442,8 +459,8 @@ impl Solver<'_> {
         let content = new.index.content();
         let op = missed.record.op;
         let layer = match store.made_before(&content, &op)? {
-            Some(layer) => layer,
-            None => {
+            Some(layer) if !self.is_of_today(id) => layer,
+            _ => {
                 let layer = new.index.diff_id();
                 store.put_layer(lease, &new.index, new.form)?;
                 store.remember_made(lease, &content, &op, &layer)?;

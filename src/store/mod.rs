@@ -11,6 +11,7 @@
 //! layers/<diffID hex>/         index, and forms of the layer: tar, tree/, blobs (descriptors), epoch (a form of another layer)
 //! trees/<chainID hex>/tree/    a layer from outside that is no tree by itself, applied over its parents
 //! cache/                       see `cache::index`, `context::stat_cache` and `bases`
+//! mounts/<hash of a name>/     see `cache_mounts`
 //! leases/<id>, tmp/<id>/       running builds, and their unfinished files
 //! trash/                       on its way out
 //! ```
@@ -19,6 +20,7 @@ pub mod arrive;
 pub mod base;
 mod bases;
 pub mod blobs;
+pub mod cache_mounts;
 pub mod images;
 pub mod import;
 mod intake;

@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 
 use super::epoch::{self, Epoch};
 use super::registry::Pull;
+use super::secrets::{self, SecretArg, SecretSpec, SshArg};
 use super::values::{NamedContext, build_arg, build_context, bytes, count, host, is_remote, label, some, yes_no};
 use crate::cli::output_spec::{self, Destination, OutputSpec};
 use crate::cli::settings::Settings;
@@ -75,6 +76,10 @@ pub struct BuildArgs {
     pub allow: Vec<Entitlement>,
     /// `--pull`.
     pub pull: Pull,
+    /// `--secret`, in order.
+    pub secrets: Vec<SecretArg>,
+    /// `--ssh`, in order.
+    pub ssh: Vec<SshArg>,
 }
 
 /// What a build is made from.
@@ -255,6 +260,12 @@ pub(super) struct BuildFlags {
     /// Allow what RUN may ask for beyond the usual
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', help_heading = RUN)]
     allow: Vec<Entitlement>,
+    /// A secret for RUN --mount=type=secret: id=ID[,src=FILE|,env=NAME]
+    #[arg(long, value_name = "SPEC", value_parser = secrets::secret, help_heading = RUN)]
+    secret: Vec<SecretSpec>,
+    /// An SSH agent for RUN --mount=type=ssh: default, ID=SOCKET or ID=KEY[,KEY]
+    #[arg(long, value_name = "SPEC", value_parser = secrets::ssh, help_heading = RUN)]
+    ssh: Vec<SshArg>,
     /// How RUN is contained
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto", help_heading = RUN)]
     isolation: Isolation,
@@ -350,6 +361,8 @@ impl BuildFlags {
             shm_size: self.shm_size,
             allow: self.allow,
             pull,
+            secrets: self.secret.into_iter().map(|secret| secret.settle(settings)).collect(),
+            ssh: self.ssh,
         })
         .and_then(check_stdin)
     }

@@ -26,12 +26,10 @@ const COMMANDS: [(&str, &str); 5] = [
 ];
 
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 24] = [
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 22] = [
     ("build", "load", None, Takes::YesNo, "`docker load`; -o type=docker,dest=- writes what it reads"),
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),
-    ("build", "secret", None, Takes::Value, "secrets for RUN"),
-    ("build", "ssh", None, Takes::Value, "an SSH agent for RUN"),
     ("build", "annotation", None, Takes::Value, "annotations of the manifest; --label sets labels of the image"),
     ("build", "ulimit", None, Takes::Value, "limits for RUN"),
     ("build", "memory", Some('m'), Takes::Value, "limits for RUN"),

@@ -68,6 +68,8 @@ fn plain(dir: &str) -> BuildArgs {
         shm_size: None,
         allow: vec![],
         pull: Pull::Missing,
+        secrets: Vec::new(),
+        ssh: Vec::new(),
     }
 }
 
@@ -291,8 +293,6 @@ fn what_comes_later_is_refused_by_name() {
         ("--load .", "--load (`docker load`; -o type=docker,dest=- writes what it reads)"),
         ("--cache-from x .", "--cache-from (a cache that is shared between machines)"),
         ("--cache-to type=gha .", "--cache-to (a cache that is shared between machines)"),
-        ("--secret id=x .", "--secret (secrets for RUN)"),
-        ("--ssh default .", "--ssh (an SSH agent for RUN)"),
         ("--annotation a=b .", "--annotation (annotations of the manifest; --label sets labels of the image)"),
         ("--ulimit nofile=1 .", "--ulimit (limits for RUN)"),
         ("-m 1g .", "--memory (limits for RUN)"),
@@ -424,9 +424,9 @@ fn help_answers() {
         (
             "build --help",
             vec!["Usage: rbuild [build] [OPTIONS] CONTEXT", "--no-cache-filter", "Cache:", "RUN:"],
-            "--secret",
+            "--squash",
         ),
-        ("-t x --help", vec!["--no-cache-filter"], "--secret"),
+        ("-t x --help", vec!["--no-cache-filter"], "--squash"),
         ("help rmi", vec!["rbuild rmi", "--force", "untag"], "--build-arg"),
         ("build -h", vec!["-h, --help  Print help\n"], "see more"),
         ("--root r images -h", vec!["rbuild images", "--digests"], "--build-arg"),

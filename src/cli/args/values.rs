@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+pub(crate) use crate::plan::bytes;
+
 /// A yes or a no, in the spellings of Go's `strconv.ParseBool`, which is what Docker's flags take.
 pub(crate) fn yes_no(text: &str) -> Result<bool, String> {
     match text {
@@ -59,26 +61,6 @@ pub(crate) fn host(text: &str) -> Result<(String, IpAddr), String> {
     let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
     let address = bare.parse().map_err(|_| format!("{address} is no IP address"))?;
     Ok((name.to_owned(), address))
-}
-
-/// A number of bytes: `64m`, `1g`, `512k`, `1024`, `1.5GB`; units are powers of 1024, as Docker's are.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let expected = || "expected a size in bytes, such as 67108864, 64m or 1g".to_owned();
-    let lower = text.trim().to_lowercase();
-    let digits = lower.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(lower.len());
-    let (number, unit) = lower.split_at(digits);
-    let shift = match unit.trim().trim_end_matches("ib").trim_end_matches('b') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return Err(expected()),
-    };
-    let number: f64 = number.parse().map_err(|_| expected())?;
-    let size = number * (1_u64 << shift) as f64;
-    // 2^53: up to here a float holds every whole number.
-    if size.is_finite() && size < 9_007_199_254_740_992.0 { Ok(size as u64) } else { Err(expected()) }
 }
 
 /// Where a named context comes from.

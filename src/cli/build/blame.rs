@@ -26,6 +26,10 @@ pub(super) fn diagnostic<'a>(
         (Cause::Copy(error), op) => {
             copy(error, op, step.span, place.map(|(_, instruction)| &instruction.kind), has_context)
         }
+        (Cause::Mount { span, why, help }, _) => {
+            let diagnostic = Diagnostic::error(if place.is_some() { *span } else { step.span }, why.as_str());
+            help.iter().fold(diagnostic, |diagnostic, help| diagnostic.help(help.as_str()))
+        }
         (Cause::User(why), _) => user(why, step, place, source),
         (other, _) => Diagnostic::error(step.span, other.to_string()),
     };
@@ -36,11 +40,12 @@ pub(super) fn diagnostic<'a>(
     }
 }
 
-/// The instruction at `span`, and its stage.
+/// The instruction that `span` is or lies in, and its stage.
 fn find(dockerfile: &Dockerfile, span: Span) -> Option<(&Stage, &Instruction)> {
     let with = |stage| move |instruction| (stage, instruction);
     let mut all = dockerfile.stages.iter().flat_map(|stage: &Stage| stage.instructions.iter().map(with(stage)));
-    all.find(|(_, instruction)| instruction.span == span)
+    // A step that loads files for a mount is at that mount.
+    all.find(|(_, instruction)| instruction.span.start <= span.start && span.end <= instruction.span.end)
 }
 
 /// The chain of causes below an error, each told once.
@@ -282,6 +287,7 @@ mod tests {
             user: String::new(),
             network: crate::plan::step::Network::Default,
             hostname: None,
+            mounts: Vec::new(),
         };
         for (script, env, expected) in [
             ("echo $A ${B} $A", &[][..], vec!["A", "B"]),

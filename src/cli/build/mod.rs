@@ -11,6 +11,7 @@ mod hints;
 mod input;
 mod push;
 mod remote;
+mod secrets;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -148,6 +149,8 @@ impl Job<'_> {
         }
         let contexts = self.contexts(now)?;
         let sandbox = Sandbox::default();
+        let secrets = secrets::secrets(self.args, self.settings)?;
+        let agents = secrets::agents(self.args, self.settings)?;
         let hosts: Vec<(String, String)> =
             self.args.add_hosts.iter().map(|(name, address)| (name.clone(), address.to_string())).collect();
         let identity = format!("{}\n{}", self.file.source.name, self.settings.cwd.display());
@@ -168,6 +171,8 @@ impl Job<'_> {
             cancel: self.cancel,
             clock: SystemTime::now,
             absent: &|layer| self.remotes.bring(layer, self.reporter).map_err(|error| format!("{error:#}")),
+            secrets: &secrets,
+            agents: &agents,
         };
         let solved = solve::solve(self.plan, &engine);
         // Digests that were computed stay known, whether the build went well or not.

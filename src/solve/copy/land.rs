@@ -108,7 +108,7 @@ pub fn land(op: &CopyOp, selection: &Selection, below: &LayerStack) -> Result<La
         owner,
         // BuildKit drops --link where --chmod is given, too.
         link: op.link && op.chmod.is_none(),
-        target: Target::new(below),
+        target: Target::new(below, selection.sources.iter().map(|source| source.entries.len()).sum()),
         findings: Findings::new(owner.unwrap_or_default()),
         inodes: 0,
     };

@@ -239,6 +239,8 @@ fn feed_source(key: &mut KeyHasher, op: Option<&CopyOp>, source: &SourceId) {
                             key.text(name);
                             key.text(content);
                         }
+                        // COPY --from alone has a stack, and it fetches nothing: its sources never come here.
+                        CopySource::Remote(remote) => key.text(&remote.text),
                     }
                 }
             }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{ContentDigest, DiffId, Digest, StackId};
 use crate::plan::print;
+use crate::plan::remote::without_password;
 use crate::plan::step::{Chmod, CopySource, Op};
 
 /// Version of the file format; readers refuse others.
@@ -93,6 +94,7 @@ pub fn parts(op: &Op, platform: &str) -> BTreeMap<String, String> {
             let name = |source: &CopySource| match source {
                 CopySource::Path(path) => path.clone(),
                 CopySource::Inline { name, .. } => format!("<<{name}"),
+                CopySource::Remote(remote) => without_password(&remote.text),
             };
             put("sources", copy.sources.iter().map(name).collect::<Vec<_>>().join(" "));
             let owner = copy.chown.as_ref().map(|chown| match &chown.group {

@@ -7,6 +7,7 @@
 mod build;
 pub(crate) mod epoch;
 mod later;
+mod prune;
 mod registry;
 mod secrets;
 mod store;
@@ -21,9 +22,14 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
 pub use epoch::Epoch;
+pub(crate) use prune::until;
+pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};
 pub use registry::{LoginArgs, LogoutArgs, Pull, PullArgs, PushArgs};
 pub use secrets::{SecretArg, SecretFrom, SshArg};
-pub use store::{HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs, TagArgs};
+pub use store::{
+    ArchiveFormat, CompletionArgs, DfArgs, DiffArgs, DiffFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs,
+    LoadArgs, RmiArgs, SaveArgs, Shell, TagArgs, VersionArgs,
+};
 pub use values::{NamedContext, Pick};
 
 use self::words::Words;
@@ -57,10 +63,20 @@ pub enum Command {
     Login(LoginArgs),
     /// `rbuild logout`.
     Logout(LogoutArgs),
+    /// `rbuild save`.
+    Save(SaveArgs),
+    /// `rbuild diff`.
+    Diff(DiffArgs),
+    /// `rbuild prune`.
+    Prune(PruneArgs),
+    /// `rbuild df`.
+    Df(DfArgs),
     /// `rbuild info`.
     Info,
     /// `rbuild version`.
-    Version,
+    Version(VersionArgs),
+    /// `rbuild completion`.
+    Completion(CompletionArgs),
 }
 
 /// What the words come to.
@@ -122,10 +138,14 @@ enum CliCommand {
     Push(PushArgs),
     Login(LoginArgs),
     Logout(LogoutArgs),
+    Save(SaveArgs),
+    Diff(DiffArgs),
+    Prune(PruneArgs),
+    Df(DfArgs),
     /// Show where the store is and what this machine allows
     Info,
-    /// Print the version
-    Version,
+    Version(VersionArgs),
+    Completion(CompletionArgs),
 }
 
 /// The commands with all that the parser knows; what is not supported yet is hidden.
@@ -181,10 +201,27 @@ pub fn parse(words: Vec<OsString>, settings: &Settings) -> Result<Request, Strin
         CliCommand::Push(args) => Command::Push(args),
         CliCommand::Login(args) => Command::Login(args),
         CliCommand::Logout(args) => Command::Logout(args),
+        CliCommand::Save(args) => Command::Save(args),
+        CliCommand::Diff(args) => Command::Diff(args),
+        CliCommand::Prune(args) => Command::Prune(args),
+        CliCommand::Df(args) => Command::Df(args),
         CliCommand::Info => Command::Info,
-        CliCommand::Version => Command::Version,
+        CliCommand::Version(args) => Command::Version(args),
+        CliCommand::Completion(args) => Command::Completion(args),
     };
     Ok(Request::Run { root: cli.root, command })
+}
+
+/// The completions of all commands for a shell.
+pub(super) fn completion(shell: Shell) -> Vec<u8> {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut out = Vec::new();
+    clap_complete::generate(shell, &mut commands(), "rbuild", &mut out);
+    out
 }
 
 /// The help that `words` ask for.

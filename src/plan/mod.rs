@@ -13,6 +13,7 @@ mod files;
 pub mod graph;
 mod mounts;
 pub mod print;
+pub mod remote;
 mod run;
 pub mod scope;
 mod stage;

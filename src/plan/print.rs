@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::image::config::ImageConfig;
 
 use super::graph::{Origin, StageGraph};
+use super::remote::{GitSource, RemoteKind, RemoteSource, without_password};
 use super::step::{
     BaseId, Chmod, CopyFrom, CopyOp, CopySource, FileOwner, MakeDirOp, ModeClause, MountOp, MountPath, Network, Op,
     Plan, PlannedHistory, RunMount, RunOp, Stack, Step, StepId,
@@ -249,11 +250,42 @@ fn mount(mount: &RunMount) -> Value {
     value
 }
 
+fn remote_source(RemoteSource { text: _, kind }: &RemoteSource) -> Value {
+    match kind {
+        RemoteKind::File { url, name, checksum, unpack } => {
+            let mut value = json!({"url": without_password(url), "name": name});
+            if let Some(checksum) = checksum {
+                value["checksum"] = json!(checksum.to_string());
+            }
+            if *unpack {
+                value["unpack"] = json!(true);
+            }
+            value
+        }
+        RemoteKind::Git(source) => {
+            let GitSource { repository: _, reference, subdir, checksum, keep_git_dir, submodules } = source;
+            let mut value = json!({"git": source.shown()});
+            for (name, text) in [("ref", reference), ("subdir", subdir), ("checksum", checksum)] {
+                if let Some(text) = text {
+                    value[name] = json!(text);
+                }
+            }
+            for (name, flag) in [("keep_git_dir", keep_git_dir), ("submodules", submodules)] {
+                if let Some(flag) = flag {
+                    value[name] = json!(flag);
+                }
+            }
+            value
+        }
+    }
+}
+
 fn copy(op: &CopyOp) -> Value {
     let CopyOp { sources, from, destination, chown, chmod, link, parents, exclude, unpack } = op;
     let source = |source: &CopySource| match source {
         CopySource::Path(path) => json!(path),
         CopySource::Inline { name, content } => json!({"name": name, "content": content}),
+        CopySource::Remote(remote) => remote_source(remote),
     };
     let from = match from {
         CopyFrom::Context(context) => format!("context {}", context.0),

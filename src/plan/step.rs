@@ -6,6 +6,7 @@
 use crate::diagnostic::Span;
 use crate::image::config::ImageConfig;
 use crate::image::platform::Platform;
+use crate::plan::remote::RemoteSource;
 
 /// What must be done: the steps, in an order in which every step comes after what it needs, and the images they make.
 #[derive(Debug, Clone, Default)]
@@ -284,6 +285,16 @@ pub struct CopyOp {
     pub unpack: bool,
 }
 
+impl CopyOp {
+    /// The sources that are fetched, in order.
+    pub fn remotes(&self) -> impl Iterator<Item = &RemoteSource> {
+        self.sources.iter().filter_map(|source| match source {
+            CopySource::Remote(remote) => Some(remote),
+            _ => None,
+        })
+    }
+}
+
 /// Where COPY takes its paths from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyFrom {
@@ -305,6 +316,8 @@ pub enum CopySource {
         /// Content, expanded.
         content: String,
     },
+    /// ADD: what is fetched.
+    Remote(RemoteSource),
 }
 
 /// `--chown=user[:group]`.

@@ -296,7 +296,7 @@ impl Registries {
                 continue;
             }
             // The blob itself, also where the layer is here in another form: manifests that list it are kept.
-            if arrived(store, &expected)?.is_some() {
+            if arrived(store, lease, &expected)?.is_some() {
                 listener.transfer(&layer.digest, Transfer::Exists);
             } else {
                 wanted.push((layer, expected));
@@ -411,7 +411,7 @@ impl Search<'_> {
     /// A document by its digest, from the store or the registry: media type and bytes.
     fn document(&self, digest: &Digest, listed: Option<&Descriptor>) -> Result<(String, Vec<u8>), RegistryError> {
         let told = listed.map_or_else(String::new, |listed| listed.media_type.to_string());
-        if self.store.has_blob(digest) {
+        if self.lease.uses_blob(self.store, digest)? {
             return Ok((told, self.store.read_blob(digest, MAX_MANIFEST_SIZE as u64)?));
         }
         if self.documents.fetch_add(1, Ordering::Relaxed) > MAX_DOCUMENTS {
@@ -529,7 +529,7 @@ impl Search<'_> {
             let why = format!("its config has {} bytes; more than {MAX_CONFIG_SIZE} are not read", listed.size);
             return Err(self.fail(why));
         }
-        let bytes = if self.store.has_blob(&listed.digest) {
+        let bytes = if self.lease.uses_blob(self.store, &listed.digest)? {
             self.store.read_blob(&listed.digest, MAX_CONFIG_SIZE as u64)?
         } else {
             let registry = self.registries.registry(self.reference.registry(), self.what)?;

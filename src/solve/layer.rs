@@ -136,6 +136,7 @@ impl Source<'_> {
                 let file = context.open_file(path, stamp).map_err(failed)?;
                 Box::new(Steady { file, context, path: path.clone(), stamp: *stamp })
             }
+            (FileData::Fetched(path), ..) => Box::new(File::open(path).map_err(StoreError::io("open", path))?),
             (FileData::Inline(bytes), ..) => Box::new(Cursor::new(Arc::clone(bytes))),
             (FileData::Layer { layer, position }, ..) => {
                 let index = &self.view.layers[*layer];

@@ -15,6 +15,7 @@ mod layer;
 mod mask;
 mod mounts;
 mod reading;
+mod remote;
 mod run;
 mod schedule;
 mod stacks;
@@ -23,6 +24,7 @@ mod times;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +35,7 @@ use crate::diagnostic::Span;
 use crate::digest::{ContentDigest, DiffId, StackId};
 use crate::event::{Event, EventSink};
 use crate::exec::{ExecError, Exit, Sandbox};
+use crate::fetch::{Fetch, FetchError};
 use crate::layer::apply::{ApplyError, TreeOptions};
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::WriteError;
@@ -80,6 +83,8 @@ pub struct Engine<'a> {
     /// Brings a layer of a base that is not in the store, with the others of its image; `false` where nobody has it. Called
     /// from any thread; its own threads have ended when it returns.
     pub absent: &'a (dyn Fn(&DiffId) -> Result<bool, String> + Sync),
+    /// What ADD fetches with; may be left out where no step fetches anything.
+    pub fetch: Option<&'a Fetch<'a>>,
     /// What `--secret` gives; the last of one id counts.
     pub secrets: &'a [Secret],
     /// What `--ssh` gives; the last of one id counts.
@@ -149,6 +154,14 @@ pub enum Cause {
     /// What COPY or ADD asks for cannot be done.
     #[error(transparent)]
     Copy(#[from] copy::CopyError),
+    /// What ADD names cannot be fetched.
+    #[error("{why}")]
+    Remote {
+        /// The source as written.
+        source_text: String,
+        /// Why.
+        why: FetchError,
+    },
     /// A mount of RUN cannot be had.
     #[error("{why}")]
     Mount {
@@ -203,8 +216,11 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
     engine.events.event(Event::Planned(plan));
     let needs: Vec<Vec<usize>> = plan.steps.iter().map(needs).collect();
     let mut done = vec![false; plan.steps.len()];
+    let mut looked_up = done.clone();
+    solver.name_remotes();
     for index in 0..plan.steps.len() {
         if needs[index].iter().all(|need| done[*need]) {
+            looked_up[index] = true;
             done[index] = solver.follow(StepId(index)).map_err(|cause| StepError { step: StepId(index), cause })?;
         }
     }
@@ -221,9 +237,25 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
                 solver.date(StepId(index)).map_err(|cause| StepError { step: StepId(index), cause })?;
             }
         }
-        let carry_out = |index| {
-            let id = StepId(index);
-            solver.carry_out(id).map_err(|cause| {
+        solver.fetching.store(true, Ordering::Relaxed);
+        // What is fetched are further jobs, which wait for nothing.
+        let fetches: Vec<usize> = solver.missing_remotes(&done, &looked_up).into_iter().collect();
+        let mut needs = needs;
+        for (number, remote) in fetches.iter().enumerate() {
+            for step in (0..plan.steps.len()).filter(|step| solver.remotes.of_step(StepId(*step)).contains(remote)) {
+                needs[step].push(plan.steps.len() + number);
+            }
+        }
+        needs.extend(fetches.iter().map(|_| Vec::new()));
+        done.resize(needs.len(), false);
+        let carry_out = |index: usize| {
+            let fetch = index.checked_sub(plan.steps.len()).map(|number| fetches[number]);
+            let id = fetch.map_or(StepId(index), |remote| solver.remotes.step(remote));
+            let result = match fetch {
+                Some(remote) => solver.bring(remote).map(drop),
+                None => solver.carry_out(id),
+            };
+            result.map_err(|cause| {
                 // Whatever a step says that was to stop: it says so because it was to stop.
                 let cause = if engine.cancel.is_canceled() { Cause::Canceled } else { cause };
                 match cause {
@@ -234,7 +266,8 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
             })
         };
         // After an error the other steps' commands end: their layers would belong to no image.
-        schedule::run(&needs, &done, engine.jobs, &carry_out, &|| engine.cancel.cancel())?;
+        let aside = plan.steps.len();
+        schedule::run(&needs, &done, engine.jobs, aside, &carry_out, &|| engine.cancel.cancel())?;
     } else if solver.needs_trees(&done) {
         solver.prepare_trees().map_err(|cause| StepError { step: StepId(0), cause })?;
     }
@@ -279,6 +312,9 @@ struct Solver<'a> {
     today: OnceLock<Vec<bool>>,
     /// Those layers, where they are others than the cache had.
     dated: Vec<OnceLock<DiffId>>,
+    remotes: remote::Remotes,
+    /// Steps may fetch what they need: not in the first pass.
+    fetching: AtomicBool,
     /// Caches that were made anew, as --no-cache wants it.
     remade: Mutex<HashSet<CacheName>>,
 }
@@ -297,6 +333,8 @@ impl<'a> Solver<'a> {
             trees: OnceLock::new(),
             today: OnceLock::new(),
             dated: (0..count).map(|_| OnceLock::new()).collect(),
+            remotes: remote::Remotes::of(plan),
+            fetching: AtomicBool::new(false),
             remade: Mutex::default(),
         }
     }

@@ -19,6 +19,7 @@ use crate::plan::step::{RunOp, StepId};
 use crate::snapshot::diff;
 use crate::store::StoreError;
 use crate::store::layers::Form;
+use crate::store::lease::remove_tree;
 
 /// The name that a sandbox has unless `BUILDKIT_SANDBOX_HOSTNAME` says otherwise: scripts look for it.
 const HOSTNAME: &str = "buildkitsandbox";
@@ -78,6 +79,10 @@ impl Solver<'_> {
         let (exit, left) = ran?;
         prepared.clear(&left)?;
         drop(prepared);
+        if !op.mounts.is_empty() {
+            // What was written to binds can be much. What cannot be removed now goes with the lease.
+            drop(remove_tree(&folder.join("mounts")));
+        }
         match exit {
             Exit::Code(0) => {}
             Exit::Canceled => return Err(Cause::Canceled),

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::copy::{CopyError, Landing, Selection, SourceView, Spool, land, make_dir, select};
+use super::copy::{Brought, CopyError, Landing, Selection, SourceView, Spool, land, make_dir, select_brought};
 use super::{Cause, Solved, Solver};
 use crate::cache::explain::{self, Ingredients};
 use crate::cache::index::Found;
@@ -55,6 +56,8 @@ pub(super) struct Missed {
 pub(super) enum Look {
     Hit(CacheRecord, CacheKey),
     Miss(Box<Missed>),
+    /// Nobody can tell before something is fetched.
+    Later,
 }
 
 /// COPY hashes before it writes only where that costs little: up to so many bytes that nobody has read yet, or up to
@@ -66,6 +69,7 @@ impl Solver<'_> {
     pub(super) fn follow(&self, id: StepId) -> Result<bool, Cause> {
         match self.look_up(id)? {
             Look::Hit(record, key) => self.hit(id, &record, key).map(|()| true),
+            Look::Later => Ok(false),
             Look::Miss(missed) => {
                 *self.missed[id.0].lock().unwrap_or_else(PoisonError::into_inner) = Some(missed);
                 Ok(false)
@@ -84,6 +88,7 @@ impl Solver<'_> {
             None => match self.look_up(id)? {
                 Look::Hit(record, key) => return self.hit(id, &record, key),
                 Look::Miss(missed) => missed,
+                Look::Later => unreachable!("the second pass fetches"),
             },
         };
         self.engine.events.event(Event::Started(id));
@@ -101,6 +106,7 @@ impl Solver<'_> {
                     match self.look_up(id)? {
                         Look::Hit(record, key) => return self.hit(id, &record, key),
                         Look::Miss(missed) => self.write(id, Some(copy), missed)?,
+                        Look::Later => unreachable!("the second pass fetches"),
                     }
                 }
                 other => other?,
@@ -148,7 +154,7 @@ impl Solver<'_> {
             return Ok(None);
         }
         for key in &missed.keys {
-            if let Found::Hit(record) = self.engine.store.lookup(key)? {
+            if let Found::Hit(record) = self.engine.store.lookup(self.engine.lease, key)? {
                 self.also_under(&missed.keys, &record, key)?;
                 return Ok(Some((record, *key)));
             }
@@ -242,7 +248,7 @@ impl Solver<'_> {
                 }
             }
             Op::Copy(copy) => {
-                if let Some(hit) = self.look_up_copy(step, copy, &below, &mut missed, &mut why)? {
+                if let Some(hit) = self.look_up_copy(id, copy, &below, &mut missed, &mut why)? {
                     return Ok(hit);
                 }
             }
@@ -268,12 +274,13 @@ impl Solver<'_> {
 
     fn look_up_copy(
         &self,
-        step: &Step,
+        id: StepId,
         copy: &CopyOp,
         below: &StackState,
         missed: &mut Missed,
         why: &mut MissReason,
     ) -> Result<Option<Look>, Cause> {
+        let step = &self.plan.steps[id.0];
         let op = missed.record.op;
         if let CopyFrom::Stack(stack) = copy.from {
             let source = SourceId::Stack(self.stack(stack).id);
@@ -282,8 +289,23 @@ impl Solver<'_> {
                 return Ok(Some(hit));
             }
         }
+        let mut brought = Vec::new();
+        if !self.remotes.of_step(id).is_empty() {
+            let fetching = self.fetching.load(Ordering::Relaxed);
+            if fetching && self.remotes.names(id).is_none() {
+                self.bring_all(id)?;
+            }
+            let Some(names) = self.remotes.names(id) else { return Ok(Some(Look::Later)) };
+            if let Some(hit) = self.try_names(step, copy, &names, below, missed, why)? {
+                return Ok(Some(hit));
+            }
+            if !fetching {
+                return Ok(Some(Look::Later));
+            }
+            brought = self.bring_all(id)?;
+        }
         self.with_source(copy, |view| {
-            let mut selection = select(copy, view)?;
+            let mut selection = select_brought(copy, view, &brought)?;
             let unread = selection.unknown_bytes();
             if unread <= HASH_FIRST || unread <= selection.total_bytes() / 2 {
                 selection.hash_missing(view)?;
@@ -317,6 +339,25 @@ impl Solver<'_> {
         })
     }
 
+    /// Looks up what was made of fetched sources by the digests that stand for them.
+    fn try_names(
+        &self,
+        step: &Step,
+        copy: &CopyOp,
+        names: &[Brought],
+        below: &StackState,
+        missed: &mut Missed,
+        why: &mut MissReason,
+    ) -> Result<Option<Look>, Cause> {
+        self.with_source(copy, |view| {
+            let mut selection = select_brought(copy, view, names)?;
+            selection.hash_missing(view)?;
+            let Some(source) = selection.digest() else { return Ok(None) };
+            let quick = key::quick_key(Some(copy), &missed.record.op, &SourceId::Content(source), &below.id);
+            self.try_key(step, quick, missed, why)
+        })
+    }
+
     /// Looks one key up. A miss adds it to the keys that the result will be recorded under.
     pub(super) fn try_key(
         &self,
@@ -330,7 +371,7 @@ impl Solver<'_> {
             *why = MissReason::Disabled;
             return Ok(None);
         }
-        match self.engine.store.lookup(&key)? {
+        match self.engine.store.lookup(self.engine.lease, &key)? {
             Found::Hit(record) => return Ok(Some(Look::Hit(record, key))),
             Found::Absent => {}
             Found::LayerGone => *why = MissReason::LayerGone,
@@ -458,7 +499,7 @@ impl Solver<'_> {
         let (store, lease) = (self.engine.store, self.engine.lease);
         let content = new.index.content();
         let op = missed.record.op;
-        let layer = match store.made_before(&content, &op)? {
+        let layer = match store.made_before(lease, &content, &op)? {
             Some(layer) if !self.is_of_today(id) => layer,
             _ => {
                 let layer = new.index.diff_id();

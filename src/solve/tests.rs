@@ -124,6 +124,7 @@ impl Bench {
             cancel: &Cancel::new().unwrap(),
             clock,
             absent: &|_| Ok(false),
+            fetch: None,
         };
         let solution = solve(&plan, &engine);
         (solution.map(|solution| solution.steps).map_err(|error| error.cause.to_string()), log.0.into_inner().unwrap())

@@ -59,14 +59,15 @@ impl From<StoreError> for ArrivalError {
     }
 }
 
-/// What is here already of a layer, without a look at the bytes.
-pub fn arrived(store: &Store, expected: &Expected) -> Result<Option<Arrived>, StoreError> {
+/// What is here already of a layer, without a look at the bytes; it stays as long as the command runs.
+pub fn arrived(store: &Store, lease: &Lease, expected: &Expected) -> Result<Option<Arrived>, StoreError> {
     let Some((digest, size)) = expected.blob else { return Ok(None) };
-    if !store.has_layer(&expected.diff_id) {
+    if !lease.uses_layer(store, &expected.diff_id)? {
         return Ok(None);
     }
     for blob in store.layer_blobs(&expected.diff_id)? {
-        if (blob.digest, blob.size) == (digest, size) && (store.has_blob(&digest) || digest == expected.diff_id.0) {
+        let same = (blob.digest, blob.size) == (digest, size);
+        if same && (digest == expected.diff_id.0 || lease.uses_blob(store, &digest)?) {
             let encoding = match Kind::of(&blob.media_type.as_str().into()) {
                 Some(Kind::Layer(encoding)) => encoding,
                 _ => Encoding::Tar,

@@ -21,6 +21,7 @@ pub mod base;
 mod bases;
 pub mod blobs;
 pub mod cache_mounts;
+pub mod gc;
 pub mod images;
 pub mod import;
 mod intake;
@@ -29,6 +30,7 @@ pub mod layout;
 pub mod lease;
 pub mod load;
 pub mod recover;
+pub mod usage;
 pub mod verify;
 
 pub use layout::{Store, StoreError};

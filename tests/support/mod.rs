@@ -7,3 +7,4 @@ pub mod oci;
 pub mod random;
 pub mod registry;
 pub mod scenario;
+pub mod web;

@@ -14,9 +14,10 @@ use clap::{Args, ValueEnum};
 use super::epoch::{self, Epoch};
 use super::registry::Pull;
 use super::secrets::{self, SecretArg, SecretSpec, SshArg};
-use super::values::{NamedContext, build_arg, build_context, bytes, count, host, is_remote, label, some, yes_no};
+use super::values::{NamedContext, build_arg, build_context, bytes, count, host, label, some, yes_no};
 use crate::cli::output_spec::{self, Destination, OutputSpec};
 use crate::cli::settings::Settings;
+use crate::plan::remote::{self, Remote};
 use crate::plan::step::Network;
 
 /// What a build is asked to do.
@@ -80,6 +81,8 @@ pub struct BuildArgs {
     pub secrets: Vec<SecretArg>,
     /// `--ssh`, in order.
     pub ssh: Vec<SshArg>,
+    /// `--verify-reproducible`: build twice and compare.
+    pub verify_reproducible: bool,
 }
 
 /// What a build is made from.
@@ -89,6 +92,8 @@ pub enum BuildContext {
     Directory(PathBuf),
     /// `-`: a Dockerfile or a tar on standard input.
     Stdin,
+    /// A git repository, or the URL of a tar or a Dockerfile; as written, and what it means.
+    Remote(String, Remote),
 }
 
 /// Where the Dockerfile is.
@@ -96,8 +101,10 @@ pub enum BuildContext {
 pub enum DockerfilePath {
     /// `-f -`.
     Stdin,
-    /// A file: relative to the working directory.
+    /// A file: in a context that is fetched or unpacked, else relative to the working directory.
     Path(PathBuf),
+    /// `-f https://…`.
+    Url(String),
 }
 
 /// How progress is shown.
@@ -186,11 +193,12 @@ const SHOW: &str = "Progress and inspection";
     override_usage = "rbuild [build] [OPTIONS] CONTEXT"
 )]
 pub(super) struct BuildFlags {
-    /// The directory to build from, or - for a Dockerfile or a tar on standard input
+    /// The directory to build from, - for a Dockerfile or a tar on standard input, or the URL of a git repository
+    /// (https://host/repo.git#ref:subdir), a tar or a Dockerfile
     #[arg(value_name = "CONTEXT")]
     context: Option<OsString>,
 
-    /// The Dockerfile; - is standard input [default: CONTEXT/Dockerfile, dockerfile, Containerfile]
+    /// The Dockerfile: a path or a URL; - is standard input [default: CONTEXT/Dockerfile, dockerfile, Containerfile]
     #[arg(short, long, value_name = "PATH", help_heading = CONTEXT)]
     file: Option<OsString>,
     /// Build this stage, and what it needs
@@ -199,7 +207,8 @@ pub(super) struct BuildFlags {
     /// Set an ARG; without a value it is taken from the environment
     #[arg(long, value_name = "NAME[=VALUE]", value_parser = build_arg, help_heading = CONTEXT)]
     build_arg: Vec<(String, Option<String>)>,
-    /// A further context: a directory, oci-layout://DIR[:TAG|@DIGEST], oci-archive://FILE or docker-image://NAME
+    /// A further context: a directory, oci-layout://DIR[:TAG|@DIGEST], oci-archive://FILE, docker-image://NAME, or the
+    /// URL of a git repository or a tar
     #[arg(long, value_name = "NAME=VALUE", value_parser = build_context, help_heading = CONTEXT)]
     build_context: Vec<(String, NamedContext)>,
     /// Build for this platform, such as linux/arm64
@@ -272,6 +281,9 @@ pub(super) struct BuildFlags {
     /// Steps that run at once [default: the number of processors, at least 4]
     #[arg(long, value_name = "N", value_parser = count, help_heading = RUN)]
     jobs: Option<NonZeroUsize>,
+    /// Build twice with empty caches, compare, and say which step and which files differ
+    #[arg(long, help_heading = RUN)]
+    verify_reproducible: bool,
 
     /// How progress is shown [default: $RBUILD_PROGRESS, $BUILDKIT_PROGRESS, auto]
     #[arg(long, value_name = "HOW", value_enum, help_heading = SHOW)]
@@ -331,6 +343,9 @@ impl BuildFlags {
             tags: self.tag,
             file: self.file.map(|file| match file {
                 file if file == "-" => DockerfilePath::Stdin,
+                file if file.to_str().is_some_and(remote::is_url) => {
+                    DockerfilePath::Url(file.to_string_lossy().into_owned())
+                }
                 file => DockerfilePath::Path(PathBuf::from(file)),
             }),
             target: self.target,
@@ -363,6 +378,8 @@ impl BuildFlags {
             pull,
             secrets: self.secret.into_iter().map(|secret| secret.settle(settings)).collect(),
             ssh: self.ssh,
+            
+            verify_reproducible: self.verify_reproducible,
         })
         .and_then(check_stdin)
     }
@@ -410,12 +427,10 @@ fn context(given: Option<OsString>, print: Option<Print>) -> Result<Option<Build
     match given.to_str() {
         Some("-") => Ok(Some(BuildContext::Stdin)),
         Some("") => Err("the CONTEXT is empty; for this directory write .".to_owned()),
-        Some(remote) if is_remote(remote) => {
-            let hint = if remote.contains("://") { String::new() } else { format!(" (./{remote} names a directory)") };
-            Err(format!(
-                "not supported yet: {remote}, a context from the network; fetch it and give the directory{hint}"
-            ))
-        }
+        Some(text) => match remote::parse_context(text) {
+            Some(remote) => Ok(Some(BuildContext::Remote(text.to_owned(), remote?))),
+            None => Ok(Some(BuildContext::Directory(PathBuf::from(given)))),
+        },
         _ => Ok(Some(BuildContext::Directory(PathBuf::from(given)))),
     }
 }

@@ -16,17 +16,8 @@ enum Takes {
     Value,
 }
 
-/// Commands and what they do.
-const COMMANDS: [(&str, &str); 5] = [
-    ("save", "writing images of the store to a file; `rbuild -o type=oci,dest=FILE` writes one when it builds"),
-    ("prune", "removing what is no longer needed; `rbuild rmi` removes images"),
-    ("df", "counting what the store holds"),
-    ("diff", "comparing two images"),
-    ("completion", "completions for shells"),
-];
-
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 22] = [
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 21] = [
     ("build", "load", None, Takes::YesNo, "`docker load`; -o type=docker,dest=- writes what it reads"),
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),
@@ -46,17 +37,12 @@ const FLAGS: [(&str, &str, Option<char>, Takes, &str); 22] = [
     ("build", "call", None, Takes::Value, "the build checks alone"),
     ("build", "shell-on-error", None, Takes::YesNo, "a shell in the step that failed"),
     ("build", "shell-at", None, Takes::Value, "a shell before a line"),
-    ("build", "verify-reproducible", None, Takes::YesNo, "building twice and comparing"),
     ("import", "message", Some('m'), Takes::Value, "a comment in the history"),
     ("import", "platform", None, Takes::Value, "images for another platform than this machine's"),
 ];
 
 /// Adds all of it to `command`, out of the help's sight.
 pub(super) fn augment(command: Command) -> Command {
-    let rest = || Arg::new("rest").num_args(0..).allow_hyphen_values(true).trailing_var_arg(true);
-    let command = command.subcommands(
-        COMMANDS.iter().map(|(name, _)| Command::new(*name).hide(true).disable_help_flag(true).arg(rest())),
-    );
     FLAGS.iter().fold(command, |command, (of, long, short, takes, _)| {
         let arg = Arg::new(*long).long(*long).hide(true).action(ArgAction::Append);
         let arg = match short {
@@ -74,9 +60,6 @@ pub(super) fn augment(command: Command) -> Command {
 /// The first thing in `matches` that cannot be done yet.
 pub(super) fn reject(matches: &ArgMatches) -> Result<(), String> {
     let Some((name, matches)) = matches.subcommand() else { return Ok(()) };
-    if let Some((name, about)) = COMMANDS.iter().find(|(later, _)| *later == name) {
-        return Err(format!("not supported yet: rbuild {name} ({about})"));
-    }
     for (of, long, _, takes, about) in &FLAGS {
         if *of != name || matches.value_source(long) != Some(ValueSource::CommandLine) {
             continue;

@@ -12,7 +12,6 @@ use crate::diagnostic::{Diagnostic, nearest};
 use crate::image::reference::Reference;
 use crate::plan::{BaseImage, BaseRequest, Bases, Resolved};
 use crate::registry::RegistryError;
-use crate::store::images::ImageRecord;
 use crate::store::lease::Lease;
 use crate::store::load::{LayoutSource, Selector, bring_layout};
 use crate::store::{Store, base};
@@ -85,7 +84,7 @@ impl Finder<'_> {
         if network && !pinned && matches!(self.args.pull, Pull::Always | Pull::Newer) {
             return Ok(None);
         }
-        if let Some(image) = local_image(&name, request, self.store)? {
+        if let Some(image) = local_image(&name, request, self.store, self.lease)? {
             return Ok(Some(Resolved::Image(image)));
         }
         let Some(reference) = reference else { return Err(absent(&name, request, self.store, None)) };
@@ -114,7 +113,7 @@ impl Finder<'_> {
         };
         if self.args.pull == Pull::Newer {
             // What is here will do.
-            if let Some(image) = local_image(&name, request, self.store)? {
+            if let Some(image) = local_image(&name, request, self.store, self.lease)? {
                 return Ok(Resolved::Image(image));
             }
             if let Ok(Some(remote)) = self.remotes.known(&reference, &request.platform) {
@@ -154,7 +153,7 @@ fn named_context(
     let named = args.build_contexts.iter().rfind(|(name, _)| *name == request.name);
     let Some((_, context)) = named else { return Err(failed("it was not given".to_owned())) };
     let (source, selector) = match context {
-        NamedContext::Directory(_) => return Ok(Ok(Resolved::Context)),
+        NamedContext::Directory(_) | NamedContext::Remote(_) => return Ok(Ok(Resolved::Context)),
         NamedContext::Image(name) => {
             return Reference::parse(name).map(|name| Err(name.to_string())).map_err(|error| failed(error.to_string()));
         }
@@ -175,17 +174,23 @@ fn named_context(
 }
 
 /// An image of the local store, by its full reference.
-fn local_image(name: &str, request: &BaseRequest, store: &Store) -> Result<Option<Arc<BaseImage>>, Diagnostic> {
+fn local_image(
+    name: &str,
+    request: &BaseRequest,
+    store: &Store,
+    lease: &Lease,
+) -> Result<Option<Arc<BaseImage>>, Diagnostic> {
     let failed = |error: crate::store::StoreError| unusable(name, request, &error.into());
-    let images = store.images().map_err(failed)?;
+    let _shared = lease.shared().map_err(failed)?;
     let reference = Reference::parse(name).ok();
-    let digest = reference.as_ref().and_then(Reference::digest);
-    let fits = |image: &&ImageRecord| match digest {
-        Some(digest) => image.manifest == digest,
-        None => image.names.iter().any(|known| known == name),
+    let found = match reference.as_ref().and_then(Reference::digest) {
+        Some(digest) => store.image_by_manifest(&digest),
+        None => store.image_by_name(name),
     };
-    let found = images.iter().find(fits);
-    found.map(|record| base::base_image(store, record).map(Arc::new).map_err(failed)).transpose()
+    let Some(record) = found.map_err(failed)? else { return Ok(None) };
+    let image = base::base_image(store, &record).map_err(failed)?;
+    base::pin(lease, &image).map_err(failed)?;
+    Ok(Some(Arc::new(image)))
 }
 
 fn unusable(name: &str, request: &BaseRequest, error: &anyhow::Error) -> Diagnostic {

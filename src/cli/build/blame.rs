@@ -7,6 +7,7 @@
 use crate::diagnostic::{Diagnostic, Source, Span};
 use crate::dockerfile::ast::{self, Dockerfile, Instruction, InstructionKind, Stage, Word};
 use crate::exec::Exit;
+use crate::plan::remote::without_password;
 use crate::plan::step::{ContextId, CopyFrom, CopyOp, CopySource, Op, RunOp, Stack, Step};
 use crate::solve::copy::CopyError;
 use crate::solve::{self, Cause};
@@ -25,6 +26,11 @@ pub(super) fn diagnostic<'a>(
         (Cause::Command { exit, .. }, Op::Run(op)) => command(*exit, op, step, dockerfile, tail),
         (Cause::Copy(error), op) => {
             copy(error, op, step.span, place.map(|(_, instruction)| &instruction.kind), has_context)
+        }
+        (Cause::Remote { source_text, .. }, op) => {
+            let words = place.and_then(|(_, instruction)| Words::of(&instruction.kind));
+            let span = words.and_then(|words| words.source(source_text, op)).unwrap_or(step.span);
+            Diagnostic::error(span, error.to_string()).label("cannot be fetched")
         }
         (Cause::Mount { span, why, help }, _) => {
             let diagnostic = Diagnostic::error(if place.is_some() { *span } else { step.span }, why.as_str());
@@ -196,7 +202,11 @@ impl<'a> Words<'a> {
     fn source(&self, text: &str, op: &Op) -> Option<Span> {
         let Op::Copy(CopyOp { sources, .. }) = op else { return None };
         // The planner puts paths first, in their order.
-        let at = sources.iter().position(|source| matches!(source, CopySource::Path(path) if path == text))?;
+        let at = sources.iter().position(|source| match source {
+            CopySource::Path(path) => path == text,
+            CopySource::Remote(remote) => remote.text == text || without_password(&remote.text) == text,
+            CopySource::Inline { .. } => false,
+        })?;
         self.sources.get(at).map(|word| word.span)
     }
 }

@@ -18,9 +18,9 @@ use crate::image::reference::Reference;
 use crate::plan::BaseImage;
 use crate::registry::pull::{Quiet, RemoteImage};
 use crate::registry::{Registries, RegistryError};
-use crate::store::Store;
 use crate::store::arrive::{Expected, arrived};
 use crate::store::lease::Lease;
+use crate::store::{Store, base};
 use crate::sys::cancel::Cancel;
 
 /// Registries, and what was found in them.
@@ -70,7 +70,7 @@ impl<'a> Remotes<'a> {
         let Some(top) = top.filter(|top| self.store.has_blob(top)) else { return Ok(None) };
         let offline = Registries::offline();
         match offline.image(self.store, self.lease, reference, platform, Some(top)) {
-            Ok(image) => Ok(Some(self.add(image))),
+            Ok(image) => self.add(image).map(Some),
             Err(RegistryError::Offline { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
@@ -90,13 +90,16 @@ impl<'a> Remotes<'a> {
         if reference.digest().is_none() {
             self.store.remember_base(&reference.to_string(), &image.top)?;
         }
-        Ok(self.add(image))
+        self.add(image)
     }
 
-    fn add(&self, image: RemoteImage) -> Arc<RemoteImage> {
+    fn add(&self, image: RemoteImage) -> anyhow::Result<Arc<RemoteImage>> {
+        let shared = self.lease.shared()?;
+        base::pin(self.lease, &image.image)?;
+        drop(shared);
         let image = Arc::new(image);
         self.images.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&image));
-        image
+        Ok(image)
     }
 
     fn having(&self, layer: &DiffId) -> Option<Arc<RemoteImage>> {
@@ -125,7 +128,7 @@ impl<'a> Remotes<'a> {
         let Some(remote) = images.iter().find(|remote| remote.image.manifest == base.manifest) else { return Ok(()) };
         let layers = base.layers.iter().zip(&base.config.rootfs.diff_ids);
         let here = |(layer, diff_id): (&Descriptor, &DiffId)| {
-            arrived(self.store, &Expected { blob: Some((layer.digest, layer.size)), diff_id: *diff_id })
+            arrived(self.store, self.lease, &Expected { blob: Some((layer.digest, layer.size)), diff_id: *diff_id })
         };
         for layer in layers {
             if here(layer)?.is_none() {

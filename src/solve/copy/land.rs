@@ -206,6 +206,8 @@ impl Lander<'_> {
                     }
                     self.leaf(source, number, &destination, into.then_some(name))?;
                 }
+                // What lands has been fetched.
+                Shape::Named(_) => {}
                 Shape::Archive { listing } => {
                     let why = || "it has not been read yet".to_owned();
                     let listing = listing

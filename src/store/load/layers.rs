@@ -43,7 +43,7 @@ impl Wanted {
 pub(super) fn bring(store: &Store, lease: &Lease, files: &Files, wanted: &[Wanted]) -> Result<Vec<Arrived>, LoadError> {
     let mut brought = Vec::with_capacity(wanted.len());
     for layer in wanted {
-        brought.push(arrived(store, &layer.expected())?);
+        brought.push(arrived(store, lease, &layer.expected())?);
     }
     // The threads are joined here: who enters a user namespace later must be alone in the process.
     let missing: Vec<usize> = (0..wanted.len())

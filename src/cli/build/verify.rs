@@ -155,7 +155,7 @@ fn child(job: &Job<'_>, root: &Path, results: &Path, jobs: usize, parent: Pid) -
         return Err(Failure::Interrupted(Signal::TERM.as_raw()));
     }
     let store = Store::open(root).map_err(anyhow::Error::from)?;
-    let mut lease = store.lease(&super::boot_id()?).map_err(anyhow::Error::from)?;
+    let mut lease = store.lease(&find::boot_id()?).map_err(anyhow::Error::from)?;
     lease.heed(job.cancel);
     let args = BuildArgs {
         tags: Vec::new(),
@@ -233,7 +233,7 @@ fn compare(job: &Job<'_>, a: &Results, b: &Results) -> Result<ExitCode, Failure>
     let line = job.file.source.text[..job.plan.steps[*first].span.start].matches('\n').count() + 1;
     writeln!(out, "not reproducible: two builds gave different files")?;
     writeln!(out, "The first step that differs is {} ({}, line {line})", x.name, job.file.source.name)?;
-    let boot = super::boot_id()?;
+    let boot = find::boot_id()?;
     let open = |name: &str| -> Result<(Store, Lease), Failure> {
         let store = Store::open(&folder(job, name)).map_err(anyhow::Error::from)?;
         let lease = store.lease(&boot).map_err(anyhow::Error::from)?;

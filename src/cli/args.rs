@@ -5,6 +5,7 @@
 //! rbuild cannot do yet is refused by name, never ignored.
 
 mod build;
+mod check;
 pub(crate) mod epoch;
 mod later;
 mod store;
@@ -18,6 +19,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
+pub use check::ReportForm;
 pub use epoch::Epoch;
 pub use store::{HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs, TagArgs};
 pub use values::{NamedContext, Pick};

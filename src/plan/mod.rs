@@ -11,6 +11,7 @@ pub mod chmod;
 mod config;
 mod files;
 pub mod graph;
+pub mod lint;
 pub mod print;
 pub mod scope;
 mod stage;
@@ -58,6 +59,8 @@ pub struct PlanOptions {
     pub hostname: Option<String>,
     /// The names given to `--build-context`.
     pub named_contexts: BTreeSet<String>,
+    /// Whether all stages are planned, needed or not: for the build checks.
+    pub all_stages: bool,
 }
 
 impl Default for PlanOptions {
@@ -74,6 +77,7 @@ impl Default for PlanOptions {
             proxy_env: Vec::new(),
             hostname: None,
             named_contexts: BTreeSet::new(),
+            all_stages: false,
         }
     }
 }
@@ -121,6 +125,8 @@ pub enum Resolved {
     Image(Arc<BaseImage>),
     /// A named context that is a directory: copies read it, FROM copies it whole.
     Context,
+    /// Something that is not here, and is not fetched: what is planned on it serves the build checks alone.
+    Absent,
 }
 
 /// An image or named context that must be seen before the plan can be made.
@@ -182,8 +188,9 @@ pub fn plan(graph: &StageGraph, bases: &Bases, options: &PlanOptions) -> Result<
             break reached;
         }
     };
-    let problems = graph.problems(&reached);
+    let mut problems = graph.problems(&reached);
     if !problems.is_empty() {
+        problems.extend(graph.warnings.iter().cloned());
         return Err(problems);
     }
     let mut warnings = graph.warnings.clone();

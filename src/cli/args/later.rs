@@ -30,7 +30,7 @@ const COMMANDS: [(&str, &str); 9] = [
 ];
 
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 25] = [
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 23] = [
     ("build", "push", None, Takes::YesNo, "registries; -o type=oci,dest=FILE writes a file that others can push"),
     ("build", "load", None, Takes::YesNo, "`docker load`; -o type=docker,dest=- writes what it reads"),
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
@@ -49,8 +49,6 @@ const FLAGS: [(&str, &str, Option<char>, Takes, &str); 25] = [
     ("build", "cgroup-parent", None, Takes::Value, "limits for RUN"),
     ("build", "security-opt", None, Takes::Value, "security profiles for RUN"),
     ("build", "squash", None, Takes::YesNo, "one layer out of all"),
-    ("build", "check", None, Takes::YesNo, "the build checks alone"),
-    ("build", "call", None, Takes::Value, "the build checks alone"),
     ("build", "shell-on-error", None, Takes::YesNo, "a shell in the step that failed"),
     ("build", "shell-at", None, Takes::Value, "a shell before a line"),
     ("build", "verify-reproducible", None, Takes::YesNo, "building twice and comparing"),

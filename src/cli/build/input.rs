@@ -25,13 +25,13 @@ const NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
 const LIMIT: u64 = 16 << 20;
 
 /// The Dockerfile, and where it was found: `None` for standard input.
-pub(super) struct Dockerfile {
-    pub(super) source: Source,
-    pub(super) path: Option<PathBuf>,
+pub(in crate::cli) struct Dockerfile {
+    pub(in crate::cli) source: Source,
+    pub(in crate::cli) path: Option<PathBuf>,
 }
 
 /// Reads the Dockerfile.
-pub(super) fn dockerfile(args: &BuildArgs, settings: &Settings) -> anyhow::Result<Dockerfile> {
+pub(in crate::cli) fn dockerfile(args: &BuildArgs, settings: &Settings) -> anyhow::Result<Dockerfile> {
     let context_is_stdin = args.context == Some(BuildContext::Stdin);
     let (name, path) = match (&args.file, &args.context) {
         (Some(DockerfilePath::Stdin), _) if context_is_stdin => {

@@ -20,6 +20,7 @@ use std::time::SystemTime;
 use anyhow::Context as _;
 
 use self::input::Dockerfile;
+pub(super) use self::input::dockerfile;
 use super::args::{BuildArgs, BuildContext, Isolation, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::render::Reporter;
@@ -284,7 +285,7 @@ fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Failure> {
+pub(super) fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Failure> {
     let build_platform = Platform::new("linux", architecture(), "");
     let platforms = match &args.platform {
         Some(text) => vec![Platform::parse(text, &build_platform).map_err(|error| Failure::Usage(error.to_string()))?],
@@ -312,6 +313,7 @@ fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Fa
         proxy_env: settings.proxies().map_err(anyhow::Error::from)?,
         hostname: None,
         named_contexts: args.build_contexts.iter().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>(),
+        all_stages: false,
     })
 }
 

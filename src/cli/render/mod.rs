@@ -25,7 +25,7 @@ use jiff::Timestamp;
 
 use self::diagnostic::Look;
 use self::json::Json;
-pub(crate) use self::json::error_line;
+pub(crate) use self::json::{base64, error_line};
 use self::output::{Lines, Tail};
 use self::plain::Plain;
 use self::rawjson::RawJson;

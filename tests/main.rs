@@ -17,6 +17,7 @@ mod ignore;
 mod images;
 mod kill;
 mod layering;
+mod lint;
 mod parse;
 mod plan;
 mod random;

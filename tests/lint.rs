@@ -54,7 +54,12 @@ fn base(request: &BaseRequest, words: &[&str]) -> Resolved {
         name: request.name.clone(),
         image_id: empty.parse().expect("a digest"),
         manifest: None,
-        layers: config.rootfs.diff_ids.iter().map(|id| Descriptor::new(Family::Oci.layer(Encoding::Gzip), id.0, 1)).collect(),
+        layers: config
+            .rootfs
+            .diff_ids
+            .iter()
+            .map(|id| Descriptor::new(Family::Oci.layer(Encoding::Gzip), id.0, 1))
+            .collect(),
         platform,
         config,
     }))
@@ -110,7 +115,8 @@ fn corpus_lint_cases() {
         let wanted = if attributes { &case["warnings"] } else { &case["check_only"]["warnings"] };
         differences.check(id, differ(&found(&findings, text), &expected(wanted)));
         let errors = case["check_only"]["error"] == true;
-        differences.check(id, (!attributes && errors == findings.errors.is_empty()).then(|| format!("{:?}", findings.errors)));
+        differences
+            .check(id, (!attributes && errors == findings.errors.is_empty()).then(|| format!("{:?}", findings.errors)));
         for warning in case["warnings"].as_array().into_iter().flatten() {
             let detail = warning["detail"].as_str().expect("a message");
             let same = findings.warnings.iter().find(|found| found.message == detail);
@@ -125,9 +131,11 @@ fn corpus_lint_cases() {
         }
         if let (Some(message), Some(line)) = (case["build_error"].as_str(), case["build_error_line"].as_u64()) {
             let at = |error: &&Diagnostic| error.span.is_some_and(|span| source(text).line(span.start) as u64 == line);
-            differences.check(id, (!findings.errors.iter().any(|error| at(&error))).then(|| format!("{:?}", findings.errors)));
+            differences
+                .check(id, (!findings.errors.iter().any(|error| at(&error))).then(|| format!("{:?}", findings.errors)));
             if message.starts_with("lint violation") {
-                differences.check(id, (findings.errors[0].message != message).then(|| findings.errors[0].message.clone()));
+                differences
+                    .check(id, (findings.errors[0].message != message).then(|| findings.errors[0].message.clone()));
             }
         }
     }
@@ -245,7 +253,8 @@ fn shown(list: &[Diagnostic], source: &Source) -> String {
 fn own_lint_cases() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/lint");
     let bless = std::env::var_os("RBUILD_BLESS").is_some();
-    let mut files: Vec<PathBuf> = fs::read_dir(&folder).expect("testdata/lint").map(|entry| entry.expect("an entry").path()).collect();
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(&folder).expect("testdata/lint").map(|entry| entry.expect("an entry").path()).collect();
     files.sort();
     let mut problems = String::new();
     let (mut told, mut silent) = (BTreeSet::new(), BTreeSet::new());
@@ -272,7 +281,8 @@ fn own_lint_cases() {
                 }
                 let expected = expected.map_or("", |(_, text)| text.as_str());
                 if got != expected {
-                    writeln!(problems, "{subject}: {title}: {name}\n{got}expected\n{expected}").expect("writing to a string");
+                    writeln!(problems, "{subject}: {title}: {name}\n{got}expected\n{expected}")
+                        .expect("writing to a string");
                 }
             }
         }

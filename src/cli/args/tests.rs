@@ -67,6 +67,7 @@ fn plain(dir: &str) -> BuildArgs {
         add_hosts: vec![],
         shm_size: None,
         allow: vec![],
+        check: None,
     }
 }
 

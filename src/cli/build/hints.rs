@@ -5,6 +5,7 @@
 
 use crate::diagnostic::{Diagnostic, Source, Span};
 use crate::dockerfile::ast::{CommandLine, Dockerfile, Instruction, InstructionKind};
+use crate::dockerfile::lint;
 
 /// Lines of other places that are named.
 const PLACES: usize = 6;
@@ -48,6 +49,10 @@ fn not_json(instruction: &Instruction, source: &Source) -> Option<Diagnostic> {
 pub(super) fn compact(warnings: Vec<Diagnostic>, source: &Source) -> Vec<Diagnostic> {
     let mut kept: Vec<(Diagnostic, Vec<usize>)> = Vec::new();
     for warning in warnings {
+        if lint::rule(warning.rule.unwrap_or_default()).is_some() {
+            kept.push((warning, Vec::new())); // a line each, in the summary
+            continue;
+        }
         let line = warning.span.map(|span| source.line(span.start));
         match kept.iter_mut().find(|(known, _)| known.rule == warning.rule && known.message == warning.message) {
             Some((_, lines)) => lines.extend(line),

@@ -46,6 +46,7 @@ impl Settings {
     /// Reads the text after `check=`.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut settings = Self::default();
+        let text = first_word(text);
         for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
             let Some((key, value)) = part.split_once('=') else { return Err(format!("invalid check option {part:?}")) };
             match key.trim() {
@@ -91,6 +92,19 @@ impl Settings {
 
 /// rbuild's own warnings that have a name: they can be skipped too, and never become errors.
 const OWN: [&str; 3] = ["UnusedBuildArg", "UnknownStage", "EpochNotDeclared"];
+
+/// The text up to the first blank, where Docker stops reading, but for blanks around `,`, `;` and `=`.
+fn first_word(text: &str) -> String {
+    let joints = [',', ';', '='];
+    let mut word = String::new();
+    for part in text.split_whitespace() {
+        if !(word.is_empty() || word.ends_with(joints) || part.starts_with(joints)) {
+            break;
+        }
+        word.push_str(part);
+    }
+    word
+}
 
 fn boolean(text: &str) -> Option<bool> {
     match text {
@@ -233,6 +247,7 @@ mod tests {
                 Some(Settings { skip: names(false, &["A", "B"]), experimental: names(false, &["C"]), error: true }),
             ),
             ("error=false;", Some(Settings::default())),
+            ("skip=A // but not B", Some(Settings { skip: names(false, &["A"]), ..Settings::default() })),
             ("error=yes", None),
             ("skip", None),
             ("skp=all", None),

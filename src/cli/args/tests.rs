@@ -141,6 +141,11 @@ fn builds() {
             BuildArgs { context: None, file: Some(DockerfilePath::Path("x".into())), print: Some(Print::Ast), ..base() }
         }),
         ("--print=plan --format=json .", BuildArgs { print: Some(Print::Plan), print_json: true, ..base() }),
+        ("--check .", BuildArgs { check: Some(ReportForm::Text), ..base() }),
+        ("--check=false .", base()),
+        ("--check --format sarif .", BuildArgs { check: Some(ReportForm::Sarif), ..base() }),
+        ("--call check,format=json .", BuildArgs { check: Some(ReportForm::Json), ..base() }),
+        ("--check", BuildArgs { check: Some(ReportForm::Text), context: None, ..base() }),
         ("--print plan --format text .", BuildArgs { print: Some(Print::Plan), ..base() }),
         ("--isolation chroot .", BuildArgs { isolation: Isolation::Chroot, ..base() }),
         ("--network none .", BuildArgs { network: Network::None, ..base() }),
@@ -295,7 +300,7 @@ fn what_comes_later_is_refused_by_name() {
         ("--ulimit nofile=1 .", "--ulimit (limits for RUN)"),
         ("-m 1g .", "--memory (limits for RUN)"),
         ("--cpus 2 .", "--cpus (limits for RUN)"),
-        ("--check .", "--check (the build checks alone)"),
+        ("--call outline .", "--call=outline; --print graph shows the stages, --print ast the instructions"),
         ("--shell-on-error .", "--shell-on-error (a shell in the step that failed)"),
         ("--shell-at 3 .", "--shell-at (a shell before a line)"),
         ("--verify-reproducible .", "--verify-reproducible (building twice and comparing)"),
@@ -307,7 +312,6 @@ fn what_comes_later_is_refused_by_name() {
         ("--provenance=mode=max .", "--provenance=mode=max; rbuild makes no attestations"),
         ("--sbom=true .", "--sbom=true; rbuild makes no attestations"),
         ("--attest type=sbom .", "--attest type=sbom; rbuild makes no attestations"),
-        ("--format sarif --print plan .", "--format sarif (the build checks)"),
         (
             "https://example.com/x.git",
             "https://example.com/x.git, a context from the network; fetch it and give the directory",
@@ -351,7 +355,9 @@ fn wrong_words_are_explained() {
             "--quiet prints the image id on standard output, where the tar output goes too; \
              give it dest=FILE, or use --iidfile",
         ),
-        ("--format json .", "--format says in what form --print prints; give --print too"),
+        ("--format json .", "--format says in what form --print and --check print; give one of them too"),
+        ("--format sarif --print plan .", "--format sarif is a form of --check"),
+        ("--check --print plan .", "--print and --check cannot both hold"),
         (
             "--print graph --format json .",
             "--print graph has the form DOT alone; --print plan --format json has the steps",

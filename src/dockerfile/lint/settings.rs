@@ -131,7 +131,7 @@ pub struct Settled {
 }
 
 impl<'a> Checks<'a> {
-    /// The checks of `parsed`, as its directive or else `given` says. Beside them, what is wrong with that.
+    /// The checks of `parsed`, as its directive or else `given` says. Beside them, what is wrong with its directives.
     pub fn new(parsed: &'a Parsed, given: Option<&str>) -> (Self, Vec<Diagnostic>) {
         let (text, span) = match (given, &parsed.dockerfile.check) {
             (Some(text), _) => (text, None),
@@ -139,7 +139,7 @@ impl<'a> Checks<'a> {
             (None, None) => ("", None),
         };
         let at = |diagnostic: Diagnostic| Diagnostic { span, ..diagnostic };
-        let (settings, wrong) = match Settings::parse(text) {
+        let (settings, mut wrong): (_, Vec<_>) = match Settings::parse(text) {
             Ok(settings) => {
                 let unknown = settings.unknown().map(unknown_rule).map(at).collect();
                 (settings, unknown)
@@ -149,6 +149,7 @@ impl<'a> Checks<'a> {
                 (Settings::default(), vec![at(Diagnostic::error(Span::default(), why).help(help))])
             }
         };
+        wrong.extend(parsed.dockerfile.syntax.as_ref().and_then(foreign_syntax));
         (Self { nodes: &parsed.nodes, settings }, wrong)
     }
 
@@ -222,6 +223,21 @@ impl<'a> Checks<'a> {
     }
 }
 
+/// `# syntax=` of another language, or of a dialect: the file is read as a Dockerfile all the same.
+fn foreign_syntax(word: &Word) -> Option<Diagnostic> {
+    let reference = word.text.split_whitespace().next().unwrap_or_default();
+    let name = reference.split('@').next().unwrap_or_default();
+    let (folder, last) = name.rsplit_once('/').unwrap_or(("", name));
+    let last = last.split(':').next().unwrap_or_default();
+    let docker = folder == "docker" || folder.ends_with("/docker");
+    if name == "dockerfile.v0" || docker && matches!(last, "dockerfile" | "dockerfile-upstream") {
+        return None;
+    }
+    let message = format!("# syntax={reference} is not fetched: rbuild reads the file as Docker's own Dockerfile");
+    let warning = Diagnostic { rule: None, ..Diagnostic::warning(word.span, "", message) };
+    Some(warning.help("what only that frontend knows is an error; # syntax=docker/dockerfile:1 says the same as no line"))
+}
+
 fn unknown_rule(name: &str) -> Diagnostic {
     let warning =
         Diagnostic { rule: None, ..Diagnostic::warning(Span::default(), "", format!("there is no check {name:?}")) };
@@ -253,6 +269,23 @@ mod tests {
             ("skp=all", None),
         ] {
             assert_eq!(Settings::parse(text).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn frontends_of_docker_are_no_news() {
+        for (text, news) in [
+            ("docker/dockerfile:1", false),
+            ("docker.io/docker/dockerfile:1.7-labs@sha256:0", false),
+            ("mirror.example:5000/docker/dockerfile-upstream:master", false),
+            ("dockerfile.v0", false),
+            ("example/dockerfile:1", true),
+            ("docker/other", true),
+            ("dockerfile", true),
+            ("", true),
+        ] {
+            let word = Word { text: text.to_owned(), span: Span::new(0, 1) };
+            assert_eq!(foreign_syntax(&word).is_some(), news, "{text}");
         }
     }
 

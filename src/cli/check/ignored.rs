@@ -40,6 +40,6 @@ fn warning(step: &Step, source: &CopySource, patterns: &Patterns) -> Option<Diag
     let instruction = step.name.split_once("] ").map_or("", |(_, name)| name.trim_start_matches("ONBUILD "));
     let command = if instruction.starts_with("ADD ") { "Add" } else { "Copy" };
     let message = format!("Attempting to {command} file {path:?} that is excluded by .dockerignore");
-    let why = format!("{} line {} has {:?}", patterns.file, pattern.line, pattern.text);
+    let why = format!("it is excluded by line {} of {}: {:?}", pattern.line, patterns.file, pattern.text);
     Some(Diagnostic::warning(step.span, "CopyIgnoredFile", message).help(why))
 }

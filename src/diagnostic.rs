@@ -113,6 +113,8 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     let limit = (wanted.len() / 3).max(1);
     candidates
         .into_iter()
+        // So many edits are needed at least; most candidates need no closer look.
+        .filter(|candidate| candidate.chars().count().abs_diff(wanted.len()) <= limit)
         .map(|candidate| (distance(&wanted, &candidate.to_lowercase().chars().collect::<Vec<_>>()), candidate))
         .filter(|(distance, candidate)| *distance <= limit && *distance < candidate.chars().count())
         .min_by_key(|(distance, _)| *distance)

@@ -296,3 +296,101 @@ fn own_lint_cases() {
         assert!(silent.contains(rule.name), "every case of testdata/lint/{}.txt has the warning", rule.name);
     }
 }
+
+/// An object of SARIF 2.1.0: the properties that the schema requires of it, and the others that rbuild uses.
+const SARIF: &[(&str, &[&str], &[&str])] = &[
+    ("log", &["version", "runs"], &["$schema"]),
+    ("run", &["tool"], &["invocations", "columnKind", "results"]),
+    ("tool", &["driver"], &[]),
+    ("driver", &["name"], &["semanticVersion", "rules"]),
+    ("rule", &["id"], &["name", "shortDescription", "defaultConfiguration", "helpUri"]),
+    ("configuration", &[], &["level", "enabled"]),
+    ("invocation", &["executionSuccessful"], &["toolExecutionNotifications"]),
+    ("notification", &["message"], &["level"]),
+    ("message", &["text"], &[]),
+    ("result", &["message"], &["level", "locations", "ruleId", "ruleIndex"]),
+    ("location", &["physicalLocation"], &[]),
+    ("physical", &["artifactLocation"], &["region"]),
+    ("artifact", &["uri"], &[]),
+    ("region", &["startLine", "startColumn", "endLine", "endColumn"], &[]),
+];
+
+/// That `value` is such an object, and nothing more.
+fn object<'a>(kind: &str, value: &'a Value) -> &'a Value {
+    let (_, required, allowed) = SARIF.iter().find(|(known, ..)| *known == kind).expect("a kind");
+    let keys: Vec<&String> = value.as_object().unwrap_or_else(|| panic!("{kind}: {value}")).keys().collect();
+    assert!(required.iter().all(|name| keys.iter().any(|key| key == name)), "{kind} lacks something: {value}");
+    assert!(keys.iter().all(|key| required.iter().chain(*allowed).any(|name| key == name)), "{kind}: {value}");
+    value
+}
+
+fn list<'a>(value: &'a Value, name: &str) -> &'a Vec<Value> {
+    value[name].as_array().unwrap_or_else(|| panic!("{name}: {value}"))
+}
+
+#[test]
+fn sarif_is_sarif() {
+    let env = crate::support::env::TestEnv::new();
+    for (text, errors, warnings) in [
+        ("FROM scratch\n", 0, 0),
+        ("FROM nobody/has as a\nENV A b \\\n  c\nENV é=1 TOKEN=2\n", 0, 3),
+        ("# check=error=true\nFROM scratch as a\n", 1, 1),
+        ("FROM scratch\nCOPPY a b\nRUM x\n", 2, 0),
+    ] {
+        env.write("a b/Dockerfile", text);
+        let run = env.run(["--check", "--format", "sarif", "--build-arg", "X=1", "a b"]);
+        let log: Value = serde_json::from_str(&run.stdout).unwrap_or_else(|error| panic!("{error}: {}", run.stdout));
+        object("log", &log);
+        assert_eq!(log["version"], "2.1.0");
+        assert!(log["$schema"].as_str().is_some_and(|uri| uri.starts_with("https://") && uri.contains("2.1.0")));
+        assert_eq!(list(&log, "runs").len(), 1);
+        let run = object("run", &log["runs"][0]);
+        assert!(["utf16CodeUnits", "unicodeCodePoints"].contains(&run["columnKind"].as_str().expect("a text")));
+        let driver = object("driver", &object("tool", &run["tool"])["driver"]);
+        let rules = list(driver, "rules");
+        assert_eq!(rules.len(), RULES.len());
+        for rule in rules {
+            object("rule", rule);
+            object("message", &rule["shortDescription"]);
+            object("configuration", &rule["defaultConfiguration"]);
+            assert!(
+                rule["helpUri"].is_null() || rule["helpUri"].as_str().is_some_and(|uri| uri.starts_with("https://"))
+            );
+        }
+        let ids: BTreeSet<&str> = rules.iter().filter_map(|rule| rule["id"].as_str()).collect();
+        assert_eq!(ids.len(), rules.len(), "ids are unique");
+        for invocation in list(run, "invocations") {
+            assert!(object("invocation", invocation)["executionSuccessful"].is_boolean());
+            let notes = invocation["toolExecutionNotifications"].as_array();
+            assert_eq!(notes.is_some(), text.contains("nobody"), "{invocation}");
+            for note in notes.into_iter().flatten() {
+                object("message", &object("notification", note)["message"]);
+                assert_eq!(note["level"], "note");
+            }
+        }
+        let lines = text.lines().count() as u64;
+        let mut levels: BTreeMap<&str, usize> = BTreeMap::new();
+        for result in list(run, "results") {
+            object("result", result);
+            assert!(object("message", &result["message"])["text"].as_str().is_some_and(|text| !text.is_empty()));
+            let level = result["level"].as_str().expect("a level");
+            assert!(["none", "note", "warning", "error"].contains(&level));
+            // What is not used is found too, but is no check.
+            let counts = result["ruleId"] != "UnusedBuildArg";
+            *levels.entry(level).or_default() += usize::from(counts);
+            if let Some(index) = result["ruleIndex"].as_u64() {
+                assert_eq!(rules[index as usize]["id"], result["ruleId"]);
+            }
+            for location in list(result, "locations") {
+                let physical = object("physical", &object("location", location)["physicalLocation"]);
+                assert_eq!(object("artifact", &physical["artifactLocation"])["uri"], "a%20b/Dockerfile");
+                let Some(region) = physical.get("region").map(|region| object("region", region)) else { continue };
+                let number = |name: &str| region[name].as_u64().filter(|number| *number > 0).expect("a number from 1");
+                assert!(number("startLine") <= number("endLine") && number("endLine") <= lines);
+                assert!(number("startLine") < number("endLine") || number("startColumn") < number("endColumn"));
+            }
+        }
+        let count = |level| levels.get(level).copied().unwrap_or_default();
+        assert_eq!((count("error"), count("warning")), (errors, warnings), "{text}{run:#}");
+    }
+}

@@ -52,10 +52,10 @@ impl Settings {
             match key.trim() {
                 "skip" => settings.skip = Names::parse(value),
                 "experimental" => settings.experimental = Names::parse(value),
-                "error" => {
-                    settings.error =
-                        boolean(value.trim()).ok_or_else(|| format!("invalid check option {part:?}: true or false"))?
-                }
+                "error" => match boolean(value.trim()) {
+                    Some(error) => settings.error = error,
+                    None => return Err(format!("invalid check option {part:?}: true or false")),
+                },
                 key => return Err(format!("invalid check option {key:?}: it is skip, error or experimental")),
             }
         }
@@ -235,7 +235,10 @@ fn foreign_syntax(word: &Word) -> Option<Diagnostic> {
     }
     let message = format!("# syntax={reference} is not fetched: rbuild reads the file as Docker's own Dockerfile");
     let warning = Diagnostic { rule: None, ..Diagnostic::warning(word.span, "", message) };
-    Some(warning.help("what only that frontend knows is an error; # syntax=docker/dockerfile:1 says the same as no line"))
+    Some(
+        warning
+            .help("what only that frontend knows is an error; # syntax=docker/dockerfile:1 says the same as no line"),
+    )
 }
 
 fn unknown_rule(name: &str) -> Diagnostic {

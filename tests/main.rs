@@ -8,6 +8,7 @@ mod support;
 
 mod build;
 mod cache;
+mod cases;
 mod changing;
 mod concurrent;
 mod conformance;

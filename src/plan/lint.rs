@@ -19,6 +19,9 @@ use super::scope::{Variables, global_arguments, is_directive};
 /// The rules that are left out where a base is absent.
 pub const NEED_BASE: [&str; 2] = ["UndefinedVar", "InvalidBaseImagePlatform"];
 
+/// So many names are compared with one that nobody sets: a file with more has other troubles.
+const NEAR: usize = 1_000;
+
 /// A word with tokens like these names a secret.
 const SECRET: [&str; 10] =
     ["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
@@ -137,7 +140,7 @@ pub(super) fn undefined(span: Span, name: &str, variables: &Variables) -> Option
     if is_directive(name) {
         return None;
     }
-    let near = nearest(name, variables.names());
+    let near = nearest(name, variables.names().take(NEAR));
     let hint = near.map_or(String::new(), |near| format!(" (did you mean ${near}?)"));
     let message = format!("Usage of undefined variable '${name}'{hint}");
     Some(Diagnostic::warning(span, "UndefinedVar", message))

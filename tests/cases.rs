@@ -13,10 +13,7 @@ const FOLDERS: [&str; 3] = ["testdata", "tests", "src"];
 fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("a folder").flatten() {
         let path = entry.path();
-        match path.is_dir() {
-            true => files(&path, found),
-            false => found.push(path),
-        }
+        if path.is_dir() { files(&path, found) } else { found.push(path) }
     }
 }
 
@@ -64,14 +61,13 @@ fn every_numbered_case_has_a_test() {
         for number in first..=last {
             let case = format!("5.{section}-{number}");
             let (listed, there) = (listed.remove(&case), there.remove(&case));
-            match owed.remove(&case) {
-                true => assert_eq!((listed, there), (None, None), "{case} is owed no more: list its file"),
-                false => {
-                    let (listed, there) = (listed.unwrap_or_default(), there.unwrap_or_default());
-                    assert!(!listed.is_empty(), "{case} is in no test");
-                    assert!(listed.is_subset(&there), "{case} is listed in {listed:?} and found in {there:?}");
-                }
+            if owed.remove(&case) {
+                assert_eq!((listed, there), (None, None), "{case} is owed no more: list its file");
+                continue;
             }
+            let (listed, there) = (listed.unwrap_or_default(), there.unwrap_or_default());
+            assert!(!listed.is_empty(), "{case} is in no test");
+            assert!(listed.is_subset(&there), "{case} is listed in {listed:?} and found in {there:?}");
         }
         first = last + 1;
     }

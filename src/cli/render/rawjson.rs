@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::json::base64;
 use crate::diagnostic::{Diagnostic, Source};
-use crate::dockerfile::lint::{Rule, rule};
 use crate::digest::Digest;
+use crate::dockerfile::lint::{Rule, rule};
 use crate::event::{Event, Stream};
 use crate::plan::step::StepId;
 

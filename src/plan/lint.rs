@@ -20,7 +20,7 @@ use super::scope::{Variables, global_arguments, is_directive};
 pub const NEED_BASE: [&str; 2] = ["UndefinedVar", "InvalidBaseImagePlatform"];
 
 /// So many names are compared with one that nobody sets: a file with more has other troubles.
-const NEAR: usize = 1_000;
+const NEAR: usize = 200;
 
 /// A word with tokens like these names a secret.
 const SECRET: [&str; 10] =

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::Findings;
 use crate::cli::args::VERSION;
 use crate::cli::render::base64;
-use crate::diagnostic::{Diagnostic, Severity, Source, Span};
+use crate::diagnostic::{Diagnostic, Lines, Severity, Source, Span};
 use crate::dockerfile::lint::{RULES, Rule, rule};
 use crate::plan::lint::NEED_BASE;
 
@@ -20,8 +20,9 @@ const AROUND: usize = 4;
 /// For people.
 pub(super) fn text(findings: &Findings, source: &Source) -> String {
     let mut text = String::new();
+    let lines = Lines::of(source);
     for warning in &findings.warnings {
-        text.push_str(&one(warning, source));
+        text.push_str(&one(warning, &source.name, &lines));
     }
     if findings.warnings.is_empty() && findings.errors.is_empty() {
         text.push_str("Check complete, no warnings found.\n");
@@ -29,12 +30,12 @@ pub(super) fn text(findings: &Findings, source: &Source) -> String {
     text
 }
 
-fn one(warning: &Diagnostic, source: &Source) -> String {
+fn one(warning: &Diagnostic, name: &str, lines: &Lines<'_>) -> String {
     let url = warning.rule.and_then(rule).and_then(Rule::url);
     let mut text = String::from("\nWARNING:");
     // Writing to a String does not fail.
-    if let Some(name) = warning.rule {
-        let _ = write!(text, " {name}");
+    if let Some(rule) = warning.rule {
+        let _ = write!(text, " {rule}");
     }
     if let Some(url) = url {
         let _ = write!(text, " - {url}");
@@ -44,27 +45,25 @@ fn one(warning: &Diagnostic, source: &Source) -> String {
         let _ = writeln!(text, "{}", printable(help));
     }
     if let Some(span) = warning.span {
-        text.push_str(&excerpt(span, source));
+        text.push_str(&excerpt(span, name, lines));
     }
     text
 }
 
 /// The lines of a place, marked, with some around them.
-fn excerpt(span: Span, source: &Source) -> String {
-    let (first, last) = lines_of(span, source);
+fn excerpt(span: Span, name: &str, lines: &Lines<'_>) -> String {
+    let (first, last) = lines.touched(span);
     let rule = "-".repeat(20);
-    let lines: Vec<&str> = source.text.split('\n').collect();
-    let (mut from, mut to) = (first, last.min(lines.len()));
-    while to - from < last - first + AROUND && (from > 1 || to < lines.len()) {
+    let (mut from, mut to) = (first, last);
+    while to - from < last - first + AROUND && (from > 1 || to < lines.count()) {
         from = from.saturating_sub(1).max(1);
-        to = (to + 1).min(lines.len());
+        to = (to + 1).min(lines.count());
     }
-    let mut text = format!("{}:{first}\n{rule}\n", source.name);
+    let mut text = format!("{name}:{first}\n{rule}\n");
     for number in from..=to {
         let mark = if (first..=last).contains(&number) { ">>>" } else { "   " };
-        let line = lines.get(number - 1).copied().unwrap_or_default();
         // Writing to a String does not fail.
-        let _ = writeln!(text, " {number:>3} | {mark} {}", printable(line.trim_end_matches('\r')));
+        let _ = writeln!(text, " {number:>3} | {mark} {}", printable(lines.text(number)));
     }
     text.push_str(&rule);
     text.push('\n');
@@ -76,12 +75,6 @@ fn printable(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() && letter != '\t' { '\u{fffd}' } else { letter }).collect()
 }
 
-/// First and last line of a place.
-fn lines_of(span: Span, source: &Source) -> (usize, usize) {
-    let first = source.line(span.start);
-    (first, source.line(span.end.max(span.start + 1) - 1).max(first))
-}
-
 /// What was not asked, and why.
 pub(super) fn left_out(findings: &Findings) -> String {
     let images = findings.absent.join(", ");
@@ -91,6 +84,7 @@ pub(super) fn left_out(findings: &Findings) -> String {
 
 /// As BuildKit's, with what was left out beside it.
 pub(super) fn json(findings: &Findings, source: &Source) -> String {
+    let lines = Lines::of(source);
     let warnings = findings.warnings.iter().map(|warning| {
         let mut object = Map::new();
         let mut put = |key: &str, value: Value| object.insert(key.to_owned(), value);
@@ -102,7 +96,7 @@ pub(super) fn json(findings: &Findings, source: &Source) -> String {
             }
         }
         put("detail", json!(warning.message));
-        put("location", location(warning, source));
+        put("location", location(warning, &lines));
         Value::Object(object)
     });
     let mut report = json!({
@@ -110,7 +104,7 @@ pub(super) fn json(findings: &Findings, source: &Source) -> String {
         "sources": [{"filename": source.name, "language": "Dockerfile", "data": base64(source.text.as_bytes())}],
     });
     if let Some(error) = findings.errors.first() {
-        report["buildError"] = json!({"message": error.message, "location": location(error, source)});
+        report["buildError"] = json!({"message": error.message, "location": location(error, &lines)});
     }
     if !findings.absent.is_empty() {
         report["omitted"] = json!({"rules": NEED_BASE, "images": findings.absent});
@@ -118,10 +112,10 @@ pub(super) fn json(findings: &Findings, source: &Source) -> String {
     format!("{report:#}\n")
 }
 
-fn location(diagnostic: &Diagnostic, source: &Source) -> Value {
+fn location(diagnostic: &Diagnostic, lines: &Lines<'_>) -> Value {
     match diagnostic.span {
         Some(span) => {
-            let (first, last) = lines_of(span, source);
+            let (first, last) = lines.touched(span);
             json!({"ranges": [{"start": {"line": first}, "end": {"line": last}}]})
         }
         // BuildKit's mark of what stands in no file.
@@ -147,7 +141,8 @@ pub(super) fn sarif(findings: &Findings, source: &Source) -> String {
         })
         .collect();
     let all = findings.warnings.iter().chain(&findings.errors);
-    let results: Vec<Value> = all.map(|diagnostic| result(diagnostic, source)).collect();
+    let lines = Lines::of(source);
+    let results: Vec<Value> = all.map(|diagnostic| result(diagnostic, source, &lines)).collect();
     let mut invocation = json!({"executionSuccessful": true});
     if !findings.absent.is_empty() {
         let text = left_out(findings);
@@ -167,13 +162,13 @@ pub(super) fn sarif(findings: &Findings, source: &Source) -> String {
     format!("{report:#}\n")
 }
 
-fn result(diagnostic: &Diagnostic, source: &Source) -> Value {
-    let lines = std::iter::once(&diagnostic.message).chain(&diagnostic.help);
-    let text = lines.map(String::as_str).collect::<Vec<_>>().join("\n");
+fn result(diagnostic: &Diagnostic, source: &Source, lines: &Lines<'_>) -> Value {
+    let said = std::iter::once(&diagnostic.message).chain(&diagnostic.help);
+    let text = said.map(String::as_str).collect::<Vec<_>>().join("\n");
     let level = if diagnostic.severity == Severity::Error { "error" } else { "warning" };
     let mut physical = json!({"artifactLocation": {"uri": uri(&source.name)}});
     if let Some(span) = diagnostic.span {
-        let (first, last) = lines_of(span, source);
+        let (first, last) = lines.touched(span);
         physical["region"] = json!({
             "startLine": first,
             "startColumn": column(span.start, source),
@@ -194,6 +189,7 @@ fn result(diagnostic: &Diagnostic, source: &Source) -> Value {
 /// Letters before a place in its line, from 1.
 fn column(offset: usize, source: &Source) -> usize {
     let text = &source.text.as_bytes()[..offset.min(source.text.len())];
+    // From behind, since a line is short and a file may be long.
     let line = text.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
     String::from_utf8_lossy(line).chars().count() + 1
 }

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use super::diagnostic::{Look, Style};
 use super::output::printable;
-use crate::diagnostic::{Diagnostic, Source};
+use crate::diagnostic::{Diagnostic, Lines, Source};
 use crate::dockerfile::lint::rule;
 
 /// Whether a diagnostic is the finding of a build check.
@@ -22,8 +22,9 @@ pub(crate) fn of(source: &Source, checks: &[Diagnostic], look: Look) -> String {
         count => format!("{count} warnings found (use --check to expand):"),
     };
     let mut text = format!("\n {}\n", look.paint(Style::Warning, &heading));
+    let lines = Lines::of(source);
     for check in checks {
-        let line = check.span.map_or(String::new(), |span| format!(" (line {})", source.line(span.start)));
+        let line = check.span.map_or(String::new(), |span| format!(" (line {})", lines.at(span.start)));
         // Writing to a String does not fail.
         let _ = writeln!(text, " - {}: {}{line}", check.rule.unwrap_or_default(), printable(check.message.as_bytes()));
     }

@@ -11,14 +11,13 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::args::{BuildArgs, BuildContext, NamedContext, ReportForm};
+use super::args::{BuildArgs, NamedContext, ReportForm};
 use super::build;
 use super::failure::Failure;
 use super::settings::Settings;
 use super::stdout::stdout;
 use crate::context::ignore::Patterns;
-use crate::context::local::LocalContext;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Source};
 use crate::dockerfile::lint::{self, Checks};
 use crate::dockerfile::{self, Parsed};
 use crate::image::reference::Reference;
@@ -27,22 +26,24 @@ use crate::store::{Store, base};
 
 /// Checks.
 pub(super) fn run(args: &BuildArgs, form: ReportForm, settings: &Settings) -> Result<ExitCode, Failure> {
-    let file = build::dockerfile(args, settings)?;
-    let parsed = dockerfile::parse(&file.source);
+    build::with_dockerfile(args, settings, |source, patterns| check(args, form, settings, source, patterns))
+}
+
+fn check(
+    args: &BuildArgs,
+    form: ReportForm,
+    settings: &Settings,
+    source: &Source,
+    patterns: &Patterns,
+) -> Result<ExitCode, Failure> {
+    let parsed = dockerfile::parse(source);
     let options = PlanOptions { all_stages: args.target.is_none(), ..build::plan_options(args, settings)? };
-    let patterns = match &args.context {
-        Some(BuildContext::Directory(folder)) => {
-            let folder = settings.cwd.join(folder);
-            LocalContext::read_ignore_file(&folder, file.path.as_deref()).map_err(anyhow::Error::from)?
-        }
-        _ => Patterns::default(),
-    };
     let store = existing_store(settings)?;
-    let findings = findings(&parsed, &options, &patterns, &mut |request| resolve(request, args, store.as_ref()));
+    let findings = findings(&parsed, &options, patterns, &mut |request| resolve(request, args, store.as_ref()));
     let text = match form {
-        ReportForm::Text => report::text(&findings, &file.source),
-        ReportForm::Json => report::json(&findings, &file.source),
-        ReportForm::Sarif => report::sarif(&findings, &file.source),
+        ReportForm::Text => report::text(&findings, source),
+        ReportForm::Json => report::json(&findings, source),
+        ReportForm::Sarif => report::sarif(&findings, source),
     };
     stdout().write_all(text.as_bytes())?;
     if !findings.absent.is_empty() {
@@ -51,7 +52,7 @@ pub(super) fn run(args: &BuildArgs, form: ReportForm, settings: &Settings) -> Re
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }
     if !findings.errors.is_empty() {
-        return Err(Failure::Diagnostics { source: file.source, list: findings.errors });
+        return Err(Failure::Diagnostics { source: source.clone(), list: findings.errors });
     }
     Ok(if findings.warnings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

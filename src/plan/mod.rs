@@ -12,7 +12,10 @@ mod config;
 mod files;
 pub mod graph;
 pub mod lint;
+mod mounts;
 pub mod print;
+pub mod remote;
+mod run;
 pub mod scope;
 mod stage;
 pub mod step;
@@ -30,6 +33,7 @@ use crate::image::manifest::Descriptor;
 use crate::image::platform::Platform;
 
 pub use graph::{StageGraph, base_requests, graph};
+pub(crate) use mounts::{bytes, literal};
 use step::{Network, Plan};
 use trigger::Trigger;
 

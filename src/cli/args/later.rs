@@ -17,26 +17,19 @@ enum Takes {
 }
 
 /// Commands and what they do.
-const COMMANDS: [(&str, &str); 9] = [
+const COMMANDS: [(&str, &str); 4] = [
     ("pull", "fetching an image from a registry; `rbuild load` and `rbuild import` bring images in from files"),
     ("push", "sending an image to a registry; `rbuild -o type=oci,dest=FILE` writes a file that others can push"),
     ("login", "credentials for a registry"),
     ("logout", "credentials for a registry"),
-    ("save", "writing images of the store to a file; `rbuild -o type=oci,dest=FILE` writes one when it builds"),
-    ("prune", "removing what is no longer needed; `rbuild rmi` removes images"),
-    ("df", "counting what the store holds"),
-    ("diff", "comparing two images"),
-    ("completion", "completions for shells"),
 ];
 
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 23] = [
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 20] = [
     ("build", "push", None, Takes::YesNo, "registries; -o type=oci,dest=FILE writes a file that others can push"),
     ("build", "load", None, Takes::YesNo, "`docker load`; -o type=docker,dest=- writes what it reads"),
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),
-    ("build", "secret", None, Takes::Value, "secrets for RUN"),
-    ("build", "ssh", None, Takes::Value, "an SSH agent for RUN"),
     ("build", "annotation", None, Takes::Value, "annotations of the manifest; --label sets labels of the image"),
     ("build", "ulimit", None, Takes::Value, "limits for RUN"),
     ("build", "memory", Some('m'), Takes::Value, "limits for RUN"),
@@ -51,7 +44,6 @@ const FLAGS: [(&str, &str, Option<char>, Takes, &str); 23] = [
     ("build", "squash", None, Takes::YesNo, "one layer out of all"),
     ("build", "shell-on-error", None, Takes::YesNo, "a shell in the step that failed"),
     ("build", "shell-at", None, Takes::Value, "a shell before a line"),
-    ("build", "verify-reproducible", None, Takes::YesNo, "building twice and comparing"),
     ("import", "message", Some('m'), Takes::Value, "a comment in the history"),
     ("import", "platform", None, Takes::Value, "images for another platform than this machine's"),
 ];

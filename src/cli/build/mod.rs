@@ -186,7 +186,7 @@ enum Solved {
     /// Every step is solved.
     All(solve::Solution),
     /// A place for a shell is ready.
-    Place(solve::Inside),
+    Place(Box<solve::Inside>),
 }
 
 /// What there is to say about a Dockerfile before anything of it is built.
@@ -324,7 +324,7 @@ impl Job<'_> {
             keep_failed: self.args.run.shell_on_error,
         };
         let solved = match &self.plan.shell {
-            Some(point) => solve::shell(self.plan, &engine, point).map(Solved::Place),
+            Some(point) => solve::shell(self.plan, &engine, point).map(Box::new).map(Solved::Place),
             None => solve::solve(self.plan, &engine).map(Solved::All).map_err(solve::ShellError::Step),
         };
         // Digests that were computed stay known, whether the build went well or not.
@@ -338,7 +338,7 @@ impl Job<'_> {
             Ok(Solved::All(solution)) => finish::finish(self, &solution).map(|report| Ended::Built(Box::new(report))),
             Ok(Solved::Place(inside)) => {
                 let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
-                self.shell_at(inside, place).map(Ended::Shell)
+                self.shell_at(*inside, place).map(Ended::Shell)
             }
             Err(solve::ShellError::Place(cause)) => Err(anyhow::anyhow!("there is no shell to open: {cause}").into()),
             Err(solve::ShellError::Step(error)) => {

@@ -7,6 +7,8 @@
 mod build;
 pub(crate) mod epoch;
 mod later;
+mod prune;
+mod run;
 mod secrets;
 mod store;
 pub(crate) mod values;
@@ -20,8 +22,14 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
 pub use epoch::Epoch;
+pub(crate) use prune::until;
+pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};
+pub use run::RunArgs;
 pub use secrets::{SecretArg, SecretFrom, SshArg};
-pub use store::{HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs, TagArgs};
+pub use store::{
+    ArchiveFormat, CompletionArgs, DfArgs, DiffArgs, DiffFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs,
+    LoadArgs, RmiArgs, SaveArgs, Shell, TagArgs, VersionArgs,
+};
 pub use values::{NamedContext, Pick};
 
 use self::words::Words;
@@ -47,10 +55,20 @@ pub enum Command {
     Load(LoadArgs),
     /// `rbuild import`.
     Import(ImportArgs),
+    /// `rbuild save`.
+    Save(SaveArgs),
+    /// `rbuild diff`.
+    Diff(DiffArgs),
+    /// `rbuild prune`.
+    Prune(PruneArgs),
+    /// `rbuild df`.
+    Df(DfArgs),
     /// `rbuild info`.
     Info,
     /// `rbuild version`.
-    Version,
+    Version(VersionArgs),
+    /// `rbuild completion`.
+    Completion(CompletionArgs),
 }
 
 /// What the words come to.
@@ -108,10 +126,14 @@ enum CliCommand {
     Rmi(RmiArgs),
     Load(LoadArgs),
     Import(ImportArgs),
+    Save(SaveArgs),
+    Diff(DiffArgs),
+    Prune(PruneArgs),
+    Df(DfArgs),
     /// Show where the store is and what this machine allows
     Info,
-    /// Print the version
-    Version,
+    Version(VersionArgs),
+    Completion(CompletionArgs),
 }
 
 /// The commands with all that the parser knows; what is not supported yet is hidden.
@@ -163,10 +185,27 @@ pub fn parse(words: Vec<OsString>, settings: &Settings) -> Result<Request, Strin
         CliCommand::Rmi(args) => Command::Rmi(args),
         CliCommand::Load(args) => Command::Load(args),
         CliCommand::Import(args) => Command::Import(args),
+        CliCommand::Save(args) => Command::Save(args),
+        CliCommand::Diff(args) => Command::Diff(args),
+        CliCommand::Prune(args) => Command::Prune(args),
+        CliCommand::Df(args) => Command::Df(args),
         CliCommand::Info => Command::Info,
-        CliCommand::Version => Command::Version,
+        CliCommand::Version(args) => Command::Version(args),
+        CliCommand::Completion(args) => Command::Completion(args),
     };
     Ok(Request::Run { root: cli.root, command })
+}
+
+/// The completions of all commands for a shell.
+pub(super) fn completion(shell: Shell) -> Vec<u8> {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut out = Vec::new();
+    clap_complete::generate(shell, &mut commands(), "rbuild", &mut out);
+    out
 }
 
 /// The help that `words` ask for.

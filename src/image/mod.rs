@@ -5,6 +5,7 @@
 
 pub mod accounts;
 pub mod assemble;
+pub mod compare;
 pub mod config;
 pub mod manifest;
 pub mod platform;

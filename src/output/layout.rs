@@ -26,85 +26,97 @@ const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const IMAGE_NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
-/// Writes the layout. The descriptor of the image's manifest in it.
+/// Writes a layout of these images. The descriptors of their manifests in it.
 pub(super) fn write(
     output: &Output,
-    image: &OutputImage,
+    images: &[OutputImage],
     store: &Store,
     lease: &Lease,
     epoch: Option<i64>,
-) -> Result<Descriptor, OutputError> {
+) -> Result<Vec<Descriptor>, OutputError> {
     let docker = matches!(output.kind, OutputKind::Docker { .. });
-    let family = output.family.unwrap_or_else(|| image.manifest.family());
-    // `docker save` unpacks what it saves; whoever asks for a compression gets it.
-    let wish = match output.compression {
-        None if docker => Wish { compression: Compression::None, force: true, family },
-        compression => {
-            let compression = compression.unwrap_or(Compression::GZIP);
-            Wish { compression, force: output.force_compression, family }
-        }
-    };
     // The destination is looked at first: nobody waits for a compression to learn that it cannot be written.
     let target = Target::open(output, epoch)?;
-    let mut layers = Vec::with_capacity(image.diff_ids.len());
-    for (diff_id, listed) in image.diff_ids.iter().zip(&image.manifest.layers) {
-        layers.push(layer_blob(store, lease, diff_id, listed, wish)?);
-    }
-    let config = Descriptor::of(family.config(), &image.config);
-    let mut manifest =
-        Manifest::new(family, config.clone(), layers.iter().map(|layer| layer.descriptor.clone()).collect());
-    manifest.annotations.clone_from(&image.manifest.annotations);
-    let manifest_bytes = manifest.to_bytes();
-    let descriptor = Descriptor::of(family.manifest(), &manifest_bytes);
-
     let mut documents: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    documents.insert("index.json".into(), target.index(image, &descriptor)?.to_bytes());
+    let mut blobs: BTreeMap<Digest, Blob> = BTreeMap::new();
+    let mut manifests = Vec::with_capacity(images.len());
+    let mut items = Vec::with_capacity(images.len());
+    for image in images {
+        let family = output.family.unwrap_or_else(|| image.manifest.family());
+        // `docker save` unpacks what it saves; whoever asks for a compression gets it.
+        let wish = match output.compression {
+            None if docker => Wish { compression: Compression::None, force: true, family },
+            compression => {
+                let compression = compression.unwrap_or(Compression::GZIP);
+                Wish { compression, force: output.force_compression, family }
+            }
+        };
+        let mut layers = Vec::with_capacity(image.diff_ids.len());
+        for (diff_id, listed) in image.diff_ids.iter().zip(&image.manifest.layers) {
+            layers.push(layer_blob(store, lease, diff_id, listed, wish)?);
+        }
+        let config = Descriptor::of(family.config(), &image.config);
+        let descriptors: Vec<Descriptor> = layers.iter().map(|layer| layer.descriptor.clone()).collect();
+        let bytes = match &image.stored {
+            // Bytes from outside are never written anew where they say the same.
+            Some(stored) if image.manifest.family() == family && image.manifest.layers == descriptors => stored.clone(),
+            _ => {
+                let mut manifest = Manifest::new(family, config.clone(), descriptors.clone());
+                manifest.annotations.clone_from(&image.manifest.annotations);
+                manifest.to_bytes()
+            }
+        };
+        manifests.push(Descriptor::of(family.manifest(), &bytes));
+        if docker {
+            items.push(docker_item(image, &config.digest, &descriptors));
+        }
+        for layer in &layers {
+            let blob = match layer.source {
+                Source::Stored => Blob::Stored(layer.descriptor.size),
+                Source::Tar(diff_id) => Blob::Tar(diff_id, layer.descriptor.size),
+            };
+            blobs.insert(layer.descriptor.digest, blob);
+        }
+        blobs.insert(config.digest, Blob::Bytes(image.config.clone()));
+        blobs.insert(Digest::of(&bytes), Blob::Bytes(bytes));
+    }
+    documents.insert("index.json".into(), target.index(images, &manifests)?.to_bytes());
     documents.insert("oci-layout".into(), OCI_LAYOUT.into());
     if docker {
-        documents.insert("manifest.json".into(), docker_manifest(image, &config.digest, &manifest.layers));
+        // Proof: no map of this type has keys that are not strings, and writing to a Vec does not fail.
+        documents.insert("manifest.json".into(), serde_json::to_vec(&items).expect("a list of images is plain JSON"));
     }
-    let mut blobs: BTreeMap<Digest, Blob<'_>> = BTreeMap::new();
-    for layer in &layers {
-        let blob = match layer.source {
-            Source::Stored => Blob::Stored(layer.descriptor.size),
-            Source::Tar(diff_id) => Blob::Tar(diff_id, layer.descriptor.size),
-        };
-        blobs.insert(layer.descriptor.digest, blob);
-    }
-    blobs.insert(config.digest, Blob::Bytes(&image.config));
-    blobs.insert(descriptor.digest, Blob::Bytes(&manifest_bytes));
     target.write(store, lease, &documents, &blobs)?;
-    Ok(descriptor)
+    Ok(manifests)
 }
 
 /// The bytes of a blob.
 #[derive(Debug)]
-enum Blob<'a> {
-    Bytes(&'a [u8]),
+enum Blob {
+    Bytes(Vec<u8>),
     Stored(u64),
     Tar(DiffId, u64),
 }
 
-/// What `docker load` reads first.
-fn docker_manifest(image: &OutputImage, config: &Digest, layers: &[Descriptor]) -> Vec<u8> {
-    #[derive(Serialize)]
-    #[serde(rename_all = "PascalCase")]
-    struct Item {
-        config: String,
-        repo_tags: Option<Vec<String>>,
-        layers: Vec<String>,
-        layer_sources: BTreeMap<String, Descriptor>,
-    }
+/// One image of what `docker load` reads first.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerItem {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Vec<String>,
+    layer_sources: BTreeMap<String, Descriptor>,
+}
+
+fn docker_item(image: &OutputImage, config: &Digest, layers: &[Descriptor]) -> DockerItem {
     let tags: Vec<String> = image.names.iter().map(Reference::familiar).collect();
     let sources = image.diff_ids.iter().zip(layers).map(|(diff_id, layer)| (diff_id.to_string(), layer.clone()));
-    let item = Item {
+    DockerItem {
         config: blob_name(config),
         repo_tags: (!tags.is_empty()).then_some(tags),
         layers: layers.iter().map(|layer| blob_name(&layer.digest)).collect(),
         layer_sources: sources.collect(),
-    };
-    // Proof: no map of this type has keys that are not strings, and writing to a Vec does not fail.
-    serde_json::to_vec(&[item]).expect("a list of images is plain JSON")
+    }
 }
 
 fn blob_name(digest: &Digest) -> String {
@@ -141,26 +153,28 @@ impl Target {
         }
     }
 
-    /// `index.json` with the image, once per name; in a folder with the images that are there.
-    fn index(&self, image: &OutputImage, manifest: &Descriptor) -> Result<Index, OutputError> {
-        let mut entry = manifest.clone();
-        entry.platform = Some((&image.platform).into());
-        let mut entries = self.others(&image.names, manifest)?;
-        if image.names.is_empty() {
-            entries.push(entry.clone());
-        }
-        for name in &image.names {
-            entry.annotations.insert(IMAGE_NAME.into(), name.to_string());
-            if let Some(tag) = name.tag() {
-                entry.annotations.insert(REF_NAME.into(), tag.to_owned());
+    /// `index.json` with the images, each once per name; in a folder with those that are there.
+    fn index(&self, images: &[OutputImage], manifests: &[Descriptor]) -> Result<Index, OutputError> {
+        let mut entries = self.others(images, manifests)?;
+        for (image, manifest) in images.iter().zip(manifests) {
+            let mut entry = manifest.clone();
+            entry.platform = Some((&image.platform).into());
+            if image.names.is_empty() {
+                entries.push(entry.clone());
             }
-            entries.push(entry.clone());
+            for name in &image.names {
+                entry.annotations.insert(IMAGE_NAME.into(), name.to_string());
+                if let Some(tag) = name.tag() {
+                    entry.annotations.insert(REF_NAME.into(), tag.to_owned());
+                }
+                entries.push(entry.clone());
+            }
         }
         Ok(Index::new(Family::Oci, entries))
     }
 
-    /// The entries of a folder's index that stay: those that do not have one of `names`.
-    fn others(&self, names: &[Reference], manifest: &Descriptor) -> Result<Vec<Descriptor>, OutputError> {
+    /// The entries of a folder's index that stay: those that do not have one of the names of `images`.
+    fn others(&self, images: &[OutputImage], manifests: &[Descriptor]) -> Result<Vec<Descriptor>, OutputError> {
         let Self::Folder(folder) = self else { return Ok(Vec::new()) };
         let path = folder.join("index.json");
         let bytes = match fs::read(&path) {
@@ -170,14 +184,15 @@ impl Target {
         };
         let index = Index::parse(&bytes)
             .map_err(|error| OutputError::NoLayout { path: folder.clone(), why: format!("its index.json: {error}") })?;
-        let full: Vec<String> = names.iter().map(Reference::to_string).collect();
-        let tags: Vec<&str> = names.iter().filter_map(Reference::tag).collect();
+        let names = || images.iter().flat_map(|image| &image.names);
+        let full: Vec<String> = names().map(Reference::to_string).collect();
+        let tags: Vec<&str> = names().filter_map(Reference::tag).collect();
         let stays = |entry: &Descriptor| {
             let (name, tag) = (entry.annotations.get(IMAGE_NAME), entry.annotations.get(REF_NAME));
             match (name, tag) {
                 (Some(name), _) => !full.contains(name),
                 (None, Some(tag)) => !tags.contains(&tag.as_str()),
-                (None, None) => entry.digest != manifest.digest,
+                (None, None) => manifests.iter().all(|manifest| manifest.digest != entry.digest),
             }
         };
         Ok(index.manifests.into_iter().filter(stays).collect())
@@ -188,7 +203,7 @@ impl Target {
         store: &Store,
         lease: &Lease,
         documents: &BTreeMap<String, Vec<u8>>,
-        blobs: &BTreeMap<Digest, Blob<'_>>,
+        blobs: &BTreeMap<Digest, Blob>,
     ) -> Result<(), OutputError> {
         match self {
             Self::Archive(mut archive) => {

@@ -87,6 +87,8 @@ pub struct OutputImage {
     pub platform: Platform,
     /// Its names, with tags.
     pub names: Vec<Reference>,
+    /// The manifest's bytes, where they came from outside: they are kept if they are still right.
+    pub stored: Option<Vec<u8>>,
 }
 
 /// What came of it.
@@ -186,7 +188,14 @@ impl OutputError {
 impl OutputImage {
     /// The image of these documents.
     pub fn new(config: Vec<u8>, parsed: &ImageConfig, manifest: Manifest, names: Vec<Reference>) -> Self {
-        Self { config, manifest, diff_ids: parsed.rootfs.diff_ids.clone(), platform: parsed.platform(), names }
+        Self {
+            config,
+            manifest,
+            diff_ids: parsed.rootfs.diff_ids.clone(),
+            platform: parsed.platform(),
+            names,
+            stored: None,
+        }
     }
 }
 
@@ -198,10 +207,7 @@ pub fn write(
     lease: &Lease,
     epoch: Option<i64>,
 ) -> Result<Written, OutputError> {
-    let (diff_ids, layers) = (image.diff_ids.len(), image.manifest.layers.len());
-    if diff_ids != layers {
-        return Err(OutputError::Layers { diff_ids, layers });
-    }
+    check_layers(image)?;
     match (output.kind, &output.dest) {
         (OutputKind::Tar, dest) => {
             let sink = Sink::open(dest)?;
@@ -214,8 +220,25 @@ pub fn write(
         }
         (OutputKind::Local, Destination::Stdout) => Err(OutputError::FolderToStdout),
         (OutputKind::Oci { .. } | OutputKind::Docker { .. }, _) => {
-            let manifest = layout::write(output, image, store, lease, epoch)?;
-            Ok(Written { manifest: Some(manifest), notes: Vec::new() })
+            let mut manifests = layout::write(output, std::slice::from_ref(image), store, lease, epoch)?;
+            Ok(Written { manifest: manifests.pop(), notes: Vec::new() })
         }
     }
+}
+
+/// Writes several images into one layout: `output` is of kind `Oci` or `Docker`. The descriptors of their manifests.
+pub fn write_several(
+    output: &Output,
+    images: &[OutputImage],
+    store: &Store,
+    lease: &Lease,
+    epoch: Option<i64>,
+) -> Result<Vec<Descriptor>, OutputError> {
+    images.iter().try_for_each(check_layers)?;
+    layout::write(output, images, store, lease, epoch)
+}
+
+fn check_layers(image: &OutputImage) -> Result<(), OutputError> {
+    let (diff_ids, layers) = (image.diff_ids.len(), image.manifest.layers.len());
+    if diff_ids == layers { Ok(()) } else { Err(OutputError::Layers { diff_ids, layers }) }
 }

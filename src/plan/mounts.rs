@@ -88,6 +88,8 @@ impl Planner<'_> {
             (Some(word), ..) => Some(self.target(place, state, word)?),
             (None, Some(target), _) => Some(target),
             (None, None, MountOp::Secret { .. }) => None,
+            // Without a target it is the working directory.
+            (None, None, _) if clean(state.folded.cwd()) != "/" => Some(clean(state.folded.cwd())),
             (None, None, _) => {
                 let error = Diagnostic::error(mount.span, format!("a {} mount needs a target", kind.name()));
                 self.tell(place, error.help("write target=PATH, the place in the image where the command finds it"));
@@ -133,7 +135,11 @@ impl Planner<'_> {
 
     fn cache(&mut self, place: Place<'_>, state: &State, mount: &Mount) -> Result<MountOp, Told> {
         let given = mount.id.as_ref().or(mount.target.as_ref()).map_or("", |word| word.text.as_str());
-        let id = if mount.id.is_some() { given.to_owned() } else { clean_relative(given) };
+        let id = match given {
+            "" => clean(state.folded.cwd()),
+            _ if mount.id.is_some() => given.to_owned(),
+            target => clean_relative(target),
+        };
         let id = match self.options.argument(NAMESPACE).filter(|namespace| !namespace.is_empty()) {
             Some(namespace) => format!("{namespace}/{}", id.trim_start_matches('/')),
             None => id,

@@ -3,13 +3,14 @@
 //! In: an [`ImageRecord`], or an image whose layers are in the store. Out: a [`BaseImage`], or a record. What always
 //! holds: only manifest and config are read for a base, never a layer.
 
+use super::gc::Needed;
 use super::images::ImageRecord;
 use super::lease::Lease;
 use super::{Store, StoreError};
-use crate::digest::{ContentDigest, ImageId};
+use crate::digest::{ChainId, ContentDigest, Digest, ImageId};
 use crate::image::assemble::image_content_digest;
 use crate::image::config::{ImageConfig, MAX_CONFIG_SIZE};
-use crate::image::manifest::{Descriptor, Family, MAX_MANIFEST_SIZE, Manifest};
+use crate::image::manifest::{Descriptor, Document, Family, MAX_MANIFEST_SIZE, Manifest};
 use crate::plan::BaseImage;
 
 /// The image that a record stands for.
@@ -32,6 +33,63 @@ pub fn base_image(store: &Store, record: &ImageRecord) -> Result<BaseImage, Stor
         manifest: Some(Descriptor::new(media_type, record.manifest, bytes.len() as u64)),
         layers: manifest.layers,
     })
+}
+
+/// Adds what an image needs to what must stay: of an index all its images. Of documents that are damaged or not here that
+/// is what can be read.
+pub(super) fn needed(store: &Store, record: &ImageRecord, all: &mut Needed) -> Result<(), StoreError> {
+    all.blobs.insert(record.id.0);
+    needed_by_document(store, &record.manifest, true, all)
+}
+
+fn needed_by_document(store: &Store, digest: &Digest, may_be_index: bool, all: &mut Needed) -> Result<(), StoreError> {
+    all.blobs.insert(*digest);
+    let Some(document) = document(store, digest, MAX_MANIFEST_SIZE)? else { return Ok(()) };
+    match Document::parse(&document) {
+        Ok(Document::Manifest(manifest)) => {
+            all.blobs.insert(manifest.config.digest);
+            all.blobs.extend(manifest.layers.iter().map(|layer| layer.digest));
+            let config = document_of(store, &manifest.config.digest)?;
+            let layers = config.map(|config| config.rootfs.diff_ids).unwrap_or_default();
+            let mut chain = None;
+            for layer in layers {
+                let extended = ChainId::extend(chain.as_ref(), &layer);
+                all.layers.insert(layer);
+                all.chains.insert(extended);
+                chain = Some(extended);
+            }
+            Ok(())
+        }
+        // An index in an index is no image that anyone can use.
+        Ok(Document::Index(index)) if may_be_index => {
+            index.manifests.iter().try_for_each(|entry| needed_by_document(store, &entry.digest, false, all))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn document_of(store: &Store, digest: &Digest) -> Result<Option<ImageConfig>, StoreError> {
+    let bytes = document(store, digest, MAX_CONFIG_SIZE)?;
+    Ok(bytes.and_then(|bytes| ImageConfig::parse(&bytes).ok()))
+}
+
+/// A document, if it is here and whole.
+fn document(store: &Store, digest: &Digest, limit: usize) -> Result<Option<Vec<u8>>, StoreError> {
+    match store.read_blob(digest, limit as u64) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(StoreError::Damaged { .. } | StoreError::Missing { .. }) => Ok(None),
+        Err(StoreError::Io { source, .. }) if super::verify::is_damage(&source) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lets the image's layers stay as long as the command runs. To be called while [`Lease::shared`] is held, which was
+/// taken before the image was looked up.
+pub fn pin(lease: &Lease, image: &BaseImage) -> Result<(), StoreError> {
+    let layers = image.config.rootfs.diff_ids.iter().map(|layer| format!("layers/{}", layer.0.hex()));
+    let blobs = image.layers.iter().map(|blob| blob.digest).chain([image.image_id.0]);
+    let blobs = blobs.chain(image.manifest.iter().map(|manifest| manifest.digest));
+    lease.uses(layers.chain(blobs.map(|blob| format!("blobs/sha256/{}", blob.hex()))))
 }
 
 /// The record of an image whose documents and layers are in the store; it has no names.

@@ -159,6 +159,13 @@ impl CacheMount {
     }
 }
 
+impl Drop for CacheMount {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a program that is being started elsewhere has it, too, for a moment.
+        drop(self.lock.unlock());
+    }
+}
+
 /// Whether the open file is the one at that path.
 fn is_at(file: &File, path: &Path) -> bool {
     let identity = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());

@@ -19,6 +19,7 @@
 pub mod base;
 pub mod blobs;
 pub mod cache_mounts;
+pub mod gc;
 pub mod images;
 pub mod import;
 mod intake;
@@ -27,6 +28,7 @@ pub mod layout;
 pub mod lease;
 pub mod load;
 pub mod recover;
+pub mod usage;
 pub mod verify;
 
 pub use layout::{Store, StoreError};

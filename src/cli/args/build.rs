@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::epoch::{self, Epoch};
+use super::run::{RunArgs, RunFlags};
 use super::secrets::{self, SecretArg, SecretSpec, SshArg};
 use super::values::{NamedContext, build_arg, build_context, bytes, count, host, label, some, yes_no};
 use crate::cli::output_spec::{self, Destination, OutputSpec};
@@ -74,12 +75,16 @@ pub struct BuildArgs {
     pub shm_size: Option<u64>,
     /// `--allow`.
     pub allow: Vec<Entitlement>,
+    /// What RUN may use, and where shells are wanted.
+    pub run: RunArgs,
     /// `--secret`, in order.
     pub secrets: Vec<SecretArg>,
     /// `--ssh`, in order.
     pub ssh: Vec<SshArg>,
     /// `--offline`: nothing is fetched.
     pub no_network: bool,
+    /// `--verify-reproducible`: build twice and compare.
+    pub verify_reproducible: bool,
 }
 
 /// What a build is made from.
@@ -262,6 +267,8 @@ pub(super) struct BuildFlags {
     /// Allow what RUN may ask for beyond the usual
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', help_heading = RUN)]
     allow: Vec<Entitlement>,
+    #[command(flatten)]
+    run: RunFlags,
     /// A secret for RUN --mount=type=secret: id=ID[,src=FILE|,env=NAME]
     #[arg(long, value_name = "SPEC", value_parser = secrets::secret, help_heading = RUN)]
     secret: Vec<SecretSpec>,
@@ -274,6 +281,9 @@ pub(super) struct BuildFlags {
     /// Steps that run at once [default: the number of processors, at least 4]
     #[arg(long, value_name = "N", value_parser = count, help_heading = RUN)]
     jobs: Option<NonZeroUsize>,
+    /// Build twice with empty caches, compare, and say which step and which files differ
+    #[arg(long, help_heading = RUN)]
+    verify_reproducible: bool,
 
     /// How progress is shown [default: $RBUILD_PROGRESS, $BUILDKIT_PROGRESS, auto]
     #[arg(long, value_name = "HOW", value_enum, help_heading = SHOW)]
@@ -362,9 +372,11 @@ impl BuildFlags {
             add_hosts: self.add_host,
             shm_size: self.shm_size,
             allow: self.allow,
+            run: self.run.into_args()?,
             secrets: self.secret.into_iter().map(|secret| secret.settle(settings)).collect(),
             ssh: self.ssh,
             no_network: self.offline,
+            verify_reproducible: self.verify_reproducible,
         })
         .and_then(check_stdin)
     }

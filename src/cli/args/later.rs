@@ -17,41 +17,23 @@ enum Takes {
 }
 
 /// Commands and what they do.
-const COMMANDS: [(&str, &str); 9] = [
+const COMMANDS: [(&str, &str); 4] = [
     ("pull", "fetching an image from a registry; `rbuild load` and `rbuild import` bring images in from files"),
     ("push", "sending an image to a registry; `rbuild -o type=oci,dest=FILE` writes a file that others can push"),
     ("login", "credentials for a registry"),
     ("logout", "credentials for a registry"),
-    ("save", "writing images of the store to a file; `rbuild -o type=oci,dest=FILE` writes one when it builds"),
-    ("prune", "removing what is no longer needed; `rbuild rmi` removes images"),
-    ("df", "counting what the store holds"),
-    ("diff", "comparing two images"),
-    ("completion", "completions for shells"),
 ];
 
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 23] = [
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 10] = [
     ("build", "push", None, Takes::YesNo, "registries; -o type=oci,dest=FILE writes a file that others can push"),
     ("build", "load", None, Takes::YesNo, "`docker load`; -o type=docker,dest=- writes what it reads"),
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "annotation", None, Takes::Value, "annotations of the manifest; --label sets labels of the image"),
-    ("build", "ulimit", None, Takes::Value, "limits for RUN"),
-    ("build", "memory", Some('m'), Takes::Value, "limits for RUN"),
-    ("build", "memory-swap", None, Takes::Value, "limits for RUN"),
-    ("build", "cpus", None, Takes::Value, "limits for RUN"),
-    ("build", "cpu-period", None, Takes::Value, "limits for RUN"),
-    ("build", "cpu-quota", None, Takes::Value, "limits for RUN"),
-    ("build", "cpu-shares", Some('c'), Takes::Value, "limits for RUN"),
-    ("build", "cpuset-cpus", None, Takes::Value, "limits for RUN"),
-    ("build", "cgroup-parent", None, Takes::Value, "limits for RUN"),
-    ("build", "security-opt", None, Takes::Value, "security profiles for RUN"),
     ("build", "squash", None, Takes::YesNo, "one layer out of all"),
     ("build", "check", None, Takes::YesNo, "the build checks alone"),
     ("build", "call", None, Takes::Value, "the build checks alone"),
-    ("build", "shell-on-error", None, Takes::YesNo, "a shell in the step that failed"),
-    ("build", "shell-at", None, Takes::Value, "a shell before a line"),
-    ("build", "verify-reproducible", None, Takes::YesNo, "building twice and comparing"),
     ("import", "message", Some('m'), Takes::Value, "a comment in the history"),
     ("import", "platform", None, Takes::Value, "images for another platform than this machine's"),
 ];

@@ -29,7 +29,7 @@ pub(super) fn resolve(
         let found = if request.context {
             named_context(request, args, settings, store, lease)
         } else {
-            local_image(&request.name, request, store).map(Resolved::Image)
+            local_image(&request.name, request, store, lease).map(Resolved::Image)
         };
         match found {
             Ok(resolved) => {
@@ -59,7 +59,7 @@ fn named_context(
         NamedContext::Directory(_) | NamedContext::Remote(_) => return Ok(Resolved::Context),
         NamedContext::Image(name) => {
             let full = Reference::parse(name).map_err(|error| failed(error.to_string()))?.to_string();
-            return local_image(&full, request, store).map(Resolved::Image);
+            return local_image(&full, request, store, lease).map(Resolved::Image);
         }
         NamedContext::OciArchive(file) => (LayoutSource::Archive(settings.cwd.join(file)), Selector::Any),
         NamedContext::OciLayout { dir, pick } => {
@@ -78,21 +78,24 @@ fn named_context(
 }
 
 /// An image of the local store, by its full reference.
-fn local_image(name: &str, request: &BaseRequest, store: &Store) -> Result<Arc<BaseImage>, Diagnostic> {
+fn local_image(name: &str, request: &BaseRequest, store: &Store, lease: &Lease) -> Result<Arc<BaseImage>, Diagnostic> {
     let failed = |error: crate::store::StoreError| {
         Diagnostic::error(request.span, format!("the image {} cannot be used", shown(name)))
             .help(format!("{:#}", anyhow::Error::from(error)))
     };
-    let images = store.images().map_err(failed)?;
+    let _shared = lease.shared().map_err(failed)?;
     let reference = Reference::parse(name).ok();
-    let digest = reference.as_ref().and_then(Reference::digest);
-    let fits = |image: &&ImageRecord| match digest {
-        Some(digest) => image.manifest == digest,
-        None => image.names.iter().any(|known| known == name),
+    let found = match reference.as_ref().and_then(Reference::digest) {
+        Some(digest) => store.image_by_manifest(&digest),
+        None => store.image_by_name(name),
     };
-    match images.iter().find(fits) {
-        Some(record) => base::base_image(store, record).map(Arc::new).map_err(failed),
-        None => Err(absent(name, request, &images, store)),
+    match found.map_err(failed)? {
+        Some(record) => {
+            let image = base::base_image(store, &record).map_err(failed)?;
+            base::pin(lease, &image).map_err(failed)?;
+            Ok(Arc::new(image))
+        }
+        None => Err(absent(name, request, &store.images().map_err(failed)?, store)),
     }
 }
 

@@ -58,6 +58,11 @@ struct StepReport {
 }
 
 impl Report {
+    /// The layers that this build made.
+    pub(super) fn made(&self) -> Vec<DiffId> {
+        self.steps.iter().filter(|step| !step.cached).map(|step| step.layer).collect()
+    }
+
     /// What the user is told last.
     pub(super) fn built(&self) -> Built {
         let names = self.names.iter().map(Reference::familiar).collect();
@@ -82,7 +87,7 @@ impl Report {
     }
 
     /// The document of `--metadata-file`: Docker's keys, and rbuild's own under `rbuild.`.
-    fn metadata(&self) -> serde_json::Value {
+    pub(super) fn metadata(&self) -> serde_json::Value {
         let steps = self.steps.iter().map(|step| {
             json!({
                 "name": step.name,
@@ -178,7 +183,9 @@ fn new_layer(job: &Job<'_>, solved: &Solved, epoch: Option<i64>) -> Result<NewLa
 fn epoch_form(job: &Job<'_>, solved: &Solved, epoch: i64) -> Result<DiffId, Failure> {
     let (store, lease) = (job.store, job.lease);
     let make = || -> anyhow::Result<DiffId> {
-        if let Some(form) = store.epoch_form(&solved.content, epoch, WRITER_VERSION)? {
+        if let Some(form) = store.epoch_form(&solved.content, epoch, WRITER_VERSION)?
+            && lease.uses_layer(store, &form)?
+        {
             return Ok(form);
         }
         let index = store.layer_index(&solved.layer)?.with_context(|| format!("the layer {} is gone", solved.layer))?;
@@ -227,17 +234,18 @@ pub(super) fn tag(name: &str) -> Result<Reference, Failure> {
 fn keep(job: &Job<'_>, image: &Assembled, names: &[Reference]) -> Result<(), Failure> {
     let (store, lease) = (job.store, job.lease);
     let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    let images = store.images().map_err(anyhow::Error::from)?;
     let descriptor = image.descriptor();
-    let known = images.iter().find(|known| known.id == image.image_id && known.manifest == descriptor.digest);
-    if known.is_some_and(|known| names.iter().all(|name| known.names.contains(name))) {
+    let known = store.image_by_manifest(&descriptor.digest).map_err(anyhow::Error::from)?;
+    let known = known.filter(|known| known.id == image.image_id);
+    if known.as_ref().is_some_and(|known| names.iter().all(|name| known.names.contains(name))) {
         return Ok(());
     }
+    // Of a known image too: what nobody names may be collected until this lease lists it.
+    store.put_blob(lease, &image.config_bytes).map_err(anyhow::Error::from)?;
+    store.put_blob(lease, &image.manifest_bytes).map_err(anyhow::Error::from)?;
     let record = match known {
-        Some(known) => ImageRecord { names, ..known.clone() },
+        Some(known) => ImageRecord { names, ..known },
         None => {
-            store.put_blob(lease, &image.config_bytes).map_err(anyhow::Error::from)?;
-            store.put_blob(lease, &image.manifest_bytes).map_err(anyhow::Error::from)?;
             let mut size = 0;
             for layer in &image.config.rootfs.diff_ids {
                 size += store.layer_summary(layer).map_err(anyhow::Error::from)?.files_size;

@@ -10,7 +10,10 @@ mod bring;
 mod finish;
 mod hints;
 mod input;
+mod limit;
 mod secrets;
+mod shell;
+mod verify;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -20,7 +23,7 @@ use std::time::SystemTime;
 
 use self::bring::{Bringer, Brought, Network, Session};
 use self::input::{Dockerfile, Root};
-use super::args::{BuildArgs, Isolation, NamedContext, Print, Progress};
+use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::render::Reporter;
 use super::settings::Settings;
@@ -29,10 +32,11 @@ use crate::context::local::LocalContext;
 use crate::diagnostic::Diagnostic;
 use crate::dockerfile::{self, ast};
 use crate::event::{Event, EventSink};
-use crate::exec::Sandbox;
+use crate::exec::{self, Sandbox};
 use crate::image::platform::Platform;
 use crate::layer::apply::{Flavour, TreeOptions};
-use crate::plan::step::{Op, Plan};
+use crate::plan::limits::{Allowed, RunLimits};
+use crate::plan::step::{self, Op, Plan};
 use crate::plan::{self, BaseImage, Bases, NoCache, Outcome, PlanOptions, Resolved, StageGraph};
 use crate::solve::{self, Engine, Exports};
 use crate::store::Store;
@@ -46,7 +50,10 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
     refuse_later(args)?;
     check_results(args, settings)?;
-    let reporter = Reporter::new(args.progress, args.explain, settings);
+    shell::check_terminal(args, settings)?;
+    // Each of the two builds that are compared has a display of its own, and is forked, which takes one thread.
+    let progress = if args.verify_reproducible { Progress::Quiet } else { args.progress };
+    let reporter = Reporter::new(progress, args.explain, settings);
     let network = Network::new(args, settings);
     let mut session = None;
     let result = build(args, settings, now, &network, &reporter, &mut session);
@@ -77,7 +84,12 @@ fn build(
     if args.print == Some(Print::Ast) {
         return Ok(ExitCode::SUCCESS);
     }
-    let options = plan_options(args, settings)?;
+    let mut options = plan_options(args, settings)?;
+    if let Some(wanted) = &args.run.shell_at {
+        let at = shell::place(wanted, &parsed.dockerfile)?;
+        options.target = Some(at.stage.to_string());
+        options.shell_at = Some(at);
+    }
     let graph = plan::graph(&parsed.dockerfile, &options).map_err(refuse)?;
     if args.print == Some(Print::Graph) {
         write!(stdout(), "{}", plan::print::dot(&graph))?;
@@ -123,14 +135,42 @@ fn build(
         root: &root,
         session,
         network,
+        sandbox: &Sandbox { resources: args.run.resources.clone(), filter: !args.run.unconfined, ..Sandbox::default() },
     };
+    if args.verify_reproducible {
+        return verify::run(&job);
+    }
     let result = job.carry_out(now, suspects);
-    reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
+    let built = match &result {
+        Ok(Ended::Built(report)) => {
+            limit::check(&job, &report.made());
+            Some(report.built())
+        }
+        _ => None,
+    };
+    reporter.finish(built.as_ref());
     match (result, cancel.signal()) {
-        (Ok(report), _) => report.write(&job),
+        (Ok(Ended::Built(report)), _) => report.write(&job),
+        (Ok(Ended::Shell(code)), _) => Ok(code),
         (Err(_), Some(signal)) => Err(Failure::Interrupted(signal)),
         (Err(failure), None) => Err(failure),
     }
+}
+
+/// What a build ended with.
+enum Ended {
+    /// An image.
+    Built(Box<finish::Report>),
+    /// A shell.
+    Shell(ExitCode),
+}
+
+/// What the engine came to.
+enum Solved {
+    /// Every step is solved.
+    All(solve::Solution),
+    /// A place for a shell is ready.
+    Place(solve::Inside),
 }
 
 /// A build that has been planned.
@@ -145,18 +185,18 @@ struct Job<'a> {
     plan: &'a Plan,
     bases: &'a [Arc<BaseImage>],
     cancel: &'a Cancel,
+    sandbox: &'a Sandbox,
     root: &'a Root,
     session: &'a Session,
     network: &'a Network<'a>,
 }
 
 impl Job<'_> {
-    fn carry_out(&self, now: SystemTime, suspects: &[String]) -> Result<finish::Report, Failure> {
+    fn carry_out(&self, now: SystemTime, suspects: &[String]) -> Result<Ended, Failure> {
         if !suspects.is_empty() {
             self.recover(suspects)?;
         }
         let contexts = self.contexts(now)?;
-        let sandbox = Sandbox::default();
         let secrets = secrets::secrets(self.args, self.settings)?;
         let agents = secrets::agents(self.args, self.settings)?;
         let hosts: Vec<(String, String)> =
@@ -173,12 +213,11 @@ impl Job<'_> {
             lease: self.lease,
             contexts: &contexts,
             bases: self.bases,
-            sandbox: &sandbox,
+            sandbox: self.sandbox,
             prepare_trees: &|| self.prepare_trees(),
             exports: self.exports(),
             jobs: self.args.jobs.get(),
             extra_hosts: &hosts,
-            shm_size: self.args.shm_size.unwrap_or(0),
             identity: &identity,
             explain: self.args.explain || matches!(self.args.progress, Progress::Json),
             events: self.reporter,
@@ -187,8 +226,12 @@ impl Job<'_> {
             fetch: fetch.as_ref(),
             secrets: &secrets,
             agents: &agents,
+            keep_failed: self.args.run.shell_on_error,
         };
-        let solved = solve::solve(self.plan, &engine);
+        let solved = match &self.plan.shell {
+            Some(point) => solve::shell(self.plan, &engine, point).map(Solved::Place),
+            None => solve::solve(self.plan, &engine).map(Solved::All).map_err(solve::ShellError::Step),
+        };
         // Digests that were computed stay known, whether the build went well or not.
         for context in &contexts {
             if let Err(error) = context.save(self.lease.folder()) {
@@ -196,13 +239,31 @@ impl Job<'_> {
                 self.reporter.event(Event::Note(&note));
             }
         }
-        let solution = solved.map_err(|error| self.failure(&error))?;
-        finish::finish(self, &solution)
+        match solved {
+            Ok(Solved::All(solution)) => finish::finish(self, &solution).map(|report| Ended::Built(Box::new(report))),
+            Ok(Solved::Place(inside)) => {
+                let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
+                self.shell_at(inside, place).map(Ended::Shell)
+            }
+            Err(solve::ShellError::Place(cause)) => Err(anyhow::anyhow!("there is no shell to open: {cause}").into()),
+            Err(solve::ShellError::Step(error)) => {
+                let failure = self.failure(&error);
+                match error.inside {
+                    Some(inside) if self.cancel.signal().is_none() => {
+                        self.shell_on_error(*inside, &failure).map(Ended::Shell)
+                    }
+                    _ => Err(failure),
+                }
+            }
+        }
     }
 
     /// What is read after the solution: only bytes of layers take file trees.
     fn exports(&self) -> Exports {
         use crate::cli::output_spec::OutputKind::{CacheOnly, Image};
+        if self.plan.shell.is_some() {
+            return Exports::Nothing;
+        }
         if self.args.outputs.iter().any(|output| !matches!(output.kind, Image | CacheOnly)) {
             return Exports::Bytes;
         }
@@ -354,6 +415,18 @@ fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Fa
         proxy_env: settings.proxies().map_err(anyhow::Error::from)?,
         hostname: None,
         named_contexts: args.build_contexts.iter().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>(),
+        allowed: Allowed {
+            // Who gives RUN the host's network by default allows it.
+            network_host: args.allow.contains(&Entitlement::NetworkHost) || args.network == step::Network::Host,
+            security_insecure: args.allow.contains(&Entitlement::SecurityInsecure),
+        },
+        limits: RunLimits {
+            ulimits: args.run.ulimits.clone(),
+            // Saying what holds anyway does not make another step.
+            shm_size: args.shm_size.filter(|size| *size != exec::DEFAULT_SHM).unwrap_or(0),
+            cgroup_parent: args.run.cgroup_parent.clone(),
+        },
+        shell_at: None,
     })
 }
 

@@ -1,0 +1,106 @@
+//! `rbuild save`: images of the store in one archive.
+//!
+//! In: names and ids. Out: a tar that `docker load`, skopeo and `rbuild load` read, in a file or on standard output. What
+//! always holds: each image is in it once, with the names that were asked for; all are found before anything is written;
+//! a terminal is never written to.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+
+use super::args::{ArchiveFormat, SaveArgs};
+use super::failure::Failure;
+use super::find;
+use super::settings::Settings;
+use crate::image::config::MAX_CONFIG_SIZE;
+use crate::image::manifest::{MAX_MANIFEST_SIZE, Manifest};
+use crate::image::reference::Reference;
+use crate::layer::compress::Compression;
+use crate::output::{self, Destination, Output, OutputImage, OutputKind};
+use crate::store::images::ImageRecord;
+use crate::store::{Store, base};
+use crate::sys::cancel::{self, Cancel};
+
+/// Saves them.
+pub(super) fn run(args: &SaveArgs, settings: &Settings) -> Result<ExitCode, Failure> {
+    let dest = match &args.output {
+        Some(path) if path.as_os_str() != "-" => Destination::Path(settings.cwd.join(path)),
+        _ if settings.stdout_is_terminal => {
+            return Err(Failure::Usage("standard output is a terminal; name a file by -o FILE or `> FILE`".into()));
+        }
+        _ => Destination::Stdout,
+    };
+    let store = find::store(settings)?;
+    let mut wanted: Vec<(ImageRecord, Vec<Reference>)> = Vec::new();
+    for name in &args.images {
+        for (image, names) in find_all(&store, name)? {
+            match wanted.iter_mut().find(|(known, _)| known.manifest == image.manifest) {
+                Some((_, known)) => known.extend(names),
+                None => wanted.push((image, names)),
+            }
+        }
+    }
+    let mut images = Vec::with_capacity(wanted.len());
+    for (record, mut names) in wanted {
+        names.sort_by_key(ToString::to_string);
+        names.dedup();
+        images.push(output_image(&store, &record, names)?);
+    }
+    for layer in images.iter().flat_map(|image| &image.diff_ids) {
+        if store.needs_tree_ids(layer).map_err(anyhow::Error::from)? {
+            find::enter_ids(settings)?;
+        }
+    }
+    let cancel = Cancel::new().context("cannot prepare for signals")?;
+    cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
+    let mut lease = find::lease(&store, settings)?;
+    lease.heed(&cancel);
+    let kind = match args.format {
+        ArchiveFormat::Docker => OutputKind::Docker { tar: true },
+        ArchiveFormat::Oci => OutputKind::Oci { tar: true },
+    };
+    let compression = (args.format == ArchiveFormat::Oci).then_some(Compression::None);
+    let output = Output { kind, dest, compression, force_compression: false, family: None };
+    match (output::write_several(&output, &images, &store, &lease, None), cancel.signal()) {
+        (Ok(_), _) => Ok(ExitCode::SUCCESS),
+        (Err(_), Some(signal)) => Err(Failure::Interrupted(signal)),
+        (Err(error), None) => Err(Failure::Error(error.into())),
+    }
+}
+
+/// The images that `name` stands for, with the names that they are saved under: of a name without a tag all its tags, of
+/// an id no name.
+fn find_all(store: &Store, name: &str) -> Result<Vec<(ImageRecord, Vec<Reference>)>, Failure> {
+    if let Ok(reference) = Reference::parse(name)
+        && reference.digest().is_none()
+    {
+        // What was written without a tag has the usual one now.
+        let tagged = name.rsplit_once(':').is_some_and(|(_, tag)| !tag.contains('/'));
+        let fits = |known: &Reference| {
+            if tagged { *known == reference } else { known.familiar_name() == reference.familiar_name() }
+        };
+        let mut found = Vec::new();
+        for image in store.images().map_err(anyhow::Error::from)? {
+            let names: Vec<Reference> = find::names(&image).into_iter().filter(fits).collect();
+            if !names.is_empty() {
+                found.push((image, names));
+            }
+        }
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    Ok(vec![(find::image(store, name)?, Vec::new())])
+}
+
+fn output_image(store: &Store, record: &ImageRecord, names: Vec<Reference>) -> Result<OutputImage, Failure> {
+    let image = base::base_image(store, record).map_err(anyhow::Error::from)?;
+    let read = |digest, limit: usize| store.read_blob(digest, limit as u64).map_err(anyhow::Error::from);
+    let config = read(&image.image_id.0, MAX_CONFIG_SIZE)?;
+    let stored = match &image.manifest {
+        Some(manifest) => read(&manifest.digest, MAX_MANIFEST_SIZE)?,
+        None => read(&record.manifest, MAX_MANIFEST_SIZE)?,
+    };
+    let manifest = Manifest::parse(&stored).map_err(anyhow::Error::from)?;
+    Ok(OutputImage { stored: Some(stored), ..OutputImage::new(config, &image.config, manifest, names) })
+}

@@ -204,6 +204,18 @@ pub fn apply(data: &[u8]) {
     if applied.is_ok() {
         holds_what_the_index_says(&index, &tree, &file);
     }
+    // The same as a build context, which is the caller's own.
+    let context = place.path().join("context");
+    fs::create_dir(&context).expect("a folder in a new folder");
+    let unpacked = rbuild::context::tar::unpack(Box::new(&*tar), &place.path().join("scratch"), &context);
+    assert_eq!(fs::read(&outside).expect("it is there"), b"outside", "something outside was changed");
+    if unpacked.is_ok() {
+        let mut names: Vec<_> =
+            fs::read_dir(place.path()).expect("it is there").flatten().map(|entry| entry.file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["context", "outside", "tree"], "something was made outside");
+    }
+    open_up(&context);
     // Modes that nobody can enter are the tree's own affair.
     open_up(&tree);
 }

@@ -24,6 +24,7 @@ mod plan;
 mod prune;
 mod random;
 mod recovery;
+mod registry;
 mod remote;
 mod reproducible;
 mod rootless;

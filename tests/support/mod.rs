@@ -7,5 +7,6 @@ pub mod machine;
 pub mod oci;
 pub mod pty;
 pub mod random;
+pub mod registry;
 pub mod scenario;
 pub mod web;

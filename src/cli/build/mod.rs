@@ -11,6 +11,8 @@ mod finish;
 mod hints;
 mod input;
 mod limit;
+mod push;
+mod remote;
 mod secrets;
 mod shell;
 mod verify;
@@ -23,6 +25,7 @@ use std::time::SystemTime;
 
 use self::bring::{Bringer, Brought, Network, Session};
 use self::input::{Dockerfile, Root};
+use self::remote::Remotes;
 use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::render::Reporter;
@@ -101,7 +104,12 @@ fn build(
     }
     let session: &Session = session.as_ref().expect("it was opened above");
     let Session { cancel, store, lease, suspects } = session;
-    let (plan, bases, more) = resolve(&graph, &options, args, settings, store, lease).map_err(refuse)?;
+    let remotes = Remotes::new(args, settings, store, lease, cancel);
+    let resolved = resolve(&graph, &options, args, settings, store, lease, &remotes);
+    if let Some(signal) = cancel.signal() {
+        return Err(Failure::Interrupted(signal));
+    }
+    let (plan, bases, more) = resolved.map_err(refuse)?;
     if args.print == Some(Print::Plan) {
         let text =
             if args.print_json { format!("{:#}\n", plan::print::to_json(&plan)) } else { plan::print::text(&plan) };
@@ -136,8 +144,13 @@ fn build(
         session,
         network,
         sandbox: &Sandbox { resources: args.run.resources.clone(), filter: !args.run.unconfined, ..Sandbox::default() },
+        remotes: &remotes,
     };
     if args.verify_reproducible {
+        // The two builds take their bases from this store.
+        for base in &bases {
+            remotes.complete(base, reporter)?;
+        }
         return verify::run(&job);
     }
     let result = job.carry_out(now, suspects);
@@ -189,6 +202,7 @@ struct Job<'a> {
     root: &'a Root,
     session: &'a Session,
     network: &'a Network<'a>,
+    remotes: &'a Remotes<'a>,
 }
 
 impl Job<'_> {
@@ -223,6 +237,7 @@ impl Job<'_> {
             events: self.reporter,
             cancel: self.cancel,
             clock: SystemTime::now,
+            absent: &|layer| self.remotes.bring(layer, self.reporter).map_err(|error| format!("{error:#}")),
             fetch: fetch.as_ref(),
             secrets: &secrets,
             agents: &agents,
@@ -264,7 +279,7 @@ impl Job<'_> {
         if self.plan.shell.is_some() {
             return Exports::Nothing;
         }
-        if self.args.outputs.iter().any(|output| !matches!(output.kind, Image | CacheOnly)) {
+        if self.args.outputs.iter().any(|output| output.push || !matches!(output.kind, Image | CacheOnly)) {
             return Exports::Bytes;
         }
         self.epoch().map_or(Exports::Nothing, Exports::Epoch)
@@ -373,7 +388,9 @@ fn refuse_later(args: &BuildArgs) -> Result<(), Failure> {
 
 /// What can be said against names and files of the result before the work, not after it.
 fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
-    finish::names(args)?;
+    if finish::names(args)?.is_empty() && args.outputs.iter().any(|output| output.push) {
+        return Err(Failure::Usage("an image that is pushed needs a name: -t REGISTRY/NAME:TAG".to_owned()));
+    }
     for (flag, file) in [("--iidfile", &args.iidfile), ("--metadata-file", &args.metadata_file)] {
         let Some(file) = file else { continue };
         let path = settings.cwd.join(file);
@@ -451,11 +468,12 @@ fn resolve(
     settings: &Settings,
     store: &Store,
     lease: &Lease,
+    remotes: &Remotes<'_>,
 ) -> Result<Planned, Vec<Diagnostic>> {
     let mut bases = Bases::new();
     let mut requests = plan::base_requests(graph, options);
     loop {
-        bases::resolve(&requests, &mut bases, args, settings, store, lease)?;
+        bases::resolve(&requests, &mut bases, args, settings, store, lease, remotes)?;
         match plan::plan(graph, &bases, options)? {
             Outcome::Planned(plan, warnings) => {
                 let image = |name: &str, platform: &Platform| match bases.get(&(name.to_owned(), platform.to_string()))

@@ -134,26 +134,18 @@ pub(super) fn unpack(
     let broken = |error: io::Error| fail(error.to_string());
     let Some(file) = open(view, data)? else { return Err(fail("it is not in a build context".to_owned())) };
     let held = file.try_clone().map_err(broken)?;
-<<<<<<< HEAD
     let left = Cell::new(MAX_HEADERS);
     let source = decompress(Box::new(file)).map_err(broken)?;
     let mut archive = tar::Archive::new(Metered { source, left: &left });
     let mut entries: Vec<Packed> = Vec::new();
+    let mut holes = 0_u64;
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         // From here on it is data, until the next one.
         left.set(u64::MAX);
-        let written = entry.path_bytes().into_owned();
-=======
-    let mut archive = tar::Archive::new(decompress(Box::new(file)).map_err(broken)?);
-    let mut entries = Vec::new();
-    let mut holes = 0_u64;
-    for entry in archive.entries().map_err(broken)? {
-        let mut entry = entry.map_err(broken)?;
         let Extended { mtime, capability, sparse } = extensions(&mut entry).map_err(broken)?;
         // The header of a sparse file has a name that is made up.
         let written = sparse.name.clone().unwrap_or_else(|| entry.path_bytes().into_owned());
->>>>>>> main
         let shown = lossy(&written);
         let escapes = || fail(format!("{shown:?} leads out of the directory that it is unpacked into"));
         let kind = entry.header().entry_type();
@@ -275,22 +267,16 @@ fn extensions<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Extended> {
         let extension = extension?;
         match extension.key_bytes() {
             b"mtime" => extended.mtime = seconds(extension.value_bytes()),
-<<<<<<< HEAD
             b"SCHILY.xattr.security.capability" => {
                 let value = to_v2(extension.value_bytes());
                 extended.capability = Some(value.ok_or_else(|| io::Error::other("an entry has broken capabilities"))?);
             }
-            key if key.starts_with(b"GNU.sparse.") => extended.is_sparse = true,
-            _ => {}
-=======
-            b"SCHILY.xattr.security.capability" => extended.capability = to_v2(extension.value_bytes()),
             key => {
                 if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                     let broken = || io::Error::other("a broken PAX header");
                     extended.sparse.set(key, extension.value_bytes()).ok_or_else(broken)?;
                 }
             }
->>>>>>> main
         }
     }
     Ok(extended)

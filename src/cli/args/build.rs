@@ -378,7 +378,7 @@ impl BuildFlags {
             pull,
             secrets: self.secret.into_iter().map(|secret| secret.settle(settings)).collect(),
             ssh: self.ssh,
-            
+
             verify_reproducible: self.verify_reproducible,
         })
         .and_then(check_stdin)

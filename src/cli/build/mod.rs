@@ -14,6 +14,7 @@ mod limit;
 mod push;
 mod remote;
 mod secrets;
+mod shell;
 mod verify;
 
 use std::collections::BTreeSet;
@@ -25,7 +26,7 @@ use std::time::SystemTime;
 use self::bring::{Bringer, Brought, Network, Session};
 use self::input::{Dockerfile, Root};
 use self::remote::Remotes;
-use super::args::{BuildArgs, Isolation, NamedContext, Print, Progress};
+use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::render::Reporter;
 use super::settings::Settings;
@@ -34,10 +35,11 @@ use crate::context::local::LocalContext;
 use crate::diagnostic::Diagnostic;
 use crate::dockerfile::{self, ast};
 use crate::event::{Event, EventSink};
-use crate::exec::Sandbox;
+use crate::exec::{self, Sandbox};
 use crate::image::platform::Platform;
 use crate::layer::apply::{Flavour, TreeOptions};
-use crate::plan::step::{Op, Plan};
+use crate::plan::limits::{Allowed, RunLimits};
+use crate::plan::step::{self, Op, Plan};
 use crate::plan::{self, BaseImage, Bases, NoCache, Outcome, PlanOptions, Resolved, StageGraph};
 use crate::solve::{self, Engine, Exports};
 use crate::store::Store;
@@ -51,6 +53,7 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
     refuse_later(args)?;
     check_results(args, settings)?;
+    shell::check_terminal(args, settings)?;
     // Each of the two builds that are compared has a display of its own, and is forked, which takes one thread.
     let progress = if args.verify_reproducible { Progress::Quiet } else { args.progress };
     let reporter = Reporter::new(progress, args.explain, settings);
@@ -84,7 +87,12 @@ fn build(
     if args.print == Some(Print::Ast) {
         return Ok(ExitCode::SUCCESS);
     }
-    let options = plan_options(args, settings)?;
+    let mut options = plan_options(args, settings)?;
+    if let Some(wanted) = &args.run.shell_at {
+        let at = shell::place(wanted, &parsed.dockerfile)?;
+        options.target = Some(at.stage.to_string());
+        options.shell_at = Some(at);
+    }
     let graph = plan::graph(&parsed.dockerfile, &options).map_err(refuse)?;
     if args.print == Some(Print::Graph) {
         write!(stdout(), "{}", plan::print::dot(&graph))?;
@@ -135,6 +143,7 @@ fn build(
         root: &root,
         session,
         network,
+        sandbox: &Sandbox { resources: args.run.resources.clone(), filter: !args.run.unconfined, ..Sandbox::default() },
         remotes: &remotes,
     };
     if args.verify_reproducible {
@@ -145,15 +154,36 @@ fn build(
         return verify::run(&job);
     }
     let result = job.carry_out(now, suspects);
-    if let Ok(report) = &result {
-        limit::check(&job, &report.made());
-    }
-    reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
+    let built = match &result {
+        Ok(Ended::Built(report)) => {
+            limit::check(&job, &report.made());
+            Some(report.built())
+        }
+        _ => None,
+    };
+    reporter.finish(built.as_ref());
     match (result, cancel.signal()) {
-        (Ok(report), _) => report.write(&job),
+        (Ok(Ended::Built(report)), _) => report.write(&job),
+        (Ok(Ended::Shell(code)), _) => Ok(code),
         (Err(_), Some(signal)) => Err(Failure::Interrupted(signal)),
         (Err(failure), None) => Err(failure),
     }
+}
+
+/// What a build ended with.
+enum Ended {
+    /// An image.
+    Built(Box<finish::Report>),
+    /// A shell.
+    Shell(ExitCode),
+}
+
+/// What the engine came to.
+enum Solved {
+    /// Every step is solved.
+    All(solve::Solution),
+    /// A place for a shell is ready.
+    Place(solve::Inside),
 }
 
 /// A build that has been planned.
@@ -168,6 +198,7 @@ struct Job<'a> {
     plan: &'a Plan,
     bases: &'a [Arc<BaseImage>],
     cancel: &'a Cancel,
+    sandbox: &'a Sandbox,
     root: &'a Root,
     session: &'a Session,
     network: &'a Network<'a>,
@@ -175,12 +206,11 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn carry_out(&self, now: SystemTime, suspects: &[String]) -> Result<finish::Report, Failure> {
+    fn carry_out(&self, now: SystemTime, suspects: &[String]) -> Result<Ended, Failure> {
         if !suspects.is_empty() {
             self.recover(suspects)?;
         }
         let contexts = self.contexts(now)?;
-        let sandbox = Sandbox::default();
         let secrets = secrets::secrets(self.args, self.settings)?;
         let agents = secrets::agents(self.args, self.settings)?;
         let hosts: Vec<(String, String)> =
@@ -197,12 +227,11 @@ impl Job<'_> {
             lease: self.lease,
             contexts: &contexts,
             bases: self.bases,
-            sandbox: &sandbox,
+            sandbox: self.sandbox,
             prepare_trees: &|| self.prepare_trees(),
             exports: self.exports(),
             jobs: self.args.jobs.get(),
             extra_hosts: &hosts,
-            shm_size: self.args.shm_size.unwrap_or(0),
             identity: &identity,
             explain: self.args.explain || matches!(self.args.progress, Progress::Json),
             events: self.reporter,
@@ -212,8 +241,12 @@ impl Job<'_> {
             fetch: fetch.as_ref(),
             secrets: &secrets,
             agents: &agents,
+            keep_failed: self.args.run.shell_on_error,
         };
-        let solved = solve::solve(self.plan, &engine);
+        let solved = match &self.plan.shell {
+            Some(point) => solve::shell(self.plan, &engine, point).map(Solved::Place),
+            None => solve::solve(self.plan, &engine).map(Solved::All).map_err(solve::ShellError::Step),
+        };
         // Digests that were computed stay known, whether the build went well or not.
         for context in &contexts {
             if let Err(error) = context.save(self.lease.folder()) {
@@ -221,13 +254,31 @@ impl Job<'_> {
                 self.reporter.event(Event::Note(&note));
             }
         }
-        let solution = solved.map_err(|error| self.failure(&error))?;
-        finish::finish(self, &solution)
+        match solved {
+            Ok(Solved::All(solution)) => finish::finish(self, &solution).map(|report| Ended::Built(Box::new(report))),
+            Ok(Solved::Place(inside)) => {
+                let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
+                self.shell_at(inside, place).map(Ended::Shell)
+            }
+            Err(solve::ShellError::Place(cause)) => Err(anyhow::anyhow!("there is no shell to open: {cause}").into()),
+            Err(solve::ShellError::Step(error)) => {
+                let failure = self.failure(&error);
+                match error.inside {
+                    Some(inside) if self.cancel.signal().is_none() => {
+                        self.shell_on_error(*inside, &failure).map(Ended::Shell)
+                    }
+                    _ => Err(failure),
+                }
+            }
+        }
     }
 
     /// What is read after the solution: only bytes of layers take file trees.
     fn exports(&self) -> Exports {
         use crate::cli::output_spec::OutputKind::{CacheOnly, Image};
+        if self.plan.shell.is_some() {
+            return Exports::Nothing;
+        }
         if self.args.outputs.iter().any(|output| output.push || !matches!(output.kind, Image | CacheOnly)) {
             return Exports::Bytes;
         }
@@ -381,6 +432,18 @@ fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Fa
         proxy_env: settings.proxies().map_err(anyhow::Error::from)?,
         hostname: None,
         named_contexts: args.build_contexts.iter().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>(),
+        allowed: Allowed {
+            // Who gives RUN the host's network by default allows it.
+            network_host: args.allow.contains(&Entitlement::NetworkHost) || args.network == step::Network::Host,
+            security_insecure: args.allow.contains(&Entitlement::SecurityInsecure),
+        },
+        limits: RunLimits {
+            ulimits: args.run.ulimits.clone(),
+            // Saying what holds anyway does not make another step.
+            shm_size: args.shm_size.filter(|size| *size != exec::DEFAULT_SHM).unwrap_or(0),
+            cgroup_parent: args.run.cgroup_parent.clone(),
+        },
+        shell_at: None,
     })
 }
 

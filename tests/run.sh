@@ -10,8 +10,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 checkout=$PWD
 user=rbuild-test
-packages=(busybox-static bash-static uidmap util-linux skopeo umoci mmdebstrap python3 zstd xz-utils bzip2 procps git
-    openssh-client buildah)
+packages=(busybox-static bash-static uidmap util-linux docker-registry openssl skopeo umoci mmdebstrap python3 zstd xz-utils bzip2
+    procps git openssh-client buildah)
 
 say() { printf '%s\n' "tests/run.sh: $*" >&2; }
 fail() { say "$@"; exit 1; }
@@ -170,7 +170,7 @@ filter=("$@")
 for who in root "$user"; do
     mkdir -p "$work/$who/home" "$work/$who/tmp" "$work/$who/run"
 done
-require=run,busybox,corpus,skopeo,umoci,python3,zstd,xz,bzip2,mmdebstrap,git
+require=run,busybox,corpus,docker-registry,openssl,skopeo,umoci,python3,zstd,xz,bzip2,mmdebstrap,git
 if [ "$can_be_root" = 0 ]; then
     as_root chown -R "$user:" "$work/$user"
     as_root chown -R 0:0 "$work/root"

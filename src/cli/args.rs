@@ -8,6 +8,8 @@ mod build;
 pub(crate) mod epoch;
 mod later;
 mod prune;
+mod registry;
+mod run;
 mod secrets;
 mod store;
 pub(crate) mod values;
@@ -23,6 +25,8 @@ pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation,
 pub use epoch::Epoch;
 pub(crate) use prune::until;
 pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};
+pub use registry::{LoginArgs, LogoutArgs, Pull, PullArgs, PushArgs};
+pub use run::RunArgs;
 pub use secrets::{SecretArg, SecretFrom, SshArg};
 pub use store::{
     ArchiveFormat, CompletionArgs, DfArgs, DiffArgs, DiffFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs,
@@ -53,6 +57,14 @@ pub enum Command {
     Load(LoadArgs),
     /// `rbuild import`.
     Import(ImportArgs),
+    /// `rbuild pull`.
+    Pull(PullArgs),
+    /// `rbuild push`.
+    Push(PushArgs),
+    /// `rbuild login`.
+    Login(LoginArgs),
+    /// `rbuild logout`.
+    Logout(LogoutArgs),
     /// `rbuild save`.
     Save(SaveArgs),
     /// `rbuild diff`.
@@ -124,6 +136,10 @@ enum CliCommand {
     Rmi(RmiArgs),
     Load(LoadArgs),
     Import(ImportArgs),
+    Pull(PullArgs),
+    Push(PushArgs),
+    Login(LoginArgs),
+    Logout(LogoutArgs),
     Save(SaveArgs),
     Diff(DiffArgs),
     Prune(PruneArgs),
@@ -183,6 +199,10 @@ pub fn parse(words: Vec<OsString>, settings: &Settings) -> Result<Request, Strin
         CliCommand::Rmi(args) => Command::Rmi(args),
         CliCommand::Load(args) => Command::Load(args),
         CliCommand::Import(args) => Command::Import(args),
+        CliCommand::Pull(args) => Command::Pull(args),
+        CliCommand::Push(args) => Command::Push(args),
+        CliCommand::Login(args) => Command::Login(args),
+        CliCommand::Logout(args) => Command::Logout(args),
         CliCommand::Save(args) => Command::Save(args),
         CliCommand::Diff(args) => Command::Diff(args),
         CliCommand::Prune(args) => Command::Prune(args),

@@ -5,6 +5,8 @@ pub mod context;
 pub mod env;
 pub mod machine;
 pub mod oci;
+pub mod pty;
 pub mod random;
+pub mod registry;
 pub mod scenario;
 pub mod web;

@@ -11,7 +11,10 @@ mod finish;
 mod hints;
 mod input;
 mod limit;
+mod push;
+mod remote;
 mod secrets;
+mod shell;
 mod verify;
 
 use std::collections::BTreeSet;
@@ -22,7 +25,8 @@ use std::time::SystemTime;
 
 use self::bring::{Bringer, Brought, Network, Session};
 use self::input::{Dockerfile, Root};
-use super::args::{BuildArgs, Isolation, NamedContext, Print, Progress};
+use self::remote::Remotes;
+use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::render::Reporter;
 use super::settings::Settings;
@@ -31,10 +35,11 @@ use crate::context::local::LocalContext;
 use crate::diagnostic::Diagnostic;
 use crate::dockerfile::{self, ast};
 use crate::event::{Event, EventSink};
-use crate::exec::Sandbox;
+use crate::exec::{self, Sandbox};
 use crate::image::platform::Platform;
 use crate::layer::apply::{Flavour, TreeOptions};
-use crate::plan::step::{Op, Plan};
+use crate::plan::limits::{Allowed, RunLimits};
+use crate::plan::step::{self, Op, Plan};
 use crate::plan::{self, BaseImage, Bases, NoCache, Outcome, PlanOptions, Resolved, StageGraph};
 use crate::solve::{self, Engine, Exports};
 use crate::store::Store;
@@ -48,6 +53,7 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
     refuse_later(args)?;
     check_results(args, settings)?;
+    shell::check_terminal(args, settings)?;
     // Each of the two builds that are compared has a display of its own, and is forked, which takes one thread.
     let progress = if args.verify_reproducible { Progress::Quiet } else { args.progress };
     let reporter = Reporter::new(progress, args.explain, settings);
@@ -81,7 +87,12 @@ fn build(
     if args.print == Some(Print::Ast) {
         return Ok(ExitCode::SUCCESS);
     }
-    let options = plan_options(args, settings)?;
+    let mut options = plan_options(args, settings)?;
+    if let Some(wanted) = &args.run.shell_at {
+        let at = shell::place(wanted, &parsed.dockerfile)?;
+        options.target = Some(at.stage.to_string());
+        options.shell_at = Some(at);
+    }
     let graph = plan::graph(&parsed.dockerfile, &options).map_err(refuse)?;
     if args.print == Some(Print::Graph) {
         write!(stdout(), "{}", plan::print::dot(&graph))?;
@@ -93,7 +104,12 @@ fn build(
     }
     let session: &Session = session.as_ref().expect("it was opened above");
     let Session { cancel, store, lease, suspects } = session;
-    let (plan, bases, more) = resolve(&graph, &options, args, settings, store, lease).map_err(refuse)?;
+    let remotes = Remotes::new(args, settings, store, lease, cancel);
+    let resolved = resolve(&graph, &options, args, settings, store, lease, &remotes);
+    if let Some(signal) = cancel.signal() {
+        return Err(Failure::Interrupted(signal));
+    }
+    let (plan, bases, more) = resolved.map_err(refuse)?;
     if args.print == Some(Print::Plan) {
         let text =
             if args.print_json { format!("{:#}\n", plan::print::to_json(&plan)) } else { plan::print::text(&plan) };
@@ -127,20 +143,47 @@ fn build(
         root: &root,
         session,
         network,
+        sandbox: &Sandbox { resources: args.run.resources.clone(), filter: !args.run.unconfined, ..Sandbox::default() },
+        remotes: &remotes,
     };
     if args.verify_reproducible {
+        // The two builds take their bases from this store.
+        for base in &bases {
+            remotes.complete(base, reporter)?;
+        }
         return verify::run(&job);
     }
     let result = job.carry_out(now, suspects);
-    if let Ok(report) = &result {
-        limit::check(&job, &report.made());
-    }
-    reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
+    let built = match &result {
+        Ok(Ended::Built(report)) => {
+            limit::check(&job, &report.made());
+            Some(report.built())
+        }
+        _ => None,
+    };
+    reporter.finish(built.as_ref());
     match (result, cancel.signal()) {
-        (Ok(report), _) => report.write(&job),
+        (Ok(Ended::Built(report)), _) => report.write(&job),
+        (Ok(Ended::Shell(code)), _) => Ok(code),
         (Err(_), Some(signal)) => Err(Failure::Interrupted(signal)),
         (Err(failure), None) => Err(failure),
     }
+}
+
+/// What a build ended with.
+enum Ended {
+    /// An image.
+    Built(Box<finish::Report>),
+    /// A shell.
+    Shell(ExitCode),
+}
+
+/// What the engine came to.
+enum Solved {
+    /// Every step is solved.
+    All(solve::Solution),
+    /// A place for a shell is ready.
+    Place(solve::Inside),
 }
 
 /// A build that has been planned.
@@ -155,18 +198,19 @@ struct Job<'a> {
     plan: &'a Plan,
     bases: &'a [Arc<BaseImage>],
     cancel: &'a Cancel,
+    sandbox: &'a Sandbox,
     root: &'a Root,
     session: &'a Session,
     network: &'a Network<'a>,
+    remotes: &'a Remotes<'a>,
 }
 
 impl Job<'_> {
-    fn carry_out(&self, now: SystemTime, suspects: &[String]) -> Result<finish::Report, Failure> {
+    fn carry_out(&self, now: SystemTime, suspects: &[String]) -> Result<Ended, Failure> {
         if !suspects.is_empty() {
             self.recover(suspects)?;
         }
         let contexts = self.contexts(now)?;
-        let sandbox = Sandbox::default();
         let secrets = secrets::secrets(self.args, self.settings)?;
         let agents = secrets::agents(self.args, self.settings)?;
         let hosts: Vec<(String, String)> =
@@ -183,22 +227,26 @@ impl Job<'_> {
             lease: self.lease,
             contexts: &contexts,
             bases: self.bases,
-            sandbox: &sandbox,
+            sandbox: self.sandbox,
             prepare_trees: &|| self.prepare_trees(),
             exports: self.exports(),
             jobs: self.args.jobs.get(),
             extra_hosts: &hosts,
-            shm_size: self.args.shm_size.unwrap_or(0),
             identity: &identity,
             explain: self.args.explain || matches!(self.args.progress, Progress::Json),
             events: self.reporter,
             cancel: self.cancel,
             clock: SystemTime::now,
+            absent: &|layer| self.remotes.bring(layer, self.reporter).map_err(|error| format!("{error:#}")),
             fetch: fetch.as_ref(),
             secrets: &secrets,
             agents: &agents,
+            keep_failed: self.args.run.shell_on_error,
         };
-        let solved = solve::solve(self.plan, &engine);
+        let solved = match &self.plan.shell {
+            Some(point) => solve::shell(self.plan, &engine, point).map(Solved::Place),
+            None => solve::solve(self.plan, &engine).map(Solved::All).map_err(solve::ShellError::Step),
+        };
         // Digests that were computed stay known, whether the build went well or not.
         for context in &contexts {
             if let Err(error) = context.save(self.lease.folder()) {
@@ -206,14 +254,32 @@ impl Job<'_> {
                 self.reporter.event(Event::Note(&note));
             }
         }
-        let solution = solved.map_err(|error| self.failure(&error))?;
-        finish::finish(self, &solution)
+        match solved {
+            Ok(Solved::All(solution)) => finish::finish(self, &solution).map(|report| Ended::Built(Box::new(report))),
+            Ok(Solved::Place(inside)) => {
+                let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
+                self.shell_at(inside, place).map(Ended::Shell)
+            }
+            Err(solve::ShellError::Place(cause)) => Err(anyhow::anyhow!("there is no shell to open: {cause}").into()),
+            Err(solve::ShellError::Step(error)) => {
+                let failure = self.failure(&error);
+                match error.inside {
+                    Some(inside) if self.cancel.signal().is_none() => {
+                        self.shell_on_error(*inside, &failure).map(Ended::Shell)
+                    }
+                    _ => Err(failure),
+                }
+            }
+        }
     }
 
     /// What is read after the solution: only bytes of layers take file trees.
     fn exports(&self) -> Exports {
         use crate::cli::output_spec::OutputKind::{CacheOnly, Image};
-        if self.args.outputs.iter().any(|output| !matches!(output.kind, Image | CacheOnly)) {
+        if self.plan.shell.is_some() {
+            return Exports::Nothing;
+        }
+        if self.args.outputs.iter().any(|output| output.push || !matches!(output.kind, Image | CacheOnly)) {
             return Exports::Bytes;
         }
         self.epoch().map_or(Exports::Nothing, Exports::Epoch)
@@ -322,7 +388,9 @@ fn refuse_later(args: &BuildArgs) -> Result<(), Failure> {
 
 /// What can be said against names and files of the result before the work, not after it.
 fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
-    finish::names(args)?;
+    if finish::names(args)?.is_empty() && args.outputs.iter().any(|output| output.push) {
+        return Err(Failure::Usage("an image that is pushed needs a name: -t REGISTRY/NAME:TAG".to_owned()));
+    }
     for (flag, file) in [("--iidfile", &args.iidfile), ("--metadata-file", &args.metadata_file)] {
         let Some(file) = file else { continue };
         let path = settings.cwd.join(file);
@@ -364,6 +432,18 @@ fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Fa
         proxy_env: settings.proxies().map_err(anyhow::Error::from)?,
         hostname: None,
         named_contexts: args.build_contexts.iter().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>(),
+        allowed: Allowed {
+            // Who gives RUN the host's network by default allows it.
+            network_host: args.allow.contains(&Entitlement::NetworkHost) || args.network == step::Network::Host,
+            security_insecure: args.allow.contains(&Entitlement::SecurityInsecure),
+        },
+        limits: RunLimits {
+            ulimits: args.run.ulimits.clone(),
+            // Saying what holds anyway does not make another step.
+            shm_size: args.shm_size.filter(|size| *size != exec::DEFAULT_SHM).unwrap_or(0),
+            cgroup_parent: args.run.cgroup_parent.clone(),
+        },
+        shell_at: None,
     })
 }
 
@@ -388,11 +468,12 @@ fn resolve(
     settings: &Settings,
     store: &Store,
     lease: &Lease,
+    remotes: &Remotes<'_>,
 ) -> Result<Planned, Vec<Diagnostic>> {
     let mut bases = Bases::new();
     let mut requests = plan::base_requests(graph, options);
     loop {
-        bases::resolve(&requests, &mut bases, args, settings, store, lease)?;
+        bases::resolve(&requests, &mut bases, args, settings, store, lease, remotes)?;
         match plan::plan(graph, &bases, options)? {
             Outcome::Planned(plan, warnings) => {
                 let image = |name: &str, platform: &Platform| match bases.get(&(name.to_owned(), platform.to_string()))

@@ -15,7 +15,7 @@ use anyhow::{Context as _, anyhow};
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::Deserialize;
 
-use super::{Job, finish};
+use super::{Ended, Job};
 use crate::cli::args::BuildArgs;
 use crate::cli::diff::layer_files;
 use crate::cli::failure::Failure;
@@ -171,9 +171,15 @@ fn child(job: &Job<'_>, root: &Path, results: &Path, jobs: usize, parent: Pid) -
     reporter.set_source(job.file.source.clone());
     let job = Job { args: &args, store: &store, lease: &lease, reporter: &reporter, ..*job };
     let result = job.carry_out(SystemTime::now(), &[]);
-    reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
+    let built = match &result {
+        Ok(Ended::Built(report)) => Some(report.built()),
+        _ => None,
+    };
+    reporter.finish(built.as_ref());
     match (result, job.cancel.signal()) {
-        (Ok(report), _) => {
+        // Refused before.
+        (Ok(Ended::Shell(_)), _) => Ok(()),
+        (Ok(Ended::Built(report)), _) => {
             let text = report.metadata().to_string();
             Ok(fs::write(results, text).with_context(|| format!("cannot write {}", results.display()))?)
         }

@@ -7,8 +7,8 @@
 mod build;
 pub(crate) mod epoch;
 mod later;
-mod secrets;
 mod prune;
+mod secrets;
 mod store;
 pub(crate) mod values;
 mod words;
@@ -21,9 +21,9 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
 pub use epoch::Epoch;
-pub use secrets::{SecretArg, SecretFrom, SshArg};
 pub(crate) use prune::until;
 pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};
+pub use secrets::{SecretArg, SecretFrom, SshArg};
 pub use store::{
     ArchiveFormat, CompletionArgs, DfArgs, DiffArgs, DiffFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs,
     LoadArgs, RmiArgs, SaveArgs, Shell, TagArgs, VersionArgs,

@@ -10,8 +10,8 @@ mod bring;
 mod finish;
 mod hints;
 mod input;
-mod secrets;
 mod limit;
+mod secrets;
 mod verify;
 
 use std::collections::BTreeSet;

@@ -17,7 +17,7 @@ use rbuild::context::ignore::Patterns;
 use rbuild::diagnostic::{Diagnostic, Source};
 use rbuild::digest::{Digest, ImageId};
 use rbuild::dockerfile::ast::Escape;
-use rbuild::dockerfile::{self, word};
+use rbuild::dockerfile::{self, lint, word};
 use rbuild::image::accounts;
 use rbuild::image::config::ImageConfig;
 use rbuild::image::manifest::Document;
@@ -44,6 +44,12 @@ pub fn parse(data: &[u8]) {
     assert!(parsed.has_errors() || !parsed.dockerfile.stages.is_empty(), "neither a stage nor an error");
     let printed = dockerfile::print_ast(&parsed.nodes);
     assert_eq!(printed.as_array().map(Vec::len), Some(parsed.nodes.len()));
+    // The build checks point into the text as well.
+    let (checks, mut found) = lint::Checks::new(&parsed, None);
+    found.extend(lint::check_syntax(&parsed.nodes));
+    for Diagnostic { span, message, .. } in checks.settle(found, None).warnings {
+        assert!(span.is_none_or(|span| source.text.get(span.start..span.end).is_some()), "{message}: {span:?}");
+    }
     // The same text is the same result.
     assert_eq!(dockerfile::parse(&source).diagnostics, parsed.diagnostics);
 }

@@ -17,7 +17,7 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module $coverage-level=4 $covera
 $coverage-trace-compares -Cdebug-assertions -Coverflow-checks"
 export CARGO_TARGET_DIR=$PWD/target
 # With --target build scripts and macros go without these flags.
-cargo build --locked --release --target "$host" --bins
+cargo build --release --target "$host" --bins
 targets=("$@")
 if [ ${#targets[@]} = 0 ]; then
     for file in fuzz_targets/*.rs; do targets+=("$(basename "$file" .rs)"); done

@@ -8,6 +8,7 @@ mod support;
 
 mod build;
 mod cache;
+mod cases;
 mod changing;
 mod concurrent;
 mod conformance;
@@ -18,6 +19,7 @@ mod ignore;
 mod images;
 mod kill;
 mod layering;
+mod lint;
 mod mounts;
 mod parse;
 mod plan;

@@ -5,6 +5,7 @@
 //! rbuild cannot do yet is refused by name, never ignored.
 
 mod build;
+mod check;
 pub(crate) mod epoch;
 mod later;
 mod prune;
@@ -22,6 +23,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
+pub use check::ReportForm;
 pub use epoch::Epoch;
 pub(crate) use prune::until;
 pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};

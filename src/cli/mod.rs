@@ -6,6 +6,7 @@
 pub mod age;
 pub mod args;
 pub mod build;
+pub mod check;
 mod df;
 mod diff;
 pub mod failure;
@@ -76,7 +77,10 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
     match command {
         Command::Build(args) => {
             check_context(args, settings)?;
-            build::run(args, settings)
+            match args.check {
+                Some(form) => check::run(args, form, settings),
+                None => build::run(args, settings),
+            }
         }
         Command::Images(args) => images::run(args, settings),
         Command::History(args) => history::run(args, settings),

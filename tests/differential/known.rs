@@ -68,7 +68,16 @@ pub const NOT_ASKED: &[(&str, &str)] = &[
 pub const REFUSED_BY_BUILDAH: &[(&str, &str)] = &[];
 
 /// What rbuild refuses: a part of its message, and why.
-pub const REFUSED_BY_RBUILD: &[(&str, &str)] = &[];
+pub const REFUSED_BY_RBUILD: &[(&str, &str)] = &[
+    (
+        "a directory is there, and only a directory can be copied onto it",
+        "buildah removes the directory with all that is in it; BuildKit refuses, as rbuild does (docs/decisions.md, 20)",
+    ),
+    (
+        "and a directory replaces nothing else",
+        "buildah removes what is there; BuildKit refuses, as rbuild does (docs/decisions.md, 20)",
+    ),
+];
 
 /// The reason why a difference is no news.
 pub fn reason(difference: &Difference) -> Option<&'static str> {

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::check::{self, ReportForm};
 use super::epoch::{self, Epoch};
 use super::registry::Pull;
 use super::run::{RunArgs, RunFlags};
@@ -24,7 +25,7 @@ use crate::plan::step::Network;
 /// What a build is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildArgs {
-    /// What it is built from; `None` where `--print` needs none and none is given.
+    /// What it is built from; `None` where `--print` or `--check` needs none and none is given.
     pub context: Option<BuildContext>,
     /// `-t`, as written.
     pub tags: Vec<String>,
@@ -86,6 +87,8 @@ pub struct BuildArgs {
     pub ssh: Vec<SshArg>,
     /// `--verify-reproducible`: build twice and compare.
     pub verify_reproducible: bool,
+    /// `--check`: build nothing, and report in this form.
+    pub check: Option<ReportForm>,
 }
 
 /// What a build is made from.
@@ -169,13 +172,6 @@ enum NetworkName {
     Default,
     None,
     Host,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum FormatName {
-    Text,
-    Json,
-    Sarif,
 }
 
 /// So many steps run at once even on fewer processors, if nobody says otherwise: RUN waits for networks and disks as much as
@@ -299,11 +295,16 @@ pub(super) struct BuildFlags {
     /// Build nothing; print what was read or planned
     #[arg(long, value_name = "WHAT", value_enum, help_heading = SHOW)]
     print: Option<Print>,
-    /// The form of what --print prints: text or json
+    /// Build nothing; say what the build checks find
+    #[arg(long, help_heading = SHOW)]
+    check: bool,
+    /// The form of what --print and --check print: text, json or (of --check) sarif
     #[arg(long, value_name = "FORMAT", value_enum, hide_possible_values = true, help_heading = SHOW)]
-    format: Option<FormatName>,
+    format: Option<ReportForm>,
 
     // What scripts for docker pass, and what changes nothing here.
+    #[arg(long, hide = true)]
+    call: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     provenance: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -332,19 +333,24 @@ impl BuildFlags {
         let build_args = build_args(&self.build_arg, settings)?;
         let from_environment = settings.var("SOURCE_DATE_EPOCH").map_err(|error| error.to_string())?;
         let epoch = epoch::choose(self.timestamp.as_deref(), &build_args, from_environment.as_deref())?;
+        let check = check::requested(self.check, self.call.as_deref(), self.format)?;
         let print_json = match (self.print, self.format) {
-            (_, Some(FormatName::Sarif)) => return Err("not supported yet: --format sarif (the build checks)".into()),
-            (None, Some(_)) => return Err("--format says in what form --print prints; give --print too".into()),
-            (Some(Print::Graph), Some(FormatName::Json)) => {
+            (Some(_), _) if check.is_some() => return Err("--print and --check cannot both hold".into()),
+            (None, _) if check.is_some() => false,
+            (None, Some(_)) => {
+                return Err("--format says in what form --print and --check print; give one of them too".into());
+            }
+            (_, Some(ReportForm::Sarif)) => return Err("--format sarif is a form of --check".into()),
+            (Some(Print::Graph), Some(ReportForm::Json)) => {
                 return Err("--print graph has the form DOT alone; --print plan --format json has the steps".into());
             }
-            (Some(Print::Ast), Some(FormatName::Text)) => {
+            (Some(Print::Ast), Some(ReportForm::Text)) => {
                 return Err("--print ast has the form JSON alone".into());
             }
-            (_, format) => format == Some(FormatName::Json),
+            (_, format) => format == Some(ReportForm::Json),
         };
         Ok(BuildArgs {
-            context: context(self.context, self.print)?,
+            context: context(self.context, self.print == Some(Print::Ast) || check.is_some())?,
             tags: self.tag,
             file: self.file.map(|file| match file {
                 file if file == "-" => DockerfilePath::Stdin,
@@ -386,6 +392,7 @@ impl BuildFlags {
             ssh: self.ssh,
 
             verify_reproducible: self.verify_reproducible,
+            check,
         })
         .and_then(check_stdin)
     }
@@ -421,10 +428,10 @@ fn is_disabled((key, value): (&str, &str)) -> bool {
     key == "disabled" && yes_no(value) == Ok(true)
 }
 
-fn context(given: Option<OsString>, print: Option<Print>) -> Result<Option<BuildContext>, String> {
+fn context(given: Option<OsString>, may_lack: bool) -> Result<Option<BuildContext>, String> {
     let Some(given) = given else {
         // The instructions are read from `-f`, or from what lies in the working directory.
-        return if print == Some(Print::Ast) {
+        return if may_lack {
             Ok(None)
         } else {
             Err("a build needs a CONTEXT, the directory to build from; for this one: rbuild [OPTIONS] .".to_owned())

@@ -17,14 +17,12 @@ enum Takes {
 }
 
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 9] = [
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 7] = [
     ("build", "load", None, Takes::YesNo, "`docker load`; -o type=docker,dest=- writes what it reads"),
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "annotation", None, Takes::Value, "annotations of the manifest; --label sets labels of the image"),
     ("build", "squash", None, Takes::YesNo, "one layer out of all"),
-    ("build", "check", None, Takes::YesNo, "the build checks alone"),
-    ("build", "call", None, Takes::Value, "the build checks alone"),
     ("import", "message", Some('m'), Takes::Value, "a comment in the history"),
     ("import", "platform", None, Takes::Value, "images for another platform than this machine's"),
 ];

@@ -74,6 +74,7 @@ fn plain(dir: &str) -> BuildArgs {
         secrets: Vec::new(),
         ssh: Vec::new(),
         verify_reproducible: false,
+        check: None,
     }
 }
 
@@ -159,6 +160,11 @@ fn builds() {
             BuildArgs { context: None, file: Some(DockerfilePath::Path("x".into())), print: Some(Print::Ast), ..base() }
         }),
         ("--print=plan --format=json .", BuildArgs { print: Some(Print::Plan), print_json: true, ..base() }),
+        ("--check .", BuildArgs { check: Some(ReportForm::Text), ..base() }),
+        ("--check=false .", base()),
+        ("--check --format sarif .", BuildArgs { check: Some(ReportForm::Sarif), ..base() }),
+        ("--call check,format=json .", BuildArgs { check: Some(ReportForm::Json), ..base() }),
+        ("--check", BuildArgs { check: Some(ReportForm::Text), context: None, ..base() }),
         ("--print plan --format text .", BuildArgs { print: Some(Print::Plan), ..base() }),
         ("--isolation chroot .", BuildArgs { isolation: Isolation::Chroot, ..base() }),
         ("--network none .", BuildArgs { network: Network::None, ..base() }),
@@ -365,13 +371,12 @@ fn what_comes_later_is_refused_by_name() {
         ("--cache-from x .", "--cache-from (a cache that is shared between machines)"),
         ("--cache-to type=gha .", "--cache-to (a cache that is shared between machines)"),
         ("--annotation a=b .", "--annotation (annotations of the manifest; --label sets labels of the image)"),
-        ("--check .", "--check (the build checks alone)"),
+        ("--call outline .", "--call=outline; --print graph shows the stages, --print ast the instructions"),
         ("--platform a,b .", "--platform a,b: several platforms in one build"),
         ("--provenance .", "--provenance=true; rbuild makes no attestations"),
         ("--provenance=mode=max .", "--provenance=mode=max; rbuild makes no attestations"),
         ("--sbom=true .", "--sbom=true; rbuild makes no attestations"),
         ("--attest type=sbom .", "--attest type=sbom; rbuild makes no attestations"),
-        ("--format sarif --print plan .", "--format sarif (the build checks)"),
         ("import -m x f", "--message (a comment in the history)"),
         ("import --platform p f", "--platform (images for another platform than this machine's)"),
     ] {
@@ -397,7 +402,9 @@ fn wrong_words_are_explained() {
             "--quiet prints the image id on standard output, where the tar output goes too; \
              give it dest=FILE, or use --iidfile",
         ),
-        ("--format json .", "--format says in what form --print prints; give --print too"),
+        ("--format json .", "--format says in what form --print and --check print; give one of them too"),
+        ("--format sarif --print plan .", "--format sarif is a form of --check"),
+        ("--check --print plan .", "--print and --check cannot both hold"),
         (
             "--print graph --format json .",
             "--print graph has the form DOT alone; --print plan --format json has the steps",

@@ -27,13 +27,15 @@ use self::bring::{Bringer, Brought, Network, Session};
 use self::input::{Dockerfile, Root};
 use self::remote::Remotes;
 use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
+use super::check;
 use super::failure::Failure;
 use super::render::Reporter;
 use super::settings::Settings;
 use super::stdout::stdout;
+use crate::context::ignore::Patterns;
 use crate::context::local::LocalContext;
-use crate::diagnostic::Diagnostic;
-use crate::dockerfile::{self, ast};
+use crate::diagnostic::{Diagnostic, Source};
+use crate::dockerfile::{self, Parsed, ast, lint};
 use crate::event::{Event, EventSink};
 use crate::exec::{self, Sandbox};
 use crate::image::platform::Platform;
@@ -79,21 +81,22 @@ fn build(
     if args.print == Some(Print::Ast) {
         writeln!(stdout(), "{:#}", dockerfile::print_ast(&parsed.nodes))?;
     }
-    let (errors, warnings): (Vec<_>, Vec<_>) = parsed.diagnostics.into_iter().partition(Diagnostic::is_error);
-    let refuse = |list: Vec<Diagnostic>| Failure::Diagnostics { source: file.source.clone(), list };
-    if !errors.is_empty() {
-        return Err(refuse(errors));
-    }
-    if args.print == Some(Print::Ast) {
+    if args.print == Some(Print::Ast) && !parsed.has_errors() {
         return Ok(ExitCode::SUCCESS);
     }
     let mut options = plan_options(args, settings)?;
-    if let Some(wanted) = &args.run.shell_at {
+    if let Some(wanted) = args.run.shell_at.as_ref().filter(|_| !parsed.has_errors()) {
         let at = shell::place(wanted, &parsed.dockerfile)?;
         options.target = Some(at.stage.to_string());
         options.shell_at = Some(at);
     }
-    let graph = plan::graph(&parsed.dockerfile, &options).map_err(refuse)?;
+    let told = Told::new(&parsed, &file, &options);
+    if told.early.iter().any(Diagnostic::is_error) {
+        return Err(told.failure(Vec::new(), None));
+    }
+    let graph = plan::graph(&parsed.dockerfile, &options).map_err(|list| told.failure(list, None))?;
+    let built = graph.needed();
+    let refuse = |list: Vec<Diagnostic>| told.failure(list, Some(&built));
     if args.print == Some(Print::Graph) {
         write!(stdout(), "{}", plan::print::dot(&graph))?;
         return Ok(ExitCode::SUCCESS);
@@ -117,11 +120,11 @@ fn build(
         return Ok(ExitCode::SUCCESS);
     }
     foreign_platforms(&plan, &options.build_platform).map_err(refuse)?;
+    let warnings = told.warnings(more, ignored(&plan, &root, &file)?, &built)?;
 
     reporter.set_source(file.source.clone());
-    let warnings = warnings.into_iter().chain(hints::almost_json(&parsed.dockerfile, &file.source)).chain(more);
-    for warning in hints::compact(warnings.collect(), &file.source) {
-        reporter.event(Event::Warning(&warning));
+    for warning in &warnings {
+        reporter.event(Event::Warning(warning));
     }
     if args.outputs.iter().any(|output| output.rewrite_timestamp) && options.epoch.is_none() {
         reporter.event(Event::Note(
@@ -183,7 +186,84 @@ enum Solved {
     /// Every step is solved.
     All(solve::Solution),
     /// A place for a shell is ready.
-    Place(solve::Inside),
+    Place(Box<solve::Inside>),
+}
+
+/// What there is to say about a Dockerfile before anything of it is built.
+struct Told<'a> {
+    parsed: &'a Parsed,
+    source: &'a Source,
+    checks: lint::Checks<'a>,
+    /// What the text alone gives.
+    early: Vec<Diagnostic>,
+}
+
+impl<'a> Told<'a> {
+    fn new(parsed: &'a Parsed, file: &'a Dockerfile, options: &'a PlanOptions) -> Self {
+        let (checks, mut early) = lint::Checks::new(parsed, check::given_settings(options));
+        early.extend(parsed.diagnostics.iter().cloned());
+        early.extend(lint::check_syntax(&parsed.nodes));
+        Self { parsed, source: &file.source, checks, early }
+    }
+
+    /// Errors in `list` or before, after the warnings that there are.
+    fn failure(&self, list: Vec<Diagnostic>, built: Option<&[bool]>) -> Failure {
+        let (errors, warnings): (Vec<_>, Vec<_>) =
+            self.early.iter().cloned().chain(list).partition(Diagnostic::is_error);
+        let settled = self.checks.settle(warnings, built);
+        let list = hints::compact(settled.warnings, self.source).into_iter().chain(errors).collect();
+        Failure::Diagnostics { source: self.source.clone(), list }
+    }
+
+    /// The warnings of a build that can begin; an error where the file wants none.
+    fn warnings(
+        &self,
+        planned: Vec<Diagnostic>,
+        more: Vec<Diagnostic>,
+        built: &[bool],
+    ) -> Result<Vec<Diagnostic>, Failure> {
+        let hints = hints::almost_json(&self.parsed.dockerfile, self.source);
+        let all = self.early.iter().cloned().chain(hints).chain(planned).chain(more).collect();
+        let settled = self.checks.settle(all, Some(built));
+        let mut list = hints::compact(settled.warnings, self.source);
+        match settled.violation {
+            None => Ok(list),
+            Some(violation) => {
+                list.push(violation);
+                Err(Failure::Diagnostics { source: self.source.clone(), list })
+            }
+        }
+    }
+}
+
+/// What the plan wants of the context, and the context leaves out.
+fn ignored(plan: &Plan, root: &Root, file: &Dockerfile) -> Result<Vec<Diagnostic>, Failure> {
+    let Root::Folder(folder) = root else { return Ok(Vec::new()) };
+    if !check::ignored::reads_context(plan) {
+        return Ok(Vec::new());
+    }
+    let patterns = LocalContext::read_ignore_file(folder, file.path.as_deref());
+    Ok(check::ignored::copy_ignored_file(plan, &patterns.map_err(anyhow::Error::from)?))
+}
+
+/// Reads the Dockerfile for `check`, which also gets the patterns of the context. What had to be brought for it is there as
+/// long as it works, and goes then.
+pub(super) fn with_dockerfile<T>(
+    args: &BuildArgs,
+    settings: &Settings,
+    check: impl FnOnce(&Source, &Patterns) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let network = Network::new(args, settings);
+    let silent = Reporter::new(Progress::Quiet, false, settings);
+    let mut session = None;
+    let (file, root) = input::read(args, settings, &network, &silent, &mut session)?;
+    let patterns = match &root {
+        Root::Folder(folder) => {
+            LocalContext::read_ignore_file(folder, file.path.as_deref()).map_err(anyhow::Error::from)?
+        }
+        _ => Patterns::default(),
+    };
+    check(&file.source, &patterns)
 }
 
 /// A build that has been planned.
@@ -244,7 +324,7 @@ impl Job<'_> {
             keep_failed: self.args.run.shell_on_error,
         };
         let solved = match &self.plan.shell {
-            Some(point) => solve::shell(self.plan, &engine, point).map(Solved::Place),
+            Some(point) => solve::shell(self.plan, &engine, point).map(Box::new).map(Solved::Place),
             None => solve::solve(self.plan, &engine).map(Solved::All).map_err(solve::ShellError::Step),
         };
         // Digests that were computed stay known, whether the build went well or not.
@@ -258,7 +338,7 @@ impl Job<'_> {
             Ok(Solved::All(solution)) => finish::finish(self, &solution).map(|report| Ended::Built(Box::new(report))),
             Ok(Solved::Place(inside)) => {
                 let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
-                self.shell_at(inside, place).map(Ended::Shell)
+                self.shell_at(*inside, place).map(Ended::Shell)
             }
             Err(solve::ShellError::Place(cause)) => Err(anyhow::anyhow!("there is no shell to open: {cause}").into()),
             Err(solve::ShellError::Step(error)) => {
@@ -404,7 +484,7 @@ fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Failure> {
+pub(super) fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Failure> {
     let build_platform = Platform::new("linux", architecture(), "");
     let platforms = match &args.platform {
         Some(text) => vec![Platform::parse(text, &build_platform).map_err(|error| Failure::Usage(error.to_string()))?],
@@ -444,6 +524,7 @@ fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Fa
             cgroup_parent: args.run.cgroup_parent.clone(),
         },
         shell_at: None,
+        all_stages: false,
     })
 }
 
@@ -473,7 +554,8 @@ fn resolve(
     let mut bases = Bases::new();
     let mut requests = plan::base_requests(graph, options);
     loop {
-        bases::resolve(&requests, &mut bases, args, settings, store, lease, remotes)?;
+        bases::resolve(&requests, &mut bases, args, settings, store, lease, remotes)
+            .map_err(|errors| graph.warnings.iter().cloned().chain(errors).collect::<Vec<_>>())?;
         match plan::plan(graph, &bases, options)? {
             Outcome::Planned(plan, warnings) => {
                 let image = |name: &str, platform: &Platform| match bases.get(&(name.to_owned(), platform.to_string()))

@@ -14,7 +14,7 @@ use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 
 use super::scope::{Variables, global_arguments};
-use super::{BaseRequest, PlanOptions};
+use super::{BaseRequest, PlanOptions, platforms};
 
 /// The stages of a Dockerfile, names resolved.
 #[derive(Debug, Clone)]
@@ -35,6 +35,8 @@ pub struct StageGraph {
     global_names: BTreeSet<String>,
     /// The names of all stages, those that are not resolved yet included.
     names: Vec<Option<String>>,
+    /// The same for each platform but the first.
+    pub(super) further: Vec<StageGraph>,
 }
 
 /// A stage.
@@ -84,17 +86,14 @@ pub struct Outside {
     pub context: bool,
 }
 
-/// Resolves the stages of `dockerfile`. What comes instead of a graph is all that there is to say: every error, not
-/// the first, and the warnings.
+/// Resolves the stages of `dockerfile` for each platform. What comes instead of a graph is all that there is to say:
+/// every error, not the first, and the warnings.
 pub fn graph(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGraph, Vec<Diagnostic>> {
-    if options.platforms.len() > 1 {
-        let list = options.platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let mut error =
-            Diagnostic::error(Span::default(), format!("not supported yet: several platforms at once ({list})"))
-                .help("build each with a --platform of its own");
-        error.span = None;
-        return Err(vec![error]);
-    }
+    platforms::graphs(options, |options| graph_of_one(dockerfile, options))
+}
+
+/// The same for the one platform of the options.
+fn graph_of_one(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGraph, Vec<Diagnostic>> {
     let target_name = match (&options.target, dockerfile.stages.last()) {
         (Some(name), _) if !name.is_empty() => name.to_lowercase(),
         (_, Some(Stage { name: Some(name), .. })) => name.text.clone(),
@@ -110,6 +109,7 @@ pub fn graph(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGrap
         declared: BTreeSet::new(),
         global_names: BTreeSet::new(),
         names: dockerfile.stages.iter().map(|stage| stage.name.as_ref().map(|name| name.text.clone())).collect(),
+        further: Vec::new(),
     };
     graph.declare(&dockerfile.global_args);
     graph.global_names.clone_from(&graph.declared);
@@ -449,7 +449,7 @@ impl StageGraph {
 /// The distinct images and named contexts that the build needs, as far as the Dockerfile alone tells. Triggers of
 /// base images can name more: see [`super::Outcome::NeedBases`].
 pub fn base_requests(graph: &StageGraph, options: &PlanOptions) -> Vec<BaseRequest> {
-    graph.requests(&graph.needed(), &[], options)
+    platforms::requests(graph, options, |graph, options| graph.requests(&graph.needed(), &[], options))
 }
 
 /// The `--from` of COPY and the `from=` of mounts in an instruction.

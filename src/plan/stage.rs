@@ -527,7 +527,8 @@ pub(super) fn plain_copy() -> CopyOp {
     }
 }
 
-fn position_or_push<T: PartialEq>(list: &mut Vec<T>, item: T) -> usize {
+/// The place of `item` in `list`, at whose end it is put where it is missing.
+pub(super) fn position_or_push<T: PartialEq>(list: &mut Vec<T>, item: T) -> usize {
     list.iter().position(|known| *known == item).unwrap_or_else(|| {
         list.push(item);
         list.len() - 1

@@ -18,6 +18,8 @@ pub struct Plan {
     pub contexts: Vec<PlannedContext>,
     /// The results: one per platform.
     pub images: Vec<PlannedImage>,
+    /// The result is an index, even if it is of one image.
+    pub index: bool,
 }
 
 /// Index of a step in [`Plan::steps`].
@@ -79,7 +81,7 @@ pub struct Step {
 }
 
 /// What a step does to the file system.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
     /// RUN.
     Run(RunOp),
@@ -87,6 +89,26 @@ pub enum Op {
     Copy(CopyOp),
     /// WORKDIR.
     MakeDir(MakeDirOp),
+}
+
+impl Op {
+    /// The same operation in another plan, where stacks and contexts have other numbers.
+    pub(super) fn moved(self, stack: impl Fn(Stack) -> Stack, context: impl Fn(ContextId) -> ContextId) -> Self {
+        match self {
+            // All fields are named, so that one which holds such a number cannot be overlooked.
+            Self::Run(RunOp { args, script, env, proxy_env, cwd, user, network, hostname }) => {
+                Self::Run(RunOp { args, script, env, proxy_env, cwd, user, network, hostname })
+            }
+            Self::Copy(copy) => Self::Copy(CopyOp {
+                from: match copy.from {
+                    CopyFrom::Context(from) => CopyFrom::Context(context(from)),
+                    CopyFrom::Stack(from) => CopyFrom::Stack(stack(from)),
+                },
+                ..copy
+            }),
+            Self::MakeDir(make) => Self::MakeDir(make),
+        }
+    }
 }
 
 /// RUN.

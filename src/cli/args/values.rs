@@ -6,13 +6,9 @@ use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-/// A yes or a no, in the spellings of Go's `strconv.ParseBool`, which is what Docker's flags take.
+/// A yes or a no, as Docker's flags take it.
 pub(crate) fn yes_no(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err("expected true or false".to_owned()),
-    }
+    crate::plan::scope::yes_no(text).ok_or_else(|| "expected true or false".to_owned())
 }
 
 /// A number of things that there must be.

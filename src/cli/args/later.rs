@@ -29,14 +29,12 @@ const COMMANDS: [(&str, &str); 8] = [
 ];
 
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 25] = [
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 21] = [
     ("build", "push", None, Takes::YesNo, "registries; -o type=oci,dest=FILE writes a file that others can push"),
-    ("build", "load", None, Takes::YesNo, "`docker load`; -o type=docker,dest=- writes what it reads"),
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "secret", None, Takes::Value, "secrets for RUN"),
     ("build", "ssh", None, Takes::Value, "an SSH agent for RUN"),
-    ("build", "annotation", None, Takes::Value, "annotations of the manifest; --label sets labels of the image"),
     ("build", "ulimit", None, Takes::Value, "limits for RUN"),
     ("build", "memory", Some('m'), Takes::Value, "limits for RUN"),
     ("build", "memory-swap", None, Takes::Value, "limits for RUN"),
@@ -53,8 +51,6 @@ const FLAGS: [(&str, &str, Option<char>, Takes, &str); 25] = [
     ("build", "shell-on-error", None, Takes::YesNo, "a shell in the step that failed"),
     ("build", "shell-at", None, Takes::Value, "a shell before a line"),
     ("build", "verify-reproducible", None, Takes::YesNo, "building twice and comparing"),
-    ("import", "message", Some('m'), Takes::Value, "a comment in the history"),
-    ("import", "platform", None, Takes::Value, "images for another platform than this machine's"),
 ];
 
 /// Adds all of it to `command`, out of the help's sight.

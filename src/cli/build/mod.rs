@@ -9,6 +9,8 @@ mod blame;
 mod finish;
 mod hints;
 mod input;
+mod load;
+mod outputs;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -22,6 +24,8 @@ use anyhow::Context as _;
 use self::input::Dockerfile;
 use super::args::{BuildArgs, BuildContext, Isolation, NamedContext, Print, Progress};
 use super::failure::Failure;
+use super::find;
+use super::output_spec::OutputSpec;
 use super::render::Reporter;
 use super::settings::Settings;
 use super::stdout::stdout;
@@ -71,7 +75,7 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
     let root = settings.store_root().map_err(anyhow::Error::from)?;
     let store = Store::open(&root).map_err(anyhow::Error::from)?;
-    let boot = boot_id()?;
+    let boot = find::boot_id()?;
     let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
     let mut lease = store.lease(&boot).map_err(anyhow::Error::from)?;
     lease.heed(&cancel);
@@ -82,7 +86,7 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         write!(stdout(), "{text}")?;
         return Ok(ExitCode::SUCCESS);
     }
-    foreign_platforms(&plan, &options.build_platform).map_err(refuse)?;
+    outputs::check(args, &plan)?;
 
     let reporter = Reporter::new(args.progress, args.explain, settings);
     reporter.set_source(file.source.clone());
@@ -137,6 +141,8 @@ impl Job<'_> {
             self.recover(suspects)?;
         }
         let contexts = self.contexts(now)?;
+        // It starts as whoever started rbuild, not in the user namespace of the build.
+        let loader = load::Loader::start(self)?;
         let sandbox = Sandbox::default();
         let hosts: Vec<(String, String)> =
             self.args.add_hosts.iter().map(|(name, address)| (name.clone(), address.to_string())).collect();
@@ -167,16 +173,7 @@ impl Job<'_> {
             }
         }
         let solution = solved.map_err(|error| self.failure(&error))?;
-        finish::finish(self, &solution)
-    }
-
-    /// What is read after the solution: only bytes of layers take file trees.
-    fn exports(&self) -> Exports {
-        use crate::cli::output_spec::OutputKind::{CacheOnly, Image};
-        if self.args.outputs.iter().any(|output| !matches!(output.kind, Image | CacheOnly)) {
-            return Exports::Bytes;
-        }
-        self.epoch().map_or(Exports::Nothing, Exports::Epoch)
+        finish::finish(self, &solution, loader)
     }
 
     fn epoch(&self) -> Option<i64> {
@@ -207,6 +204,20 @@ impl Job<'_> {
             NamedContext::Directory(folder) if known == name => Some(folder.as_path()),
             _ => None,
         })
+    }
+
+    /// What is read after the solution: only bytes of layers take file trees.
+    fn exports(&self) -> Exports {
+        use crate::cli::output_spec::OutputKind::{CacheOnly, Image};
+        let only_store = |output: &OutputSpec| match output.kind {
+            CacheOnly => true,
+            Image => output.compression.is_none(),
+            _ => false,
+        };
+        if !self.args.outputs.iter().all(only_store) {
+            return Exports::Bytes;
+        }
+        self.epoch().map_or(Exports::Nothing, Exports::Epoch)
     }
 
     /// Makes this process able to make file trees: root is, everyone else enters a user namespace.
@@ -285,11 +296,9 @@ fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
 }
 
 fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Failure> {
-    let build_platform = Platform::new("linux", architecture(), "");
-    let platforms = match &args.platform {
-        Some(text) => vec![Platform::parse(text, &build_platform).map_err(|error| Failure::Usage(error.to_string()))?],
-        None => Vec::new(),
-    };
+    let build_platform = find::machine();
+    let platforms = Platform::parse_list(args.platforms.iter().map(String::as_str), &build_platform)
+        .map_err(|error| Failure::Usage(format!("--platform: {error}")))?;
     let mut build_args = args.build_args.clone();
     if let Some(epoch) = &args.epoch {
         // The one that won is what stages see, wherever it came from.
@@ -313,17 +322,6 @@ fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Fa
         hostname: None,
         named_contexts: args.build_contexts.iter().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>(),
     })
-}
-
-/// This machine's architecture by its name in images.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "x86" => "386",
-        "aarch64" => "arm64",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
 }
 
 type Planned = (Plan, Vec<Arc<BaseImage>>, Vec<Diagnostic>);
@@ -363,23 +361,4 @@ fn describe(map: &IdMap) -> String {
         extents.iter().map(one).collect::<String>()
     };
     format!("users{}, groups{}", extents(&map.uids), extents(&map.gids))
-}
-
-/// RUN for another architecture takes an emulator, which is not used yet.
-fn foreign_platforms(plan: &Plan, own: &Platform) -> Result<(), Vec<Diagnostic>> {
-    use crate::plan::step::Op;
-    let mut runs = plan.steps.iter().filter(|step| matches!(step.op, Op::Run(_)));
-    match runs.find(|step| step.platform.architecture != own.architecture || step.platform.os != own.os) {
-        None => Ok(()),
-        Some(step) => {
-            let message = format!("not supported yet: RUN for {} on a machine that is {own}", step.platform);
-            let help = "the platform is that of the stage's FROM, of --platform or of DOCKER_DEFAULT_PLATFORM";
-            Err(vec![Diagnostic::error(step.span, message).help(help)])
-        }
-    }
-}
-
-fn boot_id() -> Result<String, Failure> {
-    let path = "/proc/sys/kernel/random/boot_id";
-    Ok(std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?.trim().to_owned())
 }

@@ -415,10 +415,7 @@ mod tests {
             ("type=cacheonly", empty(CacheOnly)),
             ("type=docker", empty(Docker)),
             ("type=image,name=a,name=b", OutputSpec { names: vec!["a".into(), "b".into()], ..empty(Image) }),
-            (
-                "type=local,dest=x,platform-split=false",
-                OutputSpec { platform_split: Some(false), ..file(Local, "x") },
-            ),
+            ("type=local,dest=x,platform-split=false", OutputSpec { platform_split: Some(false), ..file(Local, "x") }),
             (
                 "type=oci,dest=x,annotation-index.A.b=c",
                 OutputSpec {

@@ -65,8 +65,30 @@ const SYSTEMS: [&str; 14] = [
 ];
 
 const ARCHITECTURES: [&str; 24] = [
-    "386", "amd64", "amd64p32", "arm", "arm64", "armbe", "arm64be", "loong64", "mips", "mipsle", "mips64", "mips64le",
-    "mips64p32", "mips64p32le", "ppc", "ppc64", "ppc64le", "riscv", "riscv64", "s390", "s390x", "sparc", "sparc64", "wasm",
+    "386",
+    "amd64",
+    "amd64p32",
+    "arm",
+    "arm64",
+    "armbe",
+    "arm64be",
+    "loong64",
+    "mips",
+    "mipsle",
+    "mips64",
+    "mips64le",
+    "mips64p32",
+    "mips64p32le",
+    "ppc",
+    "ppc64",
+    "ppc64le",
+    "riscv",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sparc",
+    "sparc64",
+    "wasm",
 ];
 
 /// The variants of architectures that have some; those of others are not looked at.
@@ -144,6 +166,10 @@ impl Platform {
             let meant = nearest(part, known.iter().copied()).map(str::to_owned);
             Err(PlatformError::Unknown { text: text.to_owned(), what, part: part.to_owned(), meant })
         };
+        if ARCHITECTURES.contains(&self.os.as_str()) {
+            let (text, part, meant) = (text.to_owned(), self.os.clone(), Some(format!("linux/{text}")));
+            return Err(PlatformError::Unknown { text, what: "operating system", part, meant });
+        }
         check("operating system", &self.os, &SYSTEMS, false)?;
         check("architecture", &self.architecture, &ARCHITECTURES, false)?;
         let variants = VARIANTS.iter().find(|(architecture, _)| *architecture == self.architecture);
@@ -318,6 +344,7 @@ mod tests {
             (&["linux/amd64,"], Err("\"\" is no platform: expected")),
             (&["linux/amd46"], Err("there is no architecture amd46; did you mean amd64?")),
             (&["linuks/amd64"], Err("there is no operating system linuks; did you mean linux?")),
+            (&["arm64/v8"], Err("there is no operating system arm64; did you mean linux/arm64/v8?")),
             (&["linux/vax"], Err("there is no architecture vax")),
             (&["linux/amd64/v7"], Err("there is no variant v7")),
             (&["vax"], Err("neither an operating system nor an architecture")),

@@ -35,7 +35,8 @@ impl Writer {
         let mut block = Vec::new();
         if let Some(folder) = folder {
             let (kind, mtime) = (KindRef::Directory, epoch.unwrap_or(0));
-            let entry = EntryRef { path: folder.as_bytes(), kind, mode: 0o755, uid: 0, gid: 0, mtime, capability: None };
+            let entry =
+                EntryRef { path: folder.as_bytes(), kind, mode: 0o755, uid: 0, gid: 0, mtime, capability: None };
             header::encode(&entry, mtime, &mut block)?;
             out.write_all(&block).map_err(sink.failed())?;
         }

@@ -205,7 +205,8 @@ fn a_root_file_system_is_written_as_files() {
     fs::write(dest.join("bin"), "a file").unwrap();
     fs::create_dir(dest.join("pipe")).unwrap();
     fs::write(dest.join("mine"), "mine").unwrap();
-    let output = Output { dest: Destination::Path(dest.clone()), ..place.archive(OutputKind::Local { split: false }, "") };
+    let output =
+        Output { dest: Destination::Path(dest.clone()), ..place.archive(OutputKind::Local { split: false }, "") };
     for epoch in [None, Some(9)] {
         assert_eq!(place.write(&output, &image, epoch).unwrap().notes, [""; 0]);
         for (path, kind, content) in MERGED {

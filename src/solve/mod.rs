@@ -24,7 +24,9 @@ use std::time::{Duration, SystemTime};
 use crate::context::local::LocalContext;
 use crate::digest::{ContentDigest, DiffId, StackId};
 use crate::event::{Event, EventSink};
+use crate::exec::emulator::{self, NoEmulator};
 use crate::exec::{ExecError, Exit, Sandbox};
+use crate::image::platform::Platform;
 use crate::layer::apply::{ApplyError, TreeOptions};
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::WriteError;
@@ -151,6 +153,9 @@ pub enum Cause {
     /// A file of the context changed while it was read, twice.
     #[error("{} changes while it is being copied; try again when nothing writes to it", .0.display())]
     Unsteady(PathBuf),
+    /// The commands are for another architecture.
+    #[error(transparent)]
+    Emulator(#[from] NoEmulator),
     /// Trees cannot be made on this machine by this user.
     #[error("{0}")]
     Trees(String),
@@ -180,6 +185,7 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
         }
     }
     if let Some(first) = done.iter().position(|done| !done) {
+        solver.check_emulators(&done)?;
         if solver.needs_trees(&done) {
             // The one to name when that fails: RUN is what most often wants a tree.
             let runs = |index: &usize| !done[*index] && matches!(plan.steps[*index].op, Op::Run(_));
@@ -288,6 +294,21 @@ impl<'a> Solver<'a> {
             form.is_ok_and(|form| form.is_some())
         };
         self.solved.iter().all(|solved| solved.get().is_some_and(known))
+    }
+
+    /// Whether the commands that are left can be run here: said before the first of them is run, and of those that the cache
+    /// has not at all.
+    fn check_emulators(&self, done: &[bool]) -> Result<(), StepError> {
+        let mut seen: Vec<&Platform> = Vec::new();
+        for (index, step) in self.plan.steps.iter().enumerate() {
+            if done[index] || !matches!(step.op, Op::Run(_)) || seen.contains(&&step.platform) {
+                continue;
+            }
+            emulator::check(&step.platform, self.engine.lease.folder())
+                .map_err(|error| StepError { step: StepId(index), cause: error.into() })?;
+            seen.push(&step.platform);
+        }
+        Ok(())
     }
 
     fn prepare_trees(&self) -> Result<(), Cause> {

@@ -36,8 +36,10 @@ pub fn base_images(store: &Store, record: &ImageRecord) -> Result<Vec<BaseImage>
             let mut images = Vec::new();
             for entry in index.images() {
                 let bytes = store.read_blob(&entry.digest, MAX_MANIFEST_SIZE as u64)?;
-                let manifest = Manifest::parse(&bytes)
-                    .map_err(|error| StoreError::Damaged { path: store.blob_path(&entry.digest), why: error.to_string() })?;
+                let manifest = Manifest::parse(&bytes).map_err(|error| StoreError::Damaged {
+                    path: store.blob_path(&entry.digest),
+                    why: error.to_string(),
+                })?;
                 let mut image = image_of(store, entry.clone(), manifest, name.clone())?;
                 if let Some(platform) = &entry.platform {
                     image.platform = Platform::from(platform).normalised();

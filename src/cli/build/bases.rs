@@ -91,7 +91,22 @@ fn local_image(name: &str, request: &BaseRequest, store: &Store) -> Result<Arc<B
         None => image.names.iter().any(|known| known == name),
     };
     match images.iter().find(fits) {
-        Some(record) => base::base_image(store, record).map(Arc::new).map_err(failed),
+        Some(record) => {
+            let mut images = base::base_images(store, record).map_err(failed)?;
+            let offered = images.iter().map(|image| &image.platform);
+            match request.platform.best(offered.clone()) {
+                Some(best) => Ok(Arc::new(images.swap_remove(best))),
+                // It was asked for by name: that it is for another machine is warned of.
+                None if images.len() == 1 => Ok(Arc::new(images.swap_remove(0))),
+                None => {
+                    let list = offered.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                    let message = format!("the image {} has nothing for {}", shown(name), request.platform);
+                    Err(Diagnostic::error(request.span, message)
+                        .label(format!("it is for {list}"))
+                        .help("the platform is that of --platform, of FROM --platform or of DOCKER_DEFAULT_PLATFORM"))
+                }
+            }
+        }
         None => Err(absent(name, request, &images, store)),
     }
 }

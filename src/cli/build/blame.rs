@@ -7,6 +7,7 @@
 use crate::diagnostic::{Diagnostic, Source, Span};
 use crate::dockerfile::ast::{self, Dockerfile, Instruction, InstructionKind, Stage, Word};
 use crate::exec::Exit;
+use crate::exec::emulator::NoEmulator;
 use crate::plan::step::{ContextId, CopyFrom, CopyOp, CopySource, Op, RunOp, Stack, Step};
 use crate::solve::copy::CopyError;
 use crate::solve::{self, Cause};
@@ -27,6 +28,7 @@ pub(super) fn diagnostic<'a>(
             copy(error, op, step.span, place.map(|(_, instruction)| &instruction.kind), has_context)
         }
         (Cause::User(why), _) => user(why, step, place, source),
+        (Cause::Emulator(error), _) => emulator(error, step.span),
         (other, _) => Diagnostic::error(step.span, other.to_string()),
     };
     let diagnostic = with_causes(diagnostic, error);
@@ -59,6 +61,14 @@ fn with_causes(mut diagnostic: Diagnostic, error: &Cause) -> Diagnostic {
         cause = next.source();
     }
     diagnostic
+}
+
+/// A command for another architecture.
+fn emulator(error: &NoEmulator, span: Span) -> Diagnostic {
+    let NoEmulator { platform, here, why, help } = error;
+    Diagnostic::error(span, format!("RUN for {platform} needs an emulator on a machine that is {here}: {why}"))
+        .help(help)
+        .help("the platform is that of the stage's FROM, of --platform or of DOCKER_DEFAULT_PLATFORM; a stage that begins with FROM --platform=$BUILDPLATFORM needs none")
 }
 
 /// A command that did not succeed.

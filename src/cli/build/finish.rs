@@ -195,14 +195,8 @@ fn assemble(job: &Job<'_>, solution: &Solution, planned: &PlannedImage) -> Resul
         stack = job.plan.steps[step.0].parent;
     }
     let contents = base.map(|base| base_contents(job.store, base)).transpose()?.flatten();
-    let parts = Parts {
-        image: planned,
-        base,
-        base_contents: contents.as_deref(),
-        layers: &layers,
-        epoch,
-        family: Family::Oci,
-    };
+    let parts =
+        Parts { image: planned, base, base_contents: contents.as_deref(), layers: &layers, epoch, family: Family::Oci };
     Ok(assemble::assemble(&parts).map_err(anyhow::Error::from)?)
 }
 

@@ -48,7 +48,8 @@ impl Loader {
             .into());
         };
         let folder = job.lease.folder();
-        let said = tempfile::tempfile_in(folder).with_context(|| format!("cannot make a file in {}", folder.display()))?;
+        let said =
+            tempfile::tempfile_in(folder).with_context(|| format!("cannot make a file in {}", folder.display()))?;
         let copy = || said.try_clone().context("cannot open a file twice");
         let mut child = Command::new(&program)
             .arg("load")

@@ -19,6 +19,7 @@ mod kill;
 mod layering;
 mod parse;
 mod plan;
+mod platforms;
 mod random;
 mod recovery;
 mod rootless;

@@ -16,7 +16,6 @@ use super::Job;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::OutputSpec;
 use crate::output::Stream;
-use crate::sys::namespace::find_program;
 
 /// The programs, the first that is there is taken.
 const PROGRAMS: [&str; 2] = ["docker", "podman"];
@@ -39,11 +38,16 @@ impl Loader {
         if !job.args.outputs.iter().any(OutputSpec::is_load) {
             return Ok(None);
         }
-        let found = PROGRAMS.iter().find_map(|name| Some((*name, find_program(name)?)));
+        let path = job.settings.var("PATH")?.unwrap_or_default();
+        let find = |name: &str| {
+            let files = std::env::split_paths(&path).map(|folder| folder.join(name));
+            files.into_iter().find(|file| rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok())
+        };
+        let found = PROGRAMS.iter().find_map(|name| Some((*name, find(name)?)));
         let Some((name, program)) = found else {
             return Err(anyhow!(
                 "--load and type=docker without dest hand the image to `docker load` or `podman load`, and neither \
-                 docker nor podman is there; install one, or write what they read: -o type=docker,dest=FILE"
+                 docker nor podman is in PATH; install one, or write what they read: -o type=docker,dest=FILE"
             )
             .into());
         };

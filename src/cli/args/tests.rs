@@ -1,7 +1,9 @@
 //! Command lines in, commands or messages out.
 
 use super::*;
-use crate::cli::output_spec::{Destination, OutputKind};
+use crate::cli::output_spec::{Destination, OutputKind, OutputSpec};
+use crate::image::annotation::Annotation;
+use crate::image::platform::Platform;
 use crate::plan::step::Network;
 
 /// Reads a command line; `'…'` keeps blanks together.
@@ -112,6 +114,24 @@ fn builds() {
             },
         ),
         ("--platform linux/arm64 .", BuildArgs { platforms: vec!["linux/arm64".into()], ..base() }),
+        (
+            "--annotation index:a=b --annotation c=d .",
+            BuildArgs {
+                annotations: ["index:a=b", "c=d"]
+                    .iter()
+                    .flat_map(|text| Annotation::parse_flag(text, &Platform::default()).unwrap())
+                    .collect(),
+                ..base()
+            },
+        ),
+        (
+            "--load .",
+            BuildArgs {
+                outputs: vec![OutputSpec::new(OutputKind::Image), OutputSpec::new(OutputKind::Docker)],
+                ..base()
+            },
+        ),
+        ("--load -o type=docker .", BuildArgs { outputs: vec![OutputSpec::new(OutputKind::Docker)], ..base() }),
         ("--platform a,b --platform c .", BuildArgs { platforms: vec!["a".into(), "b".into(), "c".into()], ..base() }),
         ("--no-cache .", BuildArgs { no_cache: true, ..base() }),
         ("--no-cache=true .", BuildArgs { no_cache: true, ..base() }),
@@ -252,11 +272,15 @@ fn store_commands() {
         ("load", Command::Load(LoadArgs::default())),
         ("load -qi f", Command::Load(LoadArgs { input: Some("f".into()), quiet: true })),
         ("import - x:1", {
-            Command::Import(ImportArgs { file: "-".into(), reference: Some("x:1".into()), changes: vec![] })
+            Command::Import(ImportArgs { file: "-".into(), reference: Some("x:1".into()), ..ImportArgs::default() })
         }),
         ("import -c 'CMD [\"sh\"]' --change 'ENV A=b' f", {
             let changes = texts(&["CMD [\"sh\"]", "ENV A=b"]);
-            Command::Import(ImportArgs { file: "f".into(), reference: None, changes })
+            Command::Import(ImportArgs { file: "f".into(), changes, ..ImportArgs::default() })
+        }),
+        ("import -m text --platform p f", {
+            let (message, platform) = (Some("text".into()), Some("p".into()));
+            Command::Import(ImportArgs { file: "f".into(), message, platform, ..ImportArgs::default() })
         }),
         ("info", Command::Info),
         ("system info", Command::Info),

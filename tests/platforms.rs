@@ -208,7 +208,7 @@ fn root_and_an_ordinary_user_make_the_same_index() {
         env.import_busybox();
         let run = env.build("--platform linux/arm64,linux/riscv64 -t x").ok();
         // What both need is run once.
-        let shared = run.stderr.lines().filter(|line| line.contains("RUN mkdir")).count();
+        let shared = run.stderr.lines().filter(|line| line.starts_with('#') && line.contains("RUN mkdir")).count();
         assert_eq!(shared, 1, "{}", run.shown());
         let again = env.build("--platform linux/arm64,linux/riscv64 -t x").ok();
         assert_eq!((again.image(), again.cached()), (run.image(), 5));

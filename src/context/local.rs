@@ -22,6 +22,7 @@ use super::open::{open_below, stat_below};
 use super::stat_cache::{Facts, Stamp, StatCache};
 use super::walk::Walk;
 use crate::digest::{Digest, Hasher};
+use crate::sys::cancel::Cancel;
 
 /// Something in a build context.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,6 +160,7 @@ pub struct LocalContext {
     cache: StatCache,
     opened_at: SystemTime,
     walks: Mutex<Vec<(Vec<u8>, Subtree)>>,
+    cancel: Option<Cancel>,
 }
 
 impl LocalContext {
@@ -168,7 +170,13 @@ impl LocalContext {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open(root, flags, Mode::empty())
             .map_err(|error| ContextError::Root { path: root.to_owned(), source: error.into() })?;
-        Ok(Self { root: root.to_owned(), dir, patterns, cache, opened_at: now, walks: Mutex::default() })
+        let root = root.to_owned();
+        Ok(Self { root, dir, patterns, cache, opened_at: now, walks: Mutex::default(), cancel: None })
+    }
+
+    /// From now on [`LocalContext::hash`] ends when `cancel` says so, with an error.
+    pub fn heed(&mut self, cancel: &Cancel) {
+        self.cancel = Some(cancel.clone());
     }
 
     /// Reads the ignore file that holds for a build of `dockerfile` in the context `root`: `DOCKERFILE.dockerignore`
@@ -367,6 +375,9 @@ impl LocalContext {
         let mut file = self.open_file(&entry.path, &entry.stamp)?;
         let mut hasher = Hasher::new();
         loop {
+            if self.cancel.as_ref().is_some_and(Cancel::is_canceled) {
+                return Err(ContextError::io("read", &entry.path, io::Error::other("the build was stopped")));
+            }
             match file.read(buffer) {
                 Ok(0) => break,
                 Ok(length) => hasher.update(&buffer[..length]),
@@ -525,6 +536,17 @@ mod tests {
         assert!(!context.is_unchanged(b"b", &after[1].stamp));
         context.forget();
         assert_eq!(context.walk(b"").expect("walks")[1].sha256, None);
+    }
+
+    #[test]
+    fn hashing_ends_when_the_build_shall() {
+        let (_folder, mut context) = context(&["a"], "");
+        let walk = context.walk(b"").expect("walks");
+        let cancel = Cancel::new().expect("a wish");
+        context.heed(&cancel);
+        context.hash(&walk).expect("hashes");
+        cancel.cancel();
+        assert!(context.hash(&walk).expect_err("stops").to_string().contains("stopped"));
     }
 
     #[test]

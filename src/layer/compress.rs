@@ -2,7 +2,8 @@
 //!
 //! In: bytes of a tar. Out: the same bytes compressed, or a reader of the plain bytes. What always holds: output depends
 //! on input, format and level alone, never on the number of threads: blocks of a fixed size are compressed each by
-//! itself and joined in order, as members of one gzip file (RFC 1952) or frames of one zstd file (RFC 8878).
+//! itself and joined in order, to one gzip member (RFC 1952; some readers stop after the first) or as frames of one zstd
+//! file (RFC 8878).
 //!
 //! The bytes also depend on the versions of the encoders, which are pinned; [`Compression::encoder`] names them.
 
@@ -11,11 +12,30 @@ use std::fmt;
 use std::io::{self, BufReader, Read, Write};
 use std::sync::mpsc::{Receiver, sync_channel};
 
-/// Plain bytes in a gzip member: large enough that each starting anew costs 0.2 % of size.
+use libdeflater::{CompressionLvl, Compressor, Crc};
+
+use super::deflate::last_block;
+
+/// Plain bytes that gzip compresses by themselves: large enough that each starting anew costs 0.2 % of size.
 const GZIP_BLOCK: usize = 1 << 20;
 
 /// Plain bytes in a zstd frame: its matches reach further back.
 const ZSTD_BLOCK: usize = 4 << 20;
+
+/// What a gzip file begins with: deflate, no name, no time, no system.
+const GZIP_HEAD: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff];
+
+/// An empty block that is marked as the last.
+const GZIP_LAST_BLOCK: [u8; 2] = [3, 0];
+
+/// What follows the header of an empty block of stored bytes; after it a stream stands at the beginning of a byte.
+const EMPTY_STORED: [u8; 4] = [0, 0, 0xff, 0xff];
+
+/// The most that a block of stored bytes holds.
+const MOST_STORED: usize = 0xffff;
+
+/// Plain bytes that tell for a block whether compressing it is worth anything.
+const GZIP_SAMPLE: usize = 32 << 10;
 
 /// Windows of more than 128 MiB are refused: a hostile frame must not ask for gigabytes.
 const ZSTD_WINDOW: u32 = 27;
@@ -44,7 +64,7 @@ impl Compression {
     pub fn encoder(self) -> String {
         match self {
             Self::None => "none".to_owned(),
-            Self::Gzip(level) => format!("gzip-{level} libdeflate-1.26.1"),
+            Self::Gzip(level) => format!("gzip-{level} libdeflate-1.26.1 one member"),
             Self::Zstd(level) => format!("zstd-{level} zstd-{}", zstd::zstd_safe::version_string()),
         }
     }
@@ -59,18 +79,63 @@ impl Compression {
     fn compress(self, block: Vec<u8>) -> io::Result<Vec<u8>> {
         match self {
             Self::None => Ok(block),
-            Self::Gzip(level) => {
-                let level = libdeflater::CompressionLvl::new(i32::from(level))
-                    .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("gzip has no level {level}")))?;
-                let mut encoder = libdeflater::Compressor::new(level);
-                let mut out = vec![0; encoder.gzip_compress_bound(block.len())];
-                let size = encoder.gzip_compress(&block, &mut out).map_err(io::Error::other)?;
-                out.truncate(size);
-                Ok(out)
-            }
+            Self::Gzip(level) => deflate(&block, level),
             Self::Zstd(level) => zstd::bulk::compress(&block, i32::from(level)),
         }
     }
+}
+
+/// A block as a piece of a deflate stream that others follow: no block of it is marked as the last, and it ends with a byte.
+fn deflate(block: &[u8], level: u8) -> io::Result<Vec<u8>> {
+    let refused = |_| io::Error::new(io::ErrorKind::InvalidInput, format!("gzip has no level {level}"));
+    let mut encoder = Compressor::new(CompressionLvl::new(i32::from(level)).map_err(refused)?);
+    if is_noise(block)? {
+        return Ok(stored(block));
+    }
+    let mut out = vec![0; encoder.deflate_compress_bound(block.len()) + 1 + EMPTY_STORED.len()];
+    let size = encoder.deflate_compress(block, &mut out).map_err(io::Error::other)?;
+    out.truncate(size);
+    let last = last_block(&out).ok_or_else(|| io::Error::other("the encoder of gzip made no deflate stream"))?;
+    out[last.start / 8] &= !(1 << (last.start % 8));
+    // Three bits of zero begin an empty block of stored bytes. The padding has them, or does with another byte.
+    if 8 * out.len() - last.end < 3 {
+        out.push(0);
+    }
+    out.extend(EMPTY_STORED);
+    Ok(out)
+}
+
+/// Whether compressing a block would do next to nothing: all bytes are about as frequent, and a sample does not shrink.
+/// Archives and pictures in a layer cost a tenth that way.
+fn is_noise(block: &[u8]) -> io::Result<bool> {
+    if block.len() < 4 * GZIP_SAMPLE {
+        return Ok(false);
+    }
+    let mut counts = [0_usize; 256];
+    block.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+    let even = block.len() / 256;
+    if counts.iter().any(|count| *count < even * 3 / 4 || *count > even * 5 / 4) {
+        return Ok(false);
+    }
+    let sample = &block[block.len() / 2..][..GZIP_SAMPLE];
+    let mut encoder = Compressor::new(CompressionLvl::fastest());
+    let mut out = vec![0; encoder.deflate_compress_bound(sample.len())];
+    let size = encoder.deflate_compress(sample, &mut out).map_err(io::Error::other)?;
+    Ok(size >= sample.len() - sample.len() / 64)
+}
+
+/// A block as it is, in the dress of a deflate stream.
+fn stored(block: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(block.len() + 5 * block.len().div_ceil(MOST_STORED));
+    for part in block.chunks(MOST_STORED) {
+        // Proof: a part is no longer than MOST_STORED.
+        let length = part.len() as u16;
+        out.push(0);
+        out.extend(length.to_le_bytes());
+        out.extend((!length).to_le_bytes());
+        out.extend(part);
+    }
+    out
 }
 
 /// Compresses what is written to it, on all cores, in order.
@@ -82,6 +147,9 @@ pub struct Encoder<W: Write> {
     pending: VecDeque<Receiver<io::Result<Vec<u8>>>>,
     limit: usize,
     begun: bool,
+    /// Of all plain bytes: what a gzip file ends with.
+    crc: Crc,
+    length: u64,
 }
 
 impl<W: Write> Encoder<W> {
@@ -91,7 +159,16 @@ impl<W: Write> Encoder<W> {
             Compression::None => 0,
             _ => 2 * rayon::current_num_threads(),
         };
-        Self { out, compression, block: Vec::new(), pending: VecDeque::new(), limit, begun: false }
+        Self {
+            out,
+            compression,
+            block: Vec::new(),
+            pending: VecDeque::new(),
+            limit,
+            begun: false,
+            crc: Crc::new(),
+            length: 0,
+        }
     }
 
     /// Writes what is left; the inner writer.
@@ -103,12 +180,25 @@ impl<W: Write> Encoder<W> {
         while !self.pending.is_empty() {
             self.take_oldest()?;
         }
+        if let Compression::Gzip(_) = self.compression {
+            self.out.write_all(&GZIP_LAST_BLOCK)?;
+            self.out.write_all(&self.crc.sum().to_le_bytes())?;
+            // The length modulo 2^32, as the format wants it.
+            self.out.write_all(&(self.length as u32).to_le_bytes())?;
+        }
         Ok(self.out)
     }
 
     fn submit(&mut self) -> io::Result<()> {
-        self.begun = true;
         let block = std::mem::take(&mut self.block);
+        if let Compression::Gzip(_) = self.compression {
+            if !self.begun {
+                self.out.write_all(&GZIP_HEAD)?;
+            }
+            self.crc.update(&block);
+            self.length += block.len() as u64;
+        }
+        self.begun = true;
         if self.limit == 0 {
             return self.out.write_all(&block);
         }
@@ -260,6 +350,28 @@ mod tests {
                 assert_eq!(small, compressed(&bytes, compression, 700_001), "{compression:?} {size}: pieces show");
             }
         }
+    }
+
+    /// Readers that stop after the first member see all, noise is stored as it is, and other programs agree.
+    #[test]
+    fn gzip_is_one_member_whatever_is_in_it() {
+        let mut state = 1_u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        })
+        .take(GZIP_BLOCK + GZIP_BLOCK / 2)
+        .collect();
+        let bytes = [sample(GZIP_BLOCK + 77), noise.clone(), vec![0; 2 * GZIP_BLOCK], sample(3)].concat();
+        for level in [0, 1, 4, 9, 12] {
+            let small = compressed(&bytes, Compression::Gzip(level), 1 << 20);
+            let mut out = Vec::new();
+            flate2::bufread::GzDecoder::new(&small[..]).read_to_end(&mut out).unwrap();
+            assert!(out == bytes, "level {level}");
+        }
+        assert!(is_noise(&noise).unwrap() && !is_noise(&sample(GZIP_BLOCK)).unwrap());
+        let stored = compressed(&noise, Compression::GZIP, 1 << 20).len();
+        assert!(stored > noise.len() && stored < noise.len() + 200, "{stored}");
     }
 
     /// A changed digest here is a changed blob for every user: the encoders are pinned for that reason.

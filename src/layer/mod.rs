@@ -17,6 +17,7 @@ mod chunk;
 pub mod compress;
 pub mod content;
 pub mod data;
+mod deflate;
 pub mod entry;
 pub mod entry_ref;
 pub mod header;

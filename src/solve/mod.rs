@@ -122,7 +122,7 @@ pub struct StepError {
 #[derive(Debug, thiserror::Error)]
 pub enum Cause {
     /// The command ended with a status other than 0.
-    #[error("the command failed: {}", describe_exit(exit))]
+    #[error("the command did not complete successfully: {}", describe_exit(exit))]
     Command {
         /// How it ended.
         exit: Exit,
@@ -164,11 +164,11 @@ pub enum Cause {
     Canceled,
 }
 
-/// In words: `exit status 1`, `killed by signal 9`.
+/// In BuildKit's words: `exit code: 1`; `exit code: 137 (killed by signal 9)`.
 pub fn describe_exit(exit: &Exit) -> String {
     match exit {
-        Exit::Code(code) => format!("exit status {code}"),
-        Exit::Signal(signal) => format!("killed by signal {signal}"),
+        Exit::Code(code) => format!("exit code: {code}"),
+        Exit::Signal(signal) => format!("exit code: {} (killed by signal {signal})", 128 + signal),
         Exit::Canceled => "stopped".to_owned(),
     }
 }

@@ -165,6 +165,10 @@ enum FormatName {
     Sarif,
 }
 
+/// So many steps run at once even on fewer processors, if nobody says otherwise: RUN waits for networks and disks as much as
+/// it computes, and on the two processors of a CI machine stages that wait would wait for each other.
+const FEWEST_JOBS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+
 const CONTEXT: &str = "Dockerfile and context";
 const RESULT: &str = "Result";
 const CACHE: &str = "Cache";
@@ -258,7 +262,7 @@ pub(super) struct BuildFlags {
     /// How RUN is contained
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto", help_heading = RUN)]
     isolation: Isolation,
-    /// Steps that run at once [default: the number of processors]
+    /// Steps that run at once [default: the number of processors, at least 4]
     #[arg(long, value_name = "N", value_parser = count, help_heading = RUN)]
     jobs: Option<NonZeroUsize>,
 
@@ -334,7 +338,7 @@ impl BuildFlags {
             iidfile: self.iidfile,
             metadata_file: self.metadata_file,
             epoch,
-            jobs: self.jobs.unwrap_or(settings.cpus),
+            jobs: self.jobs.unwrap_or(settings.cpus.max(FEWEST_JOBS)),
             explain: self.explain,
             print: self.print,
             print_json,

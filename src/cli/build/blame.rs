@@ -79,7 +79,10 @@ fn command<'a>(
     dockerfile: &Dockerfile,
     tail: impl IntoIterator<Item = &'a str>,
 ) -> Diagnostic {
-    let mut diagnostic = Diagnostic::error(step.span, format!("the command failed: {}", solve::describe_exit(&exit)));
+    // BuildKit's sentence, which scripts look for; the excerpt below it has the whole of a long command.
+    let (shown, how) = (shortened(&op.args.join(" ")), solve::describe_exit(&exit));
+    let message = format!("process \"{shown}\" did not complete successfully: {how}");
+    let mut diagnostic = Diagnostic::error(step.span, message);
     if exit == Exit::Signal(9) {
         diagnostic =
             diagnostic.help("if nobody did that, memory ran out: the kernel's log has a line about it (`dmesg`)");
@@ -99,6 +102,17 @@ fn command<'a>(
         ));
     }
     diagnostic
+}
+
+/// The first line of a command, and of that no more than fits into a line.
+fn shortened(command: &str) -> String {
+    const MOST: usize = 80;
+    let line = command.lines().next().unwrap_or_default();
+    match line.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None if line.len() < command.len() => format!("{line}…"),
+        None => line.to_owned(),
+    }
 }
 
 /// The ARGs from before the first FROM that a command uses and does not see.

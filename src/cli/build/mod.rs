@@ -196,6 +196,7 @@ impl Job<'_> {
                 }
             });
         }
+        contexts.iter_mut().for_each(|context| context.heed(self.cancel));
         Ok(contexts)
     }
 

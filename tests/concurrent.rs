@@ -41,7 +41,10 @@ fn ten_builds_at_once_share_a_store() {
             for _ in 0..5 {
                 env.run(["tag", "busybox", "other"]).ok();
                 env.run(["images"]).ok();
+                env.run(["prune", "-f"]).ok();
+                env.run(["df"]).ok();
                 env.run(["rmi", "other"]).ok();
+                env.run(["builder", "prune", "-af"]).ok();
             }
             builds.into_iter().map(|build| build.join().expect("the build succeeds")).collect()
         });

@@ -12,16 +12,23 @@
 //! ```
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::record::CacheRecord;
 use crate::digest::{CacheKey, ContentDigest, DiffId, Digest, Hasher, StackId};
-use crate::store::layout::read_if_there;
+use crate::store::layout::{open_if_there, read_if_there};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
+
+/// A record that was used within that time does not count as used again: it saves a write for each step of each build.
+const USED_WITHIN: Duration = Duration::from_secs(600);
+
+/// Larger files are no records.
+const MAX_RECORD: u64 = 16 << 20;
 
 /// The answer to a look-up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,11 +56,22 @@ impl Store {
         self.path("cache").join(kind).join(&hex[..2]).join(hex)
     }
 
-    /// Looks a step's result up.
-    pub fn lookup(&self, key: &CacheKey) -> Result<Found, StoreError> {
-        let Some(bytes) = read_if_there(&self.cache_path("records", &key.0))? else { return Ok(Found::Absent) };
+    /// Looks a step's result up. A layer that is found stays as long as the lease lives, and the record counts as used.
+    pub fn lookup(&self, lease: &Lease, key: &CacheKey) -> Result<Found, StoreError> {
+        let path = self.cache_path("records", &key.0);
+        let Some(file) = open_if_there(&path)? else { return Ok(Found::Absent) };
+        let metadata = file.metadata().map_err(StoreError::io("look at", &path))?;
+        let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1);
+        (&file).take(MAX_RECORD).read_to_end(&mut bytes).map_err(StoreError::io("read", &path))?;
         Ok(match CacheRecord::parse(&bytes) {
-            Ok(record) if self.has_layer(&record.layer) => Found::Hit(record),
+            Ok(record) if lease.uses_layer(self, &record.layer)? => {
+                let age = metadata.modified().ok().and_then(|used| used.elapsed().ok());
+                if age.is_none_or(|age| age > USED_WITHIN) {
+                    // Whoever may read the store but not write it goes without.
+                    let _ = file.set_modified(SystemTime::now());
+                }
+                Found::Hit(record)
+            }
             Ok(_) => Found::LayerGone,
             Err(why) => Found::Damaged(why),
         })
@@ -65,9 +83,18 @@ impl Store {
     }
 
     /// The layer with that content which the same operation made before.
-    pub fn made_before(&self, content: &ContentDigest, op: &Digest) -> Result<Option<DiffId>, StoreError> {
-        let made = self.made_layers(content)?;
-        Ok(made.into_iter().find(|made| made.op == *op && self.has_layer(&made.layer)).map(|made| made.layer))
+    pub fn made_before(
+        &self,
+        lease: &Lease,
+        content: &ContentDigest,
+        op: &Digest,
+    ) -> Result<Option<DiffId>, StoreError> {
+        for made in self.made_layers(content)?.into_iter().filter(|made| made.op == *op) {
+            if lease.uses_layer(self, &made.layer)? {
+                return Ok(Some(made.layer));
+            }
+        }
+        Ok(None)
     }
 
     /// Remembers that `op` made `layer` with that content.
@@ -219,7 +246,7 @@ mod tests {
         let store = Store::open(folder.path()).unwrap();
         let lease = store.lease("boot").unwrap();
         let key = CacheKey(Digest::of(b"key"));
-        assert_eq!(store.lookup(&key).unwrap(), Found::Absent);
+        assert_eq!(store.lookup(&lease, &key).unwrap(), Found::Absent);
         let record = CacheRecord {
             content: ContentDigest(Digest::of(b"c")),
             layer: DiffId(Digest::of(b"l")),
@@ -230,13 +257,13 @@ mod tests {
             parts: std::collections::BTreeMap::new(),
         };
         store.record(&lease, &key, &record).unwrap();
-        assert_eq!(store.lookup(&key).unwrap(), Found::LayerGone);
+        assert_eq!(store.lookup(&lease, &key).unwrap(), Found::LayerGone);
         fs::create_dir_all(store.path("layers").join(record.layer.0.hex())).unwrap();
         fs::write(store.path("layers").join(record.layer.0.hex()).join("index"), "").unwrap();
-        assert_eq!(store.lookup(&key).unwrap(), Found::Hit(record.clone()));
+        assert_eq!(store.lookup(&lease, &key).unwrap(), Found::Hit(record.clone()));
         fs::write(store.cache_path("records", &key.0), "rbuild record").unwrap();
-        assert!(matches!(store.lookup(&key).unwrap(), Found::Damaged(_)));
+        assert!(matches!(store.lookup(&lease, &key).unwrap(), Found::Damaged(_)));
         store.record(&lease, &key, &record).unwrap();
-        assert!(matches!(store.lookup(&key).unwrap(), Found::Hit(_)));
+        assert!(matches!(store.lookup(&lease, &key).unwrap(), Found::Hit(_)));
     }
 }

@@ -7,6 +7,7 @@
 mod build;
 pub(crate) mod epoch;
 mod later;
+mod prune;
 mod store;
 pub(crate) mod values;
 mod words;
@@ -19,8 +20,11 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
 pub use epoch::Epoch;
+pub(crate) use prune::until;
+pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};
 pub use store::{
-    ArchiveFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs, LoadArgs, RmiArgs, SaveArgs, TagArgs,
+    ArchiveFormat, CompletionArgs, DfArgs, DiffArgs, DiffFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs,
+    LoadArgs, RmiArgs, SaveArgs, Shell, TagArgs, VersionArgs,
 };
 pub use values::{NamedContext, Pick};
 
@@ -49,10 +53,18 @@ pub enum Command {
     Import(ImportArgs),
     /// `rbuild save`.
     Save(SaveArgs),
+    /// `rbuild diff`.
+    Diff(DiffArgs),
+    /// `rbuild prune`.
+    Prune(PruneArgs),
+    /// `rbuild df`.
+    Df(DfArgs),
     /// `rbuild info`.
     Info,
     /// `rbuild version`.
-    Version,
+    Version(VersionArgs),
+    /// `rbuild completion`.
+    Completion(CompletionArgs),
 }
 
 /// What the words come to.
@@ -111,10 +123,13 @@ enum CliCommand {
     Load(LoadArgs),
     Import(ImportArgs),
     Save(SaveArgs),
+    Diff(DiffArgs),
+    Prune(PruneArgs),
+    Df(DfArgs),
     /// Show where the store is and what this machine allows
     Info,
-    /// Print the version
-    Version,
+    Version(VersionArgs),
+    Completion(CompletionArgs),
 }
 
 /// The commands with all that the parser knows; what is not supported yet is hidden.
@@ -167,10 +182,26 @@ pub fn parse(words: Vec<OsString>, settings: &Settings) -> Result<Request, Strin
         CliCommand::Load(args) => Command::Load(args),
         CliCommand::Import(args) => Command::Import(args),
         CliCommand::Save(args) => Command::Save(args),
+        CliCommand::Diff(args) => Command::Diff(args),
+        CliCommand::Prune(args) => Command::Prune(args),
+        CliCommand::Df(args) => Command::Df(args),
         CliCommand::Info => Command::Info,
-        CliCommand::Version => Command::Version,
+        CliCommand::Version(args) => Command::Version(args),
+        CliCommand::Completion(args) => Command::Completion(args),
     };
     Ok(Request::Run { root: cli.root, command })
+}
+
+/// The completions of all commands for a shell.
+pub(super) fn completion(shell: Shell) -> Vec<u8> {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut out = Vec::new();
+    clap_complete::generate(shell, &mut commands(), "rbuild", &mut out);
+    out
 }
 
 /// The help that `words` ask for.

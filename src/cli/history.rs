@@ -10,14 +10,13 @@ use serde_json::{Value, json};
 
 use super::args::HistoryArgs;
 use super::failure::Failure;
-use super::images::{Format, format, text};
-use super::render::table;
+use super::rows::{Format, text};
 use super::settings::Settings;
 use super::stdout::stdout;
 use super::{age, find, size};
 use crate::digest::{DiffId, ImageId};
 use crate::image::config::{History, ImageConfig};
-use crate::store::{Store, base};
+use crate::store::{Store, StoreError, base};
 
 /// Letters of CREATED BY that the table shows.
 const SHOWN: usize = 45;
@@ -25,9 +24,19 @@ const SHOWN: usize = 45;
 /// 2000-01-01: what claims to be older was made without a clock.
 const NO_CLOCK: i64 = 946_684_800;
 
+/// The heading of every placeholder.
+const HEADINGS: [(&str, &str); 6] = [
+    ("ID", "IMAGE"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("CreatedBy", "CREATED BY"),
+    ("Size", "SIZE"),
+    ("Comment", "COMMENT"),
+];
+
 /// Prints it.
 pub(super) fn run(args: &HistoryArgs, settings: &Settings) -> Result<ExitCode, Failure> {
-    let format = args.format.as_deref().map(format).transpose()?;
+    let format = Format::parse(args.format.as_deref())?;
     let store = find::store(settings)?;
     let record = find::image(&store, &args.image)?;
     let image = base::base_image(&store, &record).map_err(anyhow::Error::from)?;
@@ -43,30 +52,14 @@ pub(super) fn run(args: &HistoryArgs, settings: &Settings) -> Result<ExitCode, F
         .map(|(number, (entry, size))| row(entry, size, (number == 0).then_some(&image.image_id), args, now))
         .collect();
     let mut out = stdout();
-    match format {
-        _ if args.quiet => {
-            for row in &rows {
-                writeln!(out, "{}", text(row, "ID"))?;
-            }
+    if args.quiet {
+        for row in &rows {
+            writeln!(out, "{}", text(row, "ID"))?;
         }
-        Some(Format::Json) => {
-            for row in &rows {
-                writeln!(out, "{row}")?;
-            }
-        }
-        Some(Format::Template(template)) => {
-            for row in &rows {
-                let line = template.render(row).map_err(|why| Failure::Usage(format!("--format: {why}")))?;
-                writeln!(out, "{line}")?;
-            }
-        }
-        Some(Format::Table) | None => {
-            let (created, heading) = if args.human { ("CreatedSince", "CREATED") } else { ("CreatedAt", "CREATED AT") };
-            let fields = ["ID", created, "CreatedBy", "Size", "Comment"];
-            let cells = rows.iter().map(|row| fields.map(|field| text(row, field)));
-            table::write(&mut out, &["IMAGE", heading, "CREATED BY", "SIZE", "COMMENT"], cells)?;
-        }
+        return Ok(ExitCode::SUCCESS);
     }
+    let created = if args.human { "CreatedSince" } else { "CreatedAt" };
+    format.write(&mut out, &["ID", created, "CreatedBy", "Size", "Comment"], &HEADINGS, rows)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -74,9 +67,12 @@ pub(super) fn run(args: &HistoryArgs, settings: &Settings) -> Result<ExitCode, F
 fn sizes(store: &Store, config: &ImageConfig) -> Result<Vec<u64>, Failure> {
     let mut layers = config.rootfs.diff_ids.iter();
     let size = |layer: &DiffId| -> Result<u64, Failure> {
-        let index = store.layer_index(layer).map_err(anyhow::Error::from)?;
         // The size of what is not here is not known; the rest is worth showing.
-        Ok(index.map_or(0, |index| index.files_size()))
+        match store.layer_summary(layer) {
+            Ok(summary) => Ok(summary.files_size),
+            Err(StoreError::Missing { .. }) => Ok(0),
+            Err(error) => Err(Failure::Error(error.into())),
+        }
     };
     config
         .history

@@ -8,28 +8,48 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::args::ImagesArgs;
+use super::args::{ImagesArgs, until};
 use super::failure::Failure;
-use super::render::table;
+use super::rows::Format;
 use super::settings::Settings;
 use super::stdout::stdout;
-use super::template::Template;
 use super::{age, find, size};
 use crate::context::glob::Glob;
+use crate::diagnostic::nearest;
 use crate::image::reference::Reference;
 use crate::store::images::ImageRecord;
+use crate::store::{Store, base};
 
 const NONE: &str = "<none>";
 
+/// The heading of every placeholder.
+const HEADINGS: [(&str, &str); 11] = [
+    ("Repository", "REPOSITORY"),
+    ("Tag", "TAG"),
+    ("Digest", "DIGEST"),
+    ("ContentDigest", "CONTENT DIGEST"),
+    ("ID", "IMAGE ID"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("Size", "SIZE"),
+    ("Containers", "CONTAINERS"),
+    ("SharedSize", "SHARED SIZE"),
+    ("UniqueSize", "UNIQUE SIZE"),
+];
+
 /// Prints them.
 pub(super) fn run(args: &ImagesArgs, settings: &Settings) -> Result<ExitCode, Failure> {
-    let format = args.format.as_deref().map(format).transpose()?;
-    let filter = Filter::new(args)?;
+    let format = Format::parse(args.format.as_deref())?;
     let store = find::store(settings)?;
+    let now = find::now();
+    let filter = Filter::new(args, &store, now)?;
     let mut images = store.images().map_err(anyhow::Error::from)?;
     images.sort_by_key(|image| std::cmp::Reverse(find::seconds(image.created.as_deref())));
     let mut rows = Vec::new();
     for image in &images {
+        if !filter.takes_image(image, &store)? {
+            continue;
+        }
         let names = find::names(image);
         if names.is_empty() {
             rows.push((image, None));
@@ -37,95 +57,46 @@ pub(super) fn run(args: &ImagesArgs, settings: &Settings) -> Result<ExitCode, Fa
         rows.extend(names.into_iter().map(|name| (image, Some(name))));
     }
     rows.retain(|(_, name)| filter.takes(name.as_ref()));
-    let now = find::now();
-    let rows = rows.iter().map(|(image, name)| row(image, name.as_ref(), args.no_trunc, now));
     let mut out = stdout();
-    match format {
-        _ if args.quiet => {
-            for row in rows {
-                writeln!(out, "{}", text(&row, "ID"))?;
-            }
+    if args.quiet {
+        for (image, _) in rows {
+            writeln!(out, "{}", if args.no_trunc { image.id.to_string() } else { find::short(&image.id) })?;
         }
-        Some(Format::Json) => {
-            for row in rows {
-                writeln!(out, "{row}")?;
-            }
-        }
-        Some(Format::Template(template)) => {
-            for row in rows {
-                let line = template.render(&row).map_err(|why| Failure::Usage(format!("--format: {why}")))?;
-                writeln!(out, "{line}")?;
-            }
-        }
-        Some(Format::Table) | None => {
-            let columns: &[(&str, &str)] = if args.digests {
-                &[
-                    ("REPOSITORY", "Repository"),
-                    ("TAG", "Tag"),
-                    ("DIGEST", "Digest"),
-                    ("CONTENT DIGEST", "ContentDigest"),
-                    ("IMAGE ID", "ID"),
-                    ("CREATED", "CreatedSince"),
-                    ("SIZE", "Size"),
-                ]
-            } else {
-                &[
-                    ("REPOSITORY", "Repository"),
-                    ("TAG", "Tag"),
-                    ("IMAGE ID", "ID"),
-                    ("CREATED", "CreatedSince"),
-                    ("SIZE", "Size"),
-                ]
-            };
-            let heading: Vec<&str> = columns.iter().map(|(heading, _)| *heading).collect();
-            let cells = rows.map(|row| columns.iter().map(|(_, field)| text(&row, field)).collect::<Vec<_>>());
-            table::write(&mut out, &heading, cells)?;
-        }
+        return Ok(ExitCode::SUCCESS);
     }
+    let columns: &[&str] = if args.digests {
+        &["Repository", "Tag", "Digest", "ContentDigest", "ID", "CreatedSince", "Size"]
+    } else {
+        &["Repository", "Tag", "ID", "CreatedSince", "Size"]
+    };
+    let rows = rows.iter().map(|(image, name)| row(image, name.as_ref(), args.no_trunc, now));
+    format.write(&mut out, columns, &HEADINGS, rows)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// What `--format` asks for.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Format {
-    Table,
-    Json,
-    Template(Template),
-}
-
-/// Reads `--format` of a command that prints rows.
-pub(super) fn format(text: &str) -> Result<Format, Failure> {
-    match text {
-        "table" => Ok(Format::Table),
-        "json" => Ok(Format::Json),
-        text if text.starts_with("table ") => {
-            Err(Failure::Usage("not supported yet: --format \"table TEMPLATE\"; leave `table` out, or use json".into()))
-        }
-        text => {
-            // Shells make it hard to write these two; Docker reads them like that.
-            let text = text.replace("\\t", "\t").replace("\\n", "\n");
-            Template::parse(&text).map(Format::Template).map_err(|why| Failure::Usage(format!("--format: {why}")))
-        }
-    }
-}
-
-pub(super) fn text(row: &Value, field: &str) -> String {
-    row[field].as_str().unwrap_or_default().to_owned()
 }
 
 fn row(image: &ImageRecord, name: Option<&Reference>, whole: bool, now: i64) -> Value {
     let created = find::seconds(image.created.as_deref());
     let none = || NONE.to_owned();
+    let unknown = "N/A";
     json!({
         "Repository": name.map_or_else(none, Reference::familiar_name),
         "Tag": name.and_then(Reference::tag).unwrap_or(NONE),
         "Digest": image.manifest.to_string(),
         "ContentDigest": image.content.map_or_else(none, |content| content.to_string()),
         "ID": if whole { image.id.to_string() } else { find::short(&image.id) },
-        "CreatedSince": created.map_or_else(|| "N/A".to_owned(), |created| age::ago(created, now)),
-        "CreatedAt": image.created.clone().unwrap_or_default(),
+        "CreatedSince": created.map_or_else(|| unknown.to_owned(), |created| age::ago(created, now)),
+        "CreatedAt": created.map_or_else(|| unknown.to_owned(), created_at),
         "Size": size::human(image.size),
+        "Containers": unknown,
+        "SharedSize": unknown,
+        "UniqueSize": unknown,
     })
+}
+
+/// A time as Go's `String` has it, which is what Docker prints here.
+fn created_at(seconds: i64) -> String {
+    let time = jiff::Timestamp::from_second(seconds).unwrap_or_default();
+    time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string()
 }
 
 /// Which rows are shown.
@@ -133,16 +104,27 @@ fn row(image: &ImageRecord, name: Option<&Reference>, whole: bool, now: i64) -> 
 struct Filter {
     references: Vec<(String, Glob)>,
     dangling: Option<bool>,
+    /// Names of labels, and the values that they are to have.
+    labels: Vec<(String, Option<String>)>,
+    /// Made before, in seconds since 1970.
+    before: Option<i64>,
+    /// Made after.
+    since: Option<i64>,
 }
 
 impl Filter {
-    fn new(args: &ImagesArgs) -> Result<Self, Failure> {
+    fn new(args: &ImagesArgs, store: &Store, now: i64) -> Result<Self, Failure> {
         let mut filter = Self::default();
         let asked = args.filters.iter().filter(|(key, _)| key == "reference").map(|(_, value)| value);
         for pattern in args.reference.iter().chain(asked) {
             let glob = Glob::element(pattern).map_err(|why| Failure::Usage(format!("{pattern}: {why}")))?;
             filter.references.push((pattern.clone(), glob));
         }
+        // An image without a time was made before all others.
+        let made = |name: &str| -> Result<i64, Failure> {
+            Ok(find::seconds(find::image(store, name)?.created.as_deref()).unwrap_or(i64::MIN))
+        };
+        let earlier = |known: Option<i64>, other: i64| Some(known.map_or(other, |known| known.min(other)));
         for (key, value) in &args.filters {
             match (key.as_str(), value.as_str()) {
                 ("reference", _) => {}
@@ -151,13 +133,44 @@ impl Filter {
                 ("dangling", other) => {
                     return Err(Failure::Usage(format!("--filter dangling={other}: expected true or false")));
                 }
-                ("label" | "before" | "since" | "until", _) => {
-                    return Err(Failure::Usage(format!("not supported yet: --filter {key}=")));
+                ("label", label) => {
+                    let (name, content) =
+                        label.split_once('=').map_or((label, None), |(name, text)| (name, Some(text)));
+                    filter.labels.push((name.to_owned(), content.map(str::to_owned)));
                 }
-                _ => return Err(Failure::Usage(format!("there is no filter {key}; there are dangling, reference"))),
+                ("before", name) => filter.before = earlier(filter.before, made(name)?),
+                ("since", name) => filter.since = filter.since.max(Some(made(name)?)),
+                ("until", text) => {
+                    let until = until(text).map_err(|why| Failure::Usage(format!("--filter until: {why}")))?;
+                    filter.before = earlier(filter.before, until.seconds(now));
+                }
+                (key, _) => {
+                    let known = ["before", "dangling", "label", "reference", "since", "until"];
+                    let meant = nearest(key, known).map_or_else(
+                        || format!("there are {}", known.join(", ")),
+                        |meant| format!("did you mean {meant}?"),
+                    );
+                    return Err(Failure::Usage(format!("there is no filter {key}; {meant}")));
+                }
             }
         }
         Ok(filter)
+    }
+
+    /// By what the image is, whatever its names are. Its config is read only where labels are asked for.
+    fn takes_image(&self, image: &ImageRecord, store: &Store) -> Result<bool, Failure> {
+        let created = find::seconds(image.created.as_deref()).unwrap_or(i64::MIN);
+        if self.before.is_some_and(|before| created >= before) || self.since.is_some_and(|since| created <= since) {
+            return Ok(false);
+        }
+        if self.labels.is_empty() {
+            return Ok(true);
+        }
+        let labels = base::base_image(store, image).map_err(anyhow::Error::from)?.config.config.labels;
+        let has = |(name, content): &(String, Option<String>)| {
+            labels.get(name).is_some_and(|found| content.as_ref().is_none_or(|content| content == found))
+        };
+        Ok(self.labels.iter().all(has))
     }
 
     fn takes(&self, name: Option<&Reference>) -> bool {
@@ -178,6 +191,11 @@ impl Filter {
 mod tests {
     use super::*;
 
+    fn filter_of(args: &ImagesArgs) -> Result<Filter, Failure> {
+        let folder = tempfile::tempdir().unwrap();
+        Filter::new(args, &Store::open(folder.path()).unwrap(), 0)
+    }
+
     #[test]
     fn references_are_matched_as_docker_does() {
         let name = Reference::parse("ghcr.io/team/app:1.2").unwrap();
@@ -195,15 +213,15 @@ mod tests {
             ("app", false, false),
         ] {
             let args = ImagesArgs { reference: Some(pattern.to_owned()), ..ImagesArgs::default() };
-            let filter = Filter::new(&args).unwrap();
+            let filter = filter_of(&args).unwrap();
             assert_eq!((filter.takes(Some(&name)), filter.takes(Some(&hub))), (takes, takes_hub), "{pattern}");
             assert!(!filter.takes(None), "{pattern}");
         }
         for (key, value, status) in
-            [("dangling", "true", None), ("dangling", "x", Some(2)), ("label", "a", Some(2)), ("nonsense", "", Some(2))]
+            [("dangling", "true", None), ("dangling", "x", Some(2)), ("label", "a", None), ("nonsense", "", Some(2))]
         {
             let args = ImagesArgs { filters: vec![(key.into(), value.into())], ..ImagesArgs::default() };
-            assert_eq!(Filter::new(&args).err().map(|failure| failure.status()), status, "{key}");
+            assert_eq!(filter_of(&args).err().map(|failure| failure.status()), status, "{key}");
         }
     }
 }

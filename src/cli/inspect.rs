@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use super::args::InspectArgs;
 use super::failure::Failure;
 use super::find;
+use super::rows::template;
 use super::settings::Settings;
 use super::stdout::stdout;
-use super::template::Template;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;
 use crate::store::images::ImageRecord;
@@ -27,7 +27,7 @@ use crate::store::{Store, base};
 pub(super) fn run(args: &InspectArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let template = match args.format.as_deref() {
         None | Some("json") => None,
-        Some(text) => Some(Template::parse(text).map_err(|why| Failure::Usage(format!("--format: {why}")))?),
+        Some(text) => Some(template(text)?),
     };
     let store = find::store(settings)?;
     let mut shown = Vec::new();

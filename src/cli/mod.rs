@@ -6,6 +6,8 @@
 pub mod age;
 pub mod args;
 pub mod build;
+mod df;
+mod diff;
 pub mod failure;
 mod find;
 mod history;
@@ -15,14 +17,17 @@ mod info;
 mod inspect;
 mod load;
 pub mod output_spec;
+mod prune;
 pub mod render;
 mod rmi;
+mod rows;
 mod save;
 pub mod settings;
 pub mod size;
 pub mod stdout;
 mod tag;
 mod template;
+mod version;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -77,8 +82,15 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
         Command::Load(args) => load::run(args, settings),
         Command::Import(args) => import::run(args, settings),
         Command::Save(args) => save::run(args, settings),
+        Command::Diff(args) => diff::run(args, settings),
+        Command::Prune(args) => prune::run(args, settings),
+        Command::Df(args) => df::run(args, settings),
         Command::Info => info::run(settings),
-        Command::Version => print(&format!("{}\n", args::VERSION)),
+        Command::Version(args) => version::run(args),
+        Command::Completion(args) => {
+            stdout().write_all(&args::completion(args.shell))?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

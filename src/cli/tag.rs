@@ -15,6 +15,8 @@ use crate::store::images::ImageRecord;
 pub(super) fn run(args: &TagArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let name = new_name(&args.target)?;
     let store = find::store(settings)?;
+    // What is found stays until it has its name.
+    let _shared = store.gc_lock(false).map_err(anyhow::Error::from)?;
     let image = find::image(&store, &args.source)?;
     store.tag(&ImageRecord { names: vec![name.to_string()], ..image }).map_err(anyhow::Error::from)?;
     Ok(ExitCode::SUCCESS)

@@ -6,6 +6,7 @@
 pub mod accounts;
 pub mod annotation;
 pub mod assemble;
+pub mod compare;
 pub mod config;
 pub mod manifest;
 pub mod platform;

@@ -9,11 +9,12 @@
 //! indexes ─────────stack───▶ merged view
 //! ```
 //!
-//! `entry`, `entry_ref`, `index`, `content` and `stack` are pure: they touch no file and no clock.
+//! `entry`, `entry_ref`, `index`, `compare`, `content` and `stack` are pure: they touch no file and no clock.
 
 pub mod apply;
 pub mod capability;
 mod chunk;
+pub mod compare;
 pub mod compress;
 pub mod content;
 pub mod data;

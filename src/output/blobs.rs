@@ -87,9 +87,10 @@ fn compressed(
 ) -> Result<KnownBlob, OutputError> {
     let name = compression.encoder();
     let known = store.layer_blobs(layer)?;
-    let fits = |blob: &KnownBlob| blob.encoder.as_deref() == Some(name.as_str()) && store.has_blob(&blob.digest);
-    if let Some(blob) = known.into_iter().find(fits) {
-        return Ok(blob);
+    for blob in known.into_iter().filter(|blob| blob.encoder.as_deref() == Some(name.as_str())) {
+        if lease.uses_blob(store, &blob.digest)? {
+            return Ok(blob);
+        }
     }
     let failed = |source| OutputError::Compress { layer: *layer, source };
     let mut encoder = Encoder::new(store.blob_writer(lease)?, compression);

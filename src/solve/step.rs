@@ -147,7 +147,7 @@ impl Solver<'_> {
             return Ok(None);
         }
         for key in &missed.keys {
-            if let Found::Hit(record) = self.engine.store.lookup(key)? {
+            if let Found::Hit(record) = self.engine.store.lookup(self.engine.lease, key)? {
                 self.also_under(&missed.keys, &record, key)?;
                 return Ok(Some((record, *key)));
             }
@@ -326,7 +326,7 @@ impl Solver<'_> {
             *why = MissReason::Disabled;
             return Ok(None);
         }
-        match self.engine.store.lookup(&key)? {
+        match self.engine.store.lookup(self.engine.lease, &key)? {
             Found::Hit(record) => return Ok(Some(Look::Hit(record, key))),
             Found::Absent => {}
             Found::LayerGone => *why = MissReason::LayerGone,
@@ -443,7 +443,7 @@ impl Solver<'_> {
         let (store, lease) = (self.engine.store, self.engine.lease);
         let content = new.index.content();
         let op = missed.record.op;
-        let layer = match store.made_before(&content, &op)? {
+        let layer = match store.made_before(lease, &content, &op)? {
             Some(layer) => layer,
             None => {
                 let layer = new.index.diff_id();

@@ -3,10 +3,11 @@
 //! In: an [`ImageRecord`], or an image whose layers are in the store. Out: a [`BaseImage`], or a record. What always
 //! holds: only manifest and config are read for a base, never a layer.
 
+use super::gc::Needed;
 use super::images::ImageRecord;
 use super::lease::Lease;
 use super::{Store, StoreError};
-use crate::digest::{ContentDigest, ImageId};
+use crate::digest::{ChainId, ContentDigest, ImageId};
 use crate::image::assemble::{image_content_digest, index_content_digest};
 use crate::image::config::{ImageConfig, MAX_CONFIG_SIZE};
 use crate::image::manifest::{Descriptor, Document, Family, MAX_MANIFEST_SIZE, Manifest};
@@ -24,31 +25,39 @@ pub fn base_image(store: &Store, record: &ImageRecord) -> Result<BaseImage, Stor
 
 /// All images that a record stands for, in order: one, or one for each platform of an index. There is at least one.
 pub fn base_images(store: &Store, record: &ImageRecord) -> Result<Vec<BaseImage>, StoreError> {
+    read_images(store, record)?.into_iter().map(|(_, image)| image).collect()
+}
+
+type Read = (Descriptor, Result<BaseImage, StoreError>);
+
+/// The same with what could be read, one by one, and the descriptors of the manifests.
+fn read_images(store: &Store, record: &ImageRecord) -> Result<Vec<Read>, StoreError> {
     let bytes = store.read_blob(&record.manifest, MAX_MANIFEST_SIZE as u64)?;
     let damaged = |why: String| StoreError::Damaged { path: store.blob_path(&record.manifest), why };
     let name = record.names.first().cloned().unwrap_or_else(|| record.id.to_string());
     match Document::parse(&bytes).map_err(|error| damaged(error.to_string()))? {
         Document::Manifest(manifest) => {
             let descriptor = Descriptor::new(record.media_type.as_str().into(), record.manifest, bytes.len() as u64);
-            Ok(vec![image_of(store, descriptor, manifest, name)?])
+            Ok(vec![(descriptor.clone(), image_of(store, descriptor, manifest, name))])
         }
         Document::Index(index) => {
-            let mut images = Vec::new();
-            for entry in index.images() {
-                let bytes = store.read_blob(&entry.digest, MAX_MANIFEST_SIZE as u64)?;
-                let manifest = Manifest::parse(&bytes).map_err(|error| StoreError::Damaged {
-                    path: store.blob_path(&entry.digest),
-                    why: error.to_string(),
-                })?;
-                let mut image = image_of(store, entry.clone(), manifest, name.clone())?;
-                if let Some(platform) = &entry.platform {
-                    image.platform = Platform::from(platform).normalised();
-                }
-                images.push(image);
-            }
+            let images: Vec<Read> =
+                index.images().map(|entry| (entry.clone(), entry_image(store, entry, name.clone()))).collect();
             if images.is_empty() { Err(damaged("it is an index without images".to_owned())) } else { Ok(images) }
         }
     }
+}
+
+/// The image of an entry of an index.
+fn entry_image(store: &Store, entry: &Descriptor, name: String) -> Result<BaseImage, StoreError> {
+    let bytes = store.read_blob(&entry.digest, MAX_MANIFEST_SIZE as u64)?;
+    let manifest = Manifest::parse(&bytes)
+        .map_err(|error| StoreError::Damaged { path: store.blob_path(&entry.digest), why: error.to_string() })?;
+    let mut image = image_of(store, entry.clone(), manifest, name)?;
+    if let Some(platform) = &entry.platform {
+        image.platform = Platform::from(platform).normalised();
+    }
+    Ok(image)
 }
 
 /// The image of a manifest that was read.
@@ -68,6 +77,44 @@ fn image_of(store: &Store, descriptor: Descriptor, manifest: Manifest, name: Str
         manifest: Some(descriptor),
         layers: manifest.layers,
     })
+}
+
+/// Adds what an image needs to what must stay. Of an image whose documents are damaged that is what can be read.
+pub(super) fn needed(store: &Store, record: &ImageRecord, all: &mut Needed) -> Result<(), StoreError> {
+    all.blobs.extend([record.manifest, record.id.0]);
+    let damaged = |error: &StoreError| {
+        matches!(error, StoreError::Damaged { .. } | StoreError::Missing { .. } | StoreError::Io { .. })
+    };
+    let images = match read_images(store, record) {
+        Err(error) if damaged(&error) => return Ok(()),
+        other => other?,
+    };
+    for (descriptor, image) in images {
+        all.blobs.insert(descriptor.digest);
+        let image = match image {
+            Err(error) if damaged(&error) => continue,
+            other => other?,
+        };
+        all.blobs.insert(image.image_id.0);
+        all.blobs.extend(image.layers.iter().map(|layer| layer.digest));
+        let mut chain = None;
+        for layer in &image.config.rootfs.diff_ids {
+            let extended = ChainId::extend(chain.as_ref(), layer);
+            all.layers.insert(*layer);
+            all.chains.insert(extended);
+            chain = Some(extended);
+        }
+    }
+    Ok(())
+}
+
+/// Lets the image's layers stay as long as the command runs. To be called while [`Lease::shared`] is held, which was
+/// taken before the image was looked up.
+pub fn pin(lease: &Lease, image: &BaseImage) -> Result<(), StoreError> {
+    let layers = image.config.rootfs.diff_ids.iter().map(|layer| format!("layers/{}", layer.0.hex()));
+    let blobs = image.layers.iter().map(|blob| blob.digest).chain([image.image_id.0]);
+    let blobs = blobs.chain(image.manifest.iter().map(|manifest| manifest.digest));
+    lease.uses(layers.chain(blobs.map(|blob| format!("blobs/sha256/{}", blob.hex()))))
 }
 
 /// The record of an image whose documents and layers are in the store; it has no names.

@@ -48,7 +48,7 @@ impl Store {
     /// Puts a small document in; does nothing where it is already.
     pub fn put_blob(&self, lease: &Lease, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = Digest::of(bytes);
-        if !self.has_blob(&digest) {
+        if !lease.uses_blob(self, &digest)? {
             let mut writer = self.blob_writer(lease)?;
             writer.write_all(bytes).map_err(StoreError::io("write a blob in", lease.folder()))?;
             writer.commit()?;
@@ -108,6 +108,7 @@ impl BlobWriter<'_> {
 
     fn persist(store: &Store, lease: &Lease, file: NamedTempFile, digest: &Digest) -> Result<(), StoreError> {
         let path = store.blob_path(digest);
+        let _shared = lease.shared()?;
         lease.will_make(&format!("blobs/sha256/{}", digest.hex()))?;
         // Blobs are read by tools of other users too; a temporary file has mode 0600.
         fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))

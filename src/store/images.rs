@@ -138,6 +138,17 @@ impl Store {
         self.change_images(|images| images.retain(|image| image.id != *id)).map(drop)
     }
 
+    /// Forgets these images, names and all, unless their names have changed in the meantime. Those that went.
+    pub fn remove_images(&self, going: &[ImageRecord]) -> Result<Vec<ImageRecord>, StoreError> {
+        let mut gone = Vec::new();
+        if !going.is_empty() {
+            let same = |a: &ImageRecord, b: &ImageRecord| (a.id, a.manifest, &a.names) == (b.id, b.manifest, &b.names);
+            let goes = |image: &mut ImageRecord| going.iter().any(|other| same(image, other));
+            self.change_images(|images| gone.extend(images.extract_if(.., goes)))?;
+        }
+        Ok(gone)
+    }
+
     fn change_images(&self, change: impl FnOnce(&mut Vec<ImageRecord>)) -> Result<bool, StoreError> {
         let path = self.path("images.lock");
         let lock = OpenOptions::new()

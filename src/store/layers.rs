@@ -138,6 +138,7 @@ impl Store {
         let folder = lease.fresh_path();
         fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
         take(tree, &folder.join("tree"))?;
+        let _shared = lease.shared()?;
         lease.will_make(&name)?;
         match fs::rename(&folder, &place) {
             Err(_) if place.join("tree").exists() => {}
@@ -150,6 +151,7 @@ impl Store {
     pub fn put_layer(&self, lease: &Lease, index: &LayerIndex, form: Form) -> Result<(), StoreError> {
         let name = format!("layers/{}", index.diff_id().0.hex());
         let place = self.path(&name);
+        let _shared = lease.shared()?;
         if let (true, Form::Tree(tree)) = (self.has_layer(&index.diff_id()), &form) {
             // The usual case of a form that comes later; the index need not be written again for it.
             lease.will_make(&name)?;
@@ -274,6 +276,11 @@ impl Store {
             out.into_inner().map_err(|error| StoreError::io("write a file in", folder)(error.into_error()))?;
         file.rewind().map_err(StoreError::io("read a file in", folder))?;
         Ok(file)
+    }
+
+    /// The layer that this one is a form of under an epoch, if it is one: its bytes come from there.
+    pub(super) fn source_of_epoch(&self, layer: &DiffId) -> Result<Option<DiffId>, StoreError> {
+        Ok(self.epoch_of(layer)?.map(|form| form.of))
     }
 
     /// What the layer is the form of, where it is one under an epoch.

@@ -98,15 +98,21 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(StoreError::Root { root: root.to_owned(), source }),
         }
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        for folder in FOLDERS {
-            let path = root.join(folder);
-            builder.create(&path).map_err(|source| StoreError::Root { root: root.to_owned(), source })?;
-        }
+        store.make_folders()?;
         // The file comes last: a store that was cut off in the making is simply made again.
         store.replace(&format, STORE_VERSION.as_bytes())?;
         Ok(store)
+    }
+
+    /// Makes the folders that are not there.
+    pub(super) fn make_folders(&self) -> Result<(), StoreError> {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        for folder in FOLDERS {
+            let failed = |source| StoreError::Root { root: self.root.clone(), source };
+            builder.create(self.root.join(folder)).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// The root folder.

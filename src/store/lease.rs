@@ -4,6 +4,7 @@
 //! command renames into place is appended to the file first. So a later command can tell what a dead one left: its
 //! unfinished files go, and what it had made before the machine went down (another boot) is checked against its digest.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::layout::{Store, StoreError};
+use crate::digest::{DiffId, Digest};
 use crate::sys::cancel::{Cancel, UntilCanceled};
 
 /// A claim on the store by a running command.
@@ -23,6 +25,25 @@ pub struct Lease {
     next: AtomicU64,
     made: AtomicU64,
     cancel: Option<Cancel>,
+    /// The lock against garbage collection, and how many threads hold it.
+    lock: Mutex<(File, usize)>,
+    used: Mutex<HashSet<String>>,
+}
+
+/// Keeps garbage collection away as long as it lives: what was found stays there until it is noted as used.
+#[must_use = "the lock goes with the value"]
+#[derive(Debug)]
+pub struct Shared<'a>(&'a Lease);
+
+impl Drop for Shared<'_> {
+    fn drop(&mut self) {
+        let mut lock = self.0.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        lock.1 -= 1;
+        if lock.1 == 0 {
+            // A lock that could not be given back goes with the process.
+            let _ = lock.0.unlock();
+        }
+    }
 }
 
 /// What [`Store::sweep`] found.
@@ -37,7 +58,7 @@ pub struct Swept {
 impl Store {
     /// Takes a lease. `boot` is the id of the running boot of the machine, `/proc/sys/kernel/random/boot_id`.
     pub fn lease(&self, boot: &str) -> Result<Lease, StoreError> {
-        let _shared = self.gc_lock(false)?;
+        let lock = self.gc_lock(false)?;
         let leases = self.path("leases");
         let (file, path) = tempfile::Builder::new()
             .prefix("build-")
@@ -55,8 +76,12 @@ impl Store {
             next: AtomicU64::new(0),
             made: AtomicU64::new(0),
             cancel: None,
+            lock: Mutex::new((lock, 1)),
+            used: Mutex::new(HashSet::new()),
         };
+        let shared = Shared(&lease);
         lease.append(&format!("boot {boot}\nby {}\n", std::process::id()))?;
+        drop(shared);
         Ok(lease)
     }
 
@@ -171,6 +196,49 @@ impl Lease {
     /// A path in [`Lease::folder`] that nobody else gets.
     pub fn fresh_path(&self) -> PathBuf {
         self.folder.join(self.next.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    /// Keeps garbage collection away for a moment. It is held while something is looked up and noted as used, or noted as
+    /// made and renamed into place, and never for long.
+    pub fn shared(&self) -> Result<Shared<'_>, StoreError> {
+        let mut lock = self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if lock.1 == 0 {
+            lock.0.lock_shared().map_err(StoreError::io("lock", &self.path))?;
+        }
+        lock.1 += 1;
+        Ok(Shared(self))
+    }
+
+    /// Notes that the command needs these paths (relative to the root) until it ends. To be called while
+    /// [`Lease::shared`] is held, before one looks whether they are there.
+    pub fn uses(&self, paths: impl IntoIterator<Item = String>) -> Result<(), StoreError> {
+        let mut used = self.used.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut lines = String::new();
+        for path in paths {
+            if !used.contains(&path) {
+                lines.push_str(&format!("used {path}\n"));
+                used.insert(path);
+            }
+        }
+        if lines.is_empty() { Ok(()) } else { self.append(&lines) }
+    }
+
+    /// Whether a blob is there; if so it stays as long as the command runs.
+    pub fn uses_blob(&self, store: &Store, digest: &Digest) -> Result<bool, StoreError> {
+        let _shared = self.shared()?;
+        if !store.has_blob(digest) {
+            return Ok(false);
+        }
+        self.uses([format!("blobs/sha256/{}", digest.hex())]).map(|()| true)
+    }
+
+    /// Whether a layer is there; if so it stays as long as the command runs.
+    pub fn uses_layer(&self, store: &Store, layer: &DiffId) -> Result<bool, StoreError> {
+        let _shared = self.shared()?;
+        if !store.has_layer(layer) {
+            return Ok(false);
+        }
+        self.uses([format!("layers/{}", layer.0.hex())]).map(|()| true)
     }
 
     /// Notes that `path` (relative to the root) is about to be renamed into place.

@@ -17,6 +17,7 @@
 
 pub mod base;
 pub mod blobs;
+pub mod gc;
 pub mod images;
 pub mod import;
 mod intake;
@@ -25,6 +26,7 @@ pub mod layout;
 pub mod lease;
 pub mod load;
 pub mod recover;
+pub mod usage;
 pub mod verify;
 
 pub use layout::{Store, StoreError};

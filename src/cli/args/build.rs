@@ -77,6 +77,8 @@ pub struct BuildArgs {
     pub shm_size: Option<u64>,
     /// `--allow`.
     pub allow: Vec<Entitlement>,
+    /// `--verify-reproducible`: build twice and compare.
+    pub verify_reproducible: bool,
 }
 
 /// What a build is made from.
@@ -265,6 +267,9 @@ pub(super) struct BuildFlags {
     /// Steps that run at once [default: the number of processors, at least 4]
     #[arg(long, value_name = "N", value_parser = count, help_heading = RUN)]
     jobs: Option<NonZeroUsize>,
+    /// Build twice with empty caches, compare, and say which step and which files differ
+    #[arg(long, help_heading = RUN)]
+    verify_reproducible: bool,
 
     /// How progress is shown [default: $RBUILD_PROGRESS, $BUILDKIT_PROGRESS, auto]
     #[arg(long, value_name = "HOW", value_enum, help_heading = SHOW)]
@@ -351,6 +356,7 @@ impl BuildFlags {
             add_hosts: self.add_host,
             shm_size: self.shm_size,
             allow: self.allow,
+            verify_reproducible: self.verify_reproducible,
         })
         .and_then(check_stdin)
     }

@@ -17,19 +17,15 @@ enum Takes {
 }
 
 /// Commands and what they do.
-const COMMANDS: [(&str, &str); 8] = [
+const COMMANDS: [(&str, &str); 4] = [
     ("pull", "fetching an image from a registry; `rbuild load` and `rbuild import` bring images in from files"),
     ("push", "sending an image to a registry; `rbuild -o type=oci,dest=FILE` writes a file that others can push"),
     ("login", "credentials for a registry"),
     ("logout", "credentials for a registry"),
-    ("prune", "removing what is no longer needed; `rbuild rmi` removes images"),
-    ("df", "counting what the store holds"),
-    ("diff", "comparing two images"),
-    ("completion", "completions for shells"),
 ];
 
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 21] = [
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 20] = [
     ("build", "push", None, Takes::YesNo, "registries; -o type=oci,dest=FILE writes a file that others can push"),
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),
@@ -50,7 +46,6 @@ const FLAGS: [(&str, &str, Option<char>, Takes, &str); 21] = [
     ("build", "call", None, Takes::Value, "the build checks alone"),
     ("build", "shell-on-error", None, Takes::YesNo, "a shell in the step that failed"),
     ("build", "shell-at", None, Takes::Value, "a shell before a line"),
-    ("build", "verify-reproducible", None, Takes::YesNo, "building twice and comparing"),
 ];
 
 /// Adds all of it to `command`, out of the help's sight.

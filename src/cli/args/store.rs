@@ -148,6 +148,89 @@ fn archive_format(text: &str) -> Result<ArchiveFormat, String> {
     }
 }
 
+/// `rbuild diff`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "Show where two images differ; exit status 0: nowhere, 1: somewhere, 2: trouble")]
+pub struct DiffArgs {
+    /// The first image: a name or an id
+    #[arg(value_name = "A", value_parser = some)]
+    pub a: String,
+    /// The second image
+    #[arg(value_name = "B", value_parser = some)]
+    pub b: String,
+    /// text or json
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = diff_format)]
+    pub format: DiffFormat,
+}
+
+/// How `rbuild diff` tells what it found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DiffFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+fn diff_format(text: &str) -> Result<DiffFormat, String> {
+    match text {
+        "text" => Ok(DiffFormat::Text),
+        "json" => Ok(DiffFormat::Json),
+        _ => Err("expected text or json".to_owned()),
+    }
+}
+
+/// `rbuild df`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "Show what the store holds and how much of the disk it takes")]
+pub struct DfArgs {
+    /// Show each image and each part of the build cache
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// table, json, "table TEMPLATE" or a Go template
+    #[arg(long, value_name = "FORMAT", conflicts_with = "verbose")]
+    pub format: Option<String>,
+}
+
+/// `rbuild version`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(about = "Print the version")]
+pub struct VersionArgs {
+    /// json or a Go template
+    #[arg(short, long, value_name = "FORMAT")]
+    pub format: Option<String>,
+}
+
+/// `rbuild completion`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(about = "Print completions for a shell; source them, or put them where the shell looks")]
+pub struct CompletionArgs {
+    /// bash, zsh or fish
+    #[arg(value_name = "SHELL", value_parser = shell)]
+    pub shell: Shell,
+}
+
+/// A shell that completions are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shell {
+    /// GNU bash.
+    Bash,
+    /// zsh.
+    Zsh,
+    /// fish.
+    Fish,
+}
+
+fn shell(text: &str) -> Result<Shell, String> {
+    match text {
+        "bash" => Ok(Shell::Bash),
+        "zsh" => Ok(Shell::Zsh),
+        "fish" => Ok(Shell::Fish),
+        _ => Err("expected bash, zsh or fish".to_owned()),
+    }
+}
+
 /// `rbuild import`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(about = "Make an image of one layer from the tar of a root file system")]

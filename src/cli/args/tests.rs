@@ -70,6 +70,7 @@ fn plain(dir: &str) -> BuildArgs {
         add_hosts: vec![],
         shm_size: None,
         allow: vec![],
+        verify_reproducible: false,
     }
 }
 
@@ -167,6 +168,7 @@ fn builds() {
         ("--add-host db:10.0.0.7 .", {
             BuildArgs { add_hosts: vec![("db".into(), "10.0.0.7".parse().unwrap())], ..base() }
         }),
+        ("--verify-reproducible .", BuildArgs { verify_reproducible: true, ..base() }),
         ("--shm-size 64m .", BuildArgs { shm_size: Some(64 << 20), ..base() }),
         ("--allow network.host,security.insecure .", {
             BuildArgs { allow: vec![Entitlement::NetworkHost, Entitlement::SecurityInsecure], ..base() }
@@ -282,9 +284,35 @@ fn store_commands() {
             let (message, platform) = (Some("text".into()), Some("p".into()));
             Command::Import(ImportArgs { file: "f".into(), message, platform, ..ImportArgs::default() })
         }),
+        ("save a -o f b", {
+            let format = ArchiveFormat::Docker;
+            Command::Save(SaveArgs { images: texts(&["a", "b"]), output: Some("f".into()), format })
+        }),
+        ("image save --format=oci a", {
+            Command::Save(SaveArgs { images: texts(&["a"]), output: None, format: ArchiveFormat::Oci })
+        }),
+        ("diff a b --format json", {
+            Command::Diff(DiffArgs { a: "a".into(), b: "b".into(), format: DiffFormat::Json })
+        }),
+        ("prune", Command::Prune(PruneArgs::default())),
+        ("system prune -af", Command::Prune(PruneArgs { all: true, force: true, ..PruneArgs::default() })),
+        ("image prune", Command::Prune(PruneArgs { only: Some(PruneOnly::Images), ..PruneArgs::default() })),
+        ("builder prune --keep-storage 1g --filter until=5", {
+            let filters = vec![PruneFilter::Until(Until::At(5))];
+            let only = Some(PruneOnly::Cache);
+            Command::Prune(PruneArgs { keep_storage: Some(1 << 30), filters, only, ..PruneArgs::default() })
+        }),
+        ("buildx prune --all=true", {
+            Command::Prune(PruneArgs { all: true, only: Some(PruneOnly::Cache), ..PruneArgs::default() })
+        }),
+        ("prune --everything", Command::Prune(PruneArgs { everything: true, ..PruneArgs::default() })),
+        ("system df -v", Command::Df(DfArgs { verbose: true, format: None })),
+        ("df --format json", Command::Df(DfArgs { verbose: false, format: Some("json".into()) })),
+        ("completion zsh", Command::Completion(CompletionArgs { shell: Shell::Zsh })),
+        ("version -f {{.Version}}", Command::Version(VersionArgs { format: Some("{{.Version}}".into()) })),
         ("info", Command::Info),
         ("system info", Command::Info),
-        ("version", Command::Version),
+        ("version", Command::Version(VersionArgs::default())),
     ] {
         assert_eq!(command(line), expected, "{line}");
     }
@@ -320,7 +348,6 @@ fn what_comes_later_is_refused_by_name() {
         ("--check .", "--check (the build checks alone)"),
         ("--shell-on-error .", "--shell-on-error (a shell in the step that failed)"),
         ("--shell-at 3 .", "--shell-at (a shell before a line)"),
-        ("--verify-reproducible .", "--verify-reproducible (building twice and comparing)"),
         ("--pull .", "--pull=always (registries)"),
         ("--pull=true .", "--pull (registries)"),
         ("--pull=newer .", "--pull=newer (registries)"),
@@ -338,14 +365,11 @@ fn what_comes_later_is_refused_by_name() {
             "github.com/a/b, a context from the network; fetch it and give the directory \
              (./github.com/a/b names a directory)",
         ),
-        ("image prune -af", "rbuild prune (removing what is no longer needed; `rbuild rmi` removes images)"),
-        ("system df", "rbuild df (counting what the store holds)"),
-        ("diff a b", "rbuild diff (comparing two images)"),
         ("login --help", "rbuild login (credentials for a registry)"),
     ] {
         assert_eq!(read(line), Err(format!("not supported yet: {expected}")), "{line}");
     }
-    for command in ["pull x", "push x", "login", "logout", "save -o f x", "prune", "df -v", "completion bash"] {
+    for command in ["pull x", "push x", "login", "logout"] {
         let error = read(command).expect_err(command);
         let name = command.split(' ').next().unwrap();
         assert!(error.starts_with(&format!("not supported yet: rbuild {name} (")), "{command}: {error}");

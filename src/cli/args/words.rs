@@ -29,7 +29,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 4] = [
             ("list", "images"),
             ("load", "load"),
             ("ls", "images"),
-            ("prune", "prune"),
+            ("prune", "prune --only=images"),
             ("pull", "pull"),
             ("push", "push"),
             ("remove", "rmi"),
@@ -38,8 +38,8 @@ const GROUPS: [(&str, &[(&str, &str)]); 4] = [
             ("tag", "tag"),
         ],
     ),
-    ("builder", &[("build", "build"), ("prune", "prune")]),
-    ("buildx", &[("build", "build"), ("du", "df"), ("prune", "prune")]),
+    ("builder", &[("build", "build"), ("prune", "prune --only=cache")]),
+    ("buildx", &[("build", "build"), ("du", "df"), ("prune", "prune --only=cache")]),
     ("system", &[("df", "df"), ("info", "info"), ("prune", "prune")]),
 ];
 
@@ -76,7 +76,7 @@ pub(super) fn complete(words: Vec<OsString>, is_command: impl Fn(&str) -> bool) 
         Some(member) => match members.iter().find(|(name, _)| *name == member) {
             Some((_, command)) => {
                 let mut words = words;
-                words.splice(first..=first + 1, [OsString::from(command)]);
+                words.splice(first..=first + 1, command.split(' ').map(OsString::from));
                 Ok(Words::Command(words))
             }
             None => Err(match nearest(&member, names.clone()) {
@@ -129,7 +129,7 @@ mod tests {
             ("image rm x", Ok("rmi x")),
             ("--root r image build .", Ok("--root r build .")),
             ("system df", Ok("df")),
-            ("builder prune -f", Ok("prune -f")),
+            ("builder prune -f", Ok("prune --only=cache -f")),
             ("-- image", Ok("build -- image")),
             ("builder", Err("`rbuild builder` needs a command: build, prune (./builder names a folder)")),
             ("builder prine", Err("`rbuild builder` has no command prine; did you mean prune?")),

@@ -29,7 +29,7 @@ pub(super) fn resolve(
         let found = if request.context {
             named_context(request, args, settings, store, lease)
         } else {
-            local_image(&request.name, request, store).map(Resolved::Image)
+            local_image(&request.name, request, store, lease).map(Resolved::Image)
         };
         match found {
             Ok(resolved) => {
@@ -59,7 +59,7 @@ fn named_context(
         NamedContext::Directory(_) => return Ok(Resolved::Context),
         NamedContext::Image(name) => {
             let full = Reference::parse(name).map_err(|error| failed(error.to_string()))?.to_string();
-            return local_image(&full, request, store).map(Resolved::Image);
+            return local_image(&full, request, store, lease).map(Resolved::Image);
         }
         NamedContext::OciArchive(file) => (LayoutSource::Archive(settings.cwd.join(file)), Selector::Any),
         NamedContext::OciLayout { dir, pick } => {
@@ -78,11 +78,12 @@ fn named_context(
 }
 
 /// An image of the local store, by its full reference.
-fn local_image(name: &str, request: &BaseRequest, store: &Store) -> Result<Arc<BaseImage>, Diagnostic> {
+fn local_image(name: &str, request: &BaseRequest, store: &Store, lease: &Lease) -> Result<Arc<BaseImage>, Diagnostic> {
     let failed = |error: crate::store::StoreError| {
         Diagnostic::error(request.span, format!("the image {} cannot be used", shown(name)))
             .help(format!("{:#}", anyhow::Error::from(error)))
     };
+    let _shared = lease.shared().map_err(failed)?;
     let images = store.images().map_err(failed)?;
     let reference = Reference::parse(name).ok();
     let digest = reference.as_ref().and_then(Reference::digest);
@@ -94,18 +95,18 @@ fn local_image(name: &str, request: &BaseRequest, store: &Store) -> Result<Arc<B
         Some(record) => {
             let mut images = base::base_images(store, record).map_err(failed)?;
             let offered = images.iter().map(|image| &image.platform);
-            match request.platform.best(offered.clone()) {
-                Some(best) => Ok(Arc::new(images.swap_remove(best))),
-                // It was asked for by name: that it is for another machine is warned of.
-                None if images.len() == 1 => Ok(Arc::new(images.swap_remove(0))),
-                None => {
-                    let list = offered.map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                    let message = format!("the image {} has nothing for {}", shown(name), request.platform);
-                    Err(Diagnostic::error(request.span, message)
-                        .label(format!("it is for {list}"))
-                        .help("the platform is that of --platform, of FROM --platform or of DOCKER_DEFAULT_PLATFORM"))
-                }
-            }
+            let best = request.platform.best(offered.clone());
+            // The only one was asked for by name: that it is for another machine is warned of.
+            let Some(best) = best.or((images.len() == 1).then_some(0)) else {
+                let list = offered.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                let message = format!("the image {} has nothing for {}", shown(name), request.platform);
+                return Err(Diagnostic::error(request.span, message)
+                    .label(format!("it is for {list}"))
+                    .help("the platform is that of --platform, of FROM --platform or of DOCKER_DEFAULT_PLATFORM"));
+            };
+            let image = images.swap_remove(best);
+            base::pin(lease, &image).map_err(failed)?;
+            Ok(Arc::new(image))
         }
         None => Err(absent(name, request, &images, store)),
     }

@@ -87,6 +87,11 @@ struct StepReport {
 }
 
 impl Report {
+    /// The layers that this build made.
+    pub(super) fn made(&self) -> Vec<DiffId> {
+        self.steps.iter().filter(|step| !step.cached).map(|step| step.layer).collect()
+    }
+
     /// What the user is told last.
     pub(super) fn built(&self) -> Built {
         let names = self.made.names.iter().map(Reference::familiar).collect();
@@ -111,7 +116,7 @@ impl Report {
     }
 
     /// The document of `--metadata-file`: BuildKit's keys, and rbuild's own under `rbuild.`.
-    fn metadata(&self) -> serde_json::Value {
+    pub(super) fn metadata(&self) -> serde_json::Value {
         let Self { made, listed, .. } = self;
         let steps = self.steps.iter().map(|step| {
             json!({
@@ -125,6 +130,7 @@ impl Report {
         let mut document = json!({
             "containerimage.descriptor": listed.descriptor,
             "containerimage.digest": listed.descriptor.digest,
+            "rbuild.image": self.id,
             "rbuild.steps": steps.collect::<Vec<_>>(),
         });
         if made.index {
@@ -215,7 +221,9 @@ fn new_layer(job: &Job<'_>, solved: &Solved, epoch: Option<i64>) -> Result<NewLa
 fn epoch_form(job: &Job<'_>, solved: &Solved, epoch: i64) -> Result<DiffId, Failure> {
     let (store, lease) = (job.store, job.lease);
     let make = || -> anyhow::Result<DiffId> {
-        if let Some(form) = store.epoch_form(&solved.content, epoch, WRITER_VERSION)? {
+        if let Some(form) = store.epoch_form(&solved.content, epoch, WRITER_VERSION)?
+            && lease.uses_layer(store, &form)?
+        {
             return Ok(form);
         }
         let index = store.layer_index(&solved.layer)?.with_context(|| format!("the layer {} is gone", solved.layer))?;

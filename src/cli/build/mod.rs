@@ -9,8 +9,10 @@ mod blame;
 mod finish;
 mod hints;
 mod input;
+mod limit;
 mod load;
 mod outputs;
+mod verify;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -88,7 +90,9 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     }
     outputs::check(args, &plan)?;
 
-    let reporter = Reporter::new(args.progress, args.explain, settings);
+    // Each of the two builds that are compared has a display of its own, and is forked, which takes one thread.
+    let progress = if args.verify_reproducible { Progress::Quiet } else { args.progress };
+    let reporter = Reporter::new(progress, args.explain, settings);
     reporter.set_source(file.source.clone());
     let warnings = warnings.into_iter().chain(hints::almost_json(&parsed.dockerfile, &file.source)).chain(more);
     for warning in hints::compact(warnings.collect(), &file.source) {
@@ -112,7 +116,13 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         bases: &bases,
         cancel: &cancel,
     };
+    if args.verify_reproducible {
+        return verify::run(&job);
+    }
     let result = job.carry_out(now, &swept.suspects);
+    if let Ok(report) = &result {
+        limit::check(&job, &report.made());
+    }
     reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
     match (result, cancel.signal()) {
         (Ok(report), _) => report.write(&job),

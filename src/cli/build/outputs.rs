@@ -164,10 +164,8 @@ fn keep(job: &Job<'_>, made: &Made, spec: Option<&OutputSpec>) -> Result<Listed,
     if known.is_some_and(|known| names.iter().all(|name| known.names.contains(name))) {
         return Ok(listed);
     }
-    let record = match known {
-        Some(known) => ImageRecord { names, ..known.clone() },
-        None => ImageRecord { names, ..put(job, &documents)? },
-    };
+    // Of a known image too: what nobody names may be collected until this lease lists it.
+    let record = ImageRecord { names, ..put(job, &documents)? };
     base::keep(store, lease, &record).map_err(anyhow::Error::from)?;
     Ok(listed)
 }

@@ -56,7 +56,7 @@ pub(super) struct Brought {
 pub(super) fn bring(store: &Store, lease: &Lease, files: &Files, wanted: &[Wanted]) -> Result<Vec<Brought>, LoadError> {
     let mut brought = Vec::with_capacity(wanted.len());
     for layer in wanted {
-        brought.push(known(store, layer)?);
+        brought.push(known(store, lease, layer)?);
     }
     // The threads are joined here: who enters a user namespace later must be alone in the process.
     let missing: Vec<usize> = (0..wanted.len())
@@ -99,13 +99,15 @@ fn files_lost(files: &Files, wanted: &Wanted) -> LoadError {
 }
 
 /// What is here already, without a look at the file.
-fn known(store: &Store, wanted: &Wanted) -> Result<Option<Brought>, LoadError> {
+fn known(store: &Store, lease: &Lease, wanted: &Wanted) -> Result<Option<Brought>, LoadError> {
     let Some((digest, size)) = wanted.blob else { return Ok(None) };
-    if !store.has_layer(&wanted.diff_id) {
+    if !lease.uses_layer(store, &wanted.diff_id)? {
         return Ok(None);
     }
     for blob in store.layer_blobs(&wanted.diff_id)? {
-        if (blob.digest, blob.size) == (digest, size) && (store.has_blob(&digest) || digest == wanted.diff_id.0) {
+        if (blob.digest, blob.size) == (digest, size)
+            && (digest == wanted.diff_id.0 || lease.uses_blob(store, &digest)?)
+        {
             let encoding = encoding_of(&blob.media_type);
             return Ok(Some(Brought { encoding, digest, size }));
         }

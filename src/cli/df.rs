@@ -75,8 +75,8 @@ impl<'a> Counted<'a> {
         let mut sizes = BTreeMap::new();
         for record in store.images().map_err(anyhow::Error::from)? {
             // A damaged image is counted, its layers are not known.
-            let images = base::base_images(store, &record).unwrap_or_default();
-            let layers: Vec<_> = images.into_iter().flat_map(|image| image.config.rootfs.diff_ids).collect();
+            let all = base::base_images(store, &record).unwrap_or_default();
+            let layers: Vec<_> = all.into_iter().flat_map(|image| image.config.rootfs.diff_ids).collect();
             for layer in &layers {
                 if !sizes.contains_key(layer) {
                     sizes.insert(*layer, store.layer_summary(layer).map_or(0, |summary| summary.files_size));

@@ -141,18 +141,18 @@ impl Elf {
 
 /// What the kernel says of one handler.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Handler {
+struct Interpreter {
     name: String,
     enabled: bool,
     /// Flag F.
     open: bool,
-    interpreter: String,
+    path: String,
     offset: usize,
     magic: Vec<u8>,
     mask: Vec<u8>,
 }
 
-impl Handler {
+impl Interpreter {
     fn parse(name: &str, text: &str) -> Option<Self> {
         let field = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
         let magic = unhex(field("magic ")?)?;
@@ -160,7 +160,7 @@ impl Handler {
             name: name.to_owned(),
             enabled: text.lines().next() == Some("enabled"),
             open: field("flags:").is_some_and(|flags| flags.contains('F')),
-            interpreter: field("interpreter ").unwrap_or_default().to_owned(),
+            path: field("interpreter ").unwrap_or_default().to_owned(),
             offset: field("offset ").and_then(|offset| offset.parse().ok()).unwrap_or(0),
             mask: field("mask ").and_then(unhex).unwrap_or_else(|| vec![0xff; magic.len()]),
             magic,
@@ -180,14 +180,14 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 }
 
 /// The kernel's handlers; `None` where its list cannot be seen.
-fn handlers(at: &Path) -> Option<Vec<Handler>> {
+fn handlers(at: &Path) -> Option<Vec<Interpreter>> {
     // It has this file exactly where it is mounted.
     fs::metadata(at.join("status")).ok()?;
     let entries = fs::read_dir(at).ok()?.filter_map(Result::ok);
-    let mut handlers: Vec<Handler> = entries
+    let mut handlers: Vec<Interpreter> = entries
         .filter_map(|entry| {
             let text = fs::read_to_string(entry.path()).ok()?;
-            Handler::parse(&entry.file_name().to_string_lossy(), &text)
+            Interpreter::parse(&entry.file_name().to_string_lossy(), &text)
         })
         .collect();
     handlers.sort_by(|a, b| a.name.cmp(&b.name));
@@ -229,7 +229,7 @@ fn check_on(platform: &Platform, here: &Platform, at: &Path, folder: &Path) -> R
     };
     let program = format.program();
     let list = handlers(at);
-    let fitting: Vec<&Handler> = list.iter().flatten().filter(|handler| handler.takes(&program)).collect();
+    let fitting: Vec<&Interpreter> = list.iter().flatten().filter(|handler| handler.takes(&program)).collect();
     if fitting.iter().any(|handler| handler.enabled && handler.open) {
         return Ok(());
     }
@@ -244,7 +244,7 @@ fn check_on(platform: &Platform, here: &Platform, at: &Path, folder: &Path) -> R
         (Some(handler), _) if !handler.open => failed(
             format!(
                 "{} ({}) is registered without the flag F, so that it would be looked for in the image",
-                handler.name, handler.interpreter
+                handler.name, handler.path
             ),
             format!("register it with that flag: its configuration in /etc/binfmt.d needs F at the end; or {INSTALL}"),
         ),

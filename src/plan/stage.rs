@@ -162,11 +162,15 @@ impl<'a> Planner<'a> {
             "Base image {} was pulled with platform \"{found}\", expected \"{wanted}\" for current build",
             stage.image
         );
-        self.diagnostics.push(
-            Diagnostic::warning(stage.image_span, "InvalidBaseImagePlatform", message).help(format!(
-                "the result says that it is for {wanted}, and has programs of {found} in it; bring in the image for {wanted}"
-            )),
-        );
+        let help = if self.options.platforms.is_empty() {
+            format!("give --platform={found} if that is what it is to be for, or bring in the image for {wanted}")
+        } else {
+            format!(
+                "the result says that it is for {wanted}, with programs of {found} in it: bring in the image for {wanted}"
+            )
+        };
+        let warning = Diagnostic::warning(stage.image_span, "InvalidBaseImagePlatform", message);
+        self.diagnostics.push(warning.help(help));
         Some(found.clone())
     }
 

@@ -44,9 +44,8 @@ pub(super) fn run(args: &DfArgs, settings: &Settings) -> Result<ExitCode, Failur
     let store = find::store(settings)?;
     // Folders of mapped ids are closed to others. Where there is no way in, the rest is worth telling.
     if store.path("trees.format").exists()
-        && let Err(failure) = find::enter_ids(settings)
+        && let Err(error) = find::enter_ids(settings)
     {
-        let Failure::Error(error) = failure else { return Err(failure) };
         let note = format!("warning: file trees are not counted: {error:#}\n");
         std::io::stderr().write_all(note.as_bytes())?;
     }

@@ -51,13 +51,14 @@ pub(crate) fn boot_id() -> anyhow::Result<String> {
 }
 
 /// Lets this process read file trees, whose files belong to mapped ids: root can, everyone else enters a user namespace,
-/// for which the process must still have one thread.
-pub(crate) fn enter_ids(settings: &Settings) -> Result<(), Failure> {
+/// for which the process must still have one thread. The ids of the namespace, if it was entered now.
+pub(crate) fn enter_ids(settings: &Settings) -> anyhow::Result<Option<IdMap>> {
     if settings.uid == 0 || rustix::process::geteuid().is_root() {
-        return Ok(());
+        return Ok(None);
     }
-    let map = IdMap::of_caller().map_err(anyhow::Error::from)?;
-    Ok(namespace::enter_user_namespace(&map).map_err(anyhow::Error::from)?)
+    let map = IdMap::of_caller()?;
+    namespace::enter_user_namespace(&map)?;
+    Ok(Some(map))
 }
 
 /// What this machine runs.

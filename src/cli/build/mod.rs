@@ -242,9 +242,7 @@ impl Job<'_> {
             }
             // Root of a container: the kernel lets it have neither trusted attributes nor devices.
             claim("root of a user namespace, attributes user.overlay")?;
-        } else if !rustix::process::geteuid().is_root() {
-            let map = IdMap::of_caller().map_err(|error| text(error.into()))?;
-            namespace::enter_user_namespace(&map).map_err(|error| text(error.into()))?;
+        } else if let Some(map) = find::enter_ids(self.settings).map_err(text)? {
             claim(&format!("{}, attributes user.overlay", describe(&map)))?;
             // What an earlier build left of mapped ids can be removed only from here.
             self.store.empty_trash().map_err(|error| text(error.into()))?;

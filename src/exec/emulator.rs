@@ -205,16 +205,17 @@ pub(super) fn emulated(at: &Path) -> Vec<&'static str> {
 }
 
 /// Whether commands for `platform` can be run here. `folder` takes a file for a trial.
-pub fn check(platform: &Platform, folder: &Path) -> Result<(), NoEmulator> {
+pub fn check(platform: &Platform, folder: &Path) -> Result<(), Box<NoEmulator>> {
     check_on(platform, &Platform::of_kernel(&process::machine()), Path::new(HANDLERS), folder)
 }
 
-fn check_on(platform: &Platform, here: &Platform, at: &Path, folder: &Path) -> Result<(), NoEmulator> {
+fn check_on(platform: &Platform, here: &Platform, at: &Path, folder: &Path) -> Result<(), Box<NoEmulator>> {
     if (&platform.os, &platform.architecture) == (&here.os, &here.architecture) {
         return Ok(());
     }
-    let failed =
-        |why: String, help: String| Err(NoEmulator { platform: platform.clone(), here: here.clone(), why, help });
+    let failed = |why: String, help: String| {
+        Err(Box::new(NoEmulator { platform: platform.clone(), here: here.clone(), why, help }))
+    };
     if platform.os != here.os {
         let os = &platform.os;
         return failed(format!("there is none for {os}"), format!("commands of {os} run on {os} alone"));

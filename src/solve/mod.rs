@@ -155,7 +155,7 @@ pub enum Cause {
     Unsteady(PathBuf),
     /// The commands are for another architecture.
     #[error(transparent)]
-    Emulator(#[from] NoEmulator),
+    Emulator(#[from] Box<NoEmulator>),
     /// Trees cannot be made on this machine by this user.
     #[error("{0}")]
     Trees(String),

@@ -27,8 +27,8 @@ use crate::store::images::ImageRecord;
 
 /// Refuses outputs that the planned images cannot be written to.
 pub(super) fn check(args: &BuildArgs, plan: &Plan) -> Result<(), Failure> {
-    let platforms: Vec<&Platform> = plan.images.iter().map(|image| &image.platform).collect();
-    let list = || platforms.iter().map(|platform| platform.to_string()).collect::<Vec<_>>().join(", ");
+    let platforms = || plan.images.iter().map(|image| &image.platform);
+    let list = || platforms().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     for output in &args.outputs {
         if output.kind == OutputKind::Docker && plan.index {
             return Err(Failure::Usage(format!(
@@ -56,7 +56,7 @@ pub(super) fn check(args: &BuildArgs, plan: &Plan) -> Result<(), Failure> {
             )));
         }
         if let Some(platform) = platform
-            && !platforms.contains(&platform)
+            && !platforms().any(|own| own == platform)
         {
             return Err(Failure::Usage(format!(
                 "the annotation {key} is for {name}[{platform}], and there is no such image: the result is for {}",

@@ -46,6 +46,9 @@ pub(super) struct Listed {
     pub(super) names: Vec<Reference>,
 }
 
+/// The manifests in an index, and its bytes.
+type WholeIndex = (Vec<Descriptor>, Vec<u8>);
+
 /// Whether the files are a layout.
 pub(super) fn is_layout(files: &Files) -> Result<bool, LoadError> {
     Ok(files.open("index.json")?.is_some())
@@ -248,7 +251,7 @@ impl Search<'_> {
 
     /// The images of an entry that is an index, and its bytes: if it is of images alone or of several, and if all that they
     /// are made of is there.
-    fn whole_index(&mut self, entry: &Descriptor) -> Result<Option<(Vec<Descriptor>, Vec<u8>)>, LoadError> {
+    fn whole_index(&mut self, entry: &Descriptor) -> Result<Option<WholeIndex>, LoadError> {
         if Kind::of(&entry.media_type) != Some(Kind::Index) {
             return Ok(None);
         }

@@ -18,6 +18,7 @@ fn run(size: usize) -> Op {
         user: String::new(),
         network: Network::Default,
         hostname: None,
+        mounts: Vec::new(),
     })
 }
 
@@ -44,7 +45,7 @@ fn keys(criterion: &mut Criterion) {
         group.bench_with_input(BenchmarkId::new("run", size), &op, |bencher, op| {
             bencher.iter(|| {
                 let digest = op_digest(op, &platform);
-                black_box(run_key(&digest, &stack_id(None, &[ContentDigest(digest)])))
+                black_box(run_key(&digest, &stack_id(None, &[ContentDigest(digest)]), &[]))
             });
         });
     }

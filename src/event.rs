@@ -81,6 +81,8 @@ pub enum MissReason {
         /// How many more there are.
         more: usize,
     },
+    /// What the mounts of a RUN show is not what it was.
+    MountsChanged,
     /// The record is there, its layer is not.
     LayerGone,
     /// The record cannot be read.
@@ -99,6 +101,7 @@ impl fmt::Display for MissReason {
                 write!(f, "files changed: {}", paths.join(", "))?;
                 if *more > 0 { write!(f, " and {more} more") } else { Ok(()) }
             }
+            Self::MountsChanged => f.write_str("what its mounts show changed"),
             Self::LayerGone => f.write_str("its layer is no longer in the store"),
             Self::Damaged(why) => write!(f, "its cache record is damaged: {why}"),
         }

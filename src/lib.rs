@@ -20,6 +20,9 @@ pub mod snapshot;
 pub mod store;
 
 pub mod exec;
+pub mod fetch;
+pub mod git;
+pub mod http;
 
 pub mod output;
 pub mod solve;

@@ -10,11 +10,7 @@ use crate::support::env::TestEnv;
 use crate::support::machine::{self, Need, corpus, find_program, needs};
 
 /// Cases that need what rbuild does not do yet, with what it says then. A case that begins to work has to leave the list.
-const LATER: &[(&str, &str)] = &[
-    ("mount-targets-mount", "RUN --mount"),
-    ("mount-cache-by-ownership", "RUN --mount"),
-    ("multistage-copyback", "RUN --mount"),
-];
+const LATER: &[(&str, &str)] = &[];
 
 #[test]
 fn builds_are_those_of_docker() {

@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 checkout=$PWD
 user=rbuild-test
-packages=(busybox-static bash-static uidmap util-linux skopeo umoci mmdebstrap python3 zstd xz-utils bzip2 procps qemu-user-static)
+packages=(busybox-static bash-static uidmap util-linux skopeo umoci mmdebstrap python3 zstd xz-utils bzip2 procps git openssh-client qemu-user-static)
 
 say() { printf '%s\n' "tests/run.sh: $*" >&2; }
 fail() { say "$@"; exit 1; }
@@ -187,7 +187,7 @@ filter=("$@")
 for who in root "$user"; do
     mkdir -p "$work/$who/home" "$work/$who/tmp" "$work/$who/run"
 done
-require=run,busybox,corpus,skopeo,umoci,python3,zstd,xz,bzip2,mmdebstrap,emulator
+require=run,busybox,corpus,skopeo,umoci,python3,zstd,xz,bzip2,mmdebstrap,git,emulator
 if [ "$can_be_root" = 0 ]; then
     as_root chown -R "$user:" "$work/$user"
     as_root chown -R 0:0 "$work/root"

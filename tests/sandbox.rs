@@ -18,7 +18,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rbuild::event::Stream;
-use rbuild::exec::{ExecError, Exit, ProcessSpec, RootFs, Sandbox, init_hook, probe, run};
+use rbuild::exec::{
+    ExecError, Exit, Mount, MountSource, ProcessSpec, RootFs, Sandbox, init_hook, probe, remove_stubs, run,
+};
 use rbuild::plan::step::Network;
 use rbuild::sys::cancel::{Cancel, install_signal_handlers};
 use rbuild::sys::idmap::IdMap;
@@ -147,6 +149,9 @@ const CASES: &[(&str, Case)] = &[
     ("several_at_once", several_at_once),
     ("a_program_that_was_replaced_still_works", a_program_that_was_replaced_still_works),
     ("another_program_as_init", another_program_as_init),
+    ("mounts_of_every_kind", mounts_of_every_kind),
+    ("mounts_in_mounts", mounts_in_mounts),
+    ("mounts_lead_nowhere_else", mounts_lead_nowhere_else),
 ];
 
 /// A store for one case: the tree with busybox, and room for uppers.
@@ -239,7 +244,7 @@ impl Bench {
         fs::create_dir_all(&upper).expect("upper");
         fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)).expect("mode");
         fs::create_dir_all(&work).expect("work");
-        RootFs { lower: vec![self.lower()], upper, work }
+        RootFs { lower: vec![self.lower()], upper, work, mounts: vec![] }
     }
 
     fn sh(&self, script: &str) -> Ran {
@@ -582,7 +587,8 @@ fn cancel_ends_everything(bench: &Bench) {
 
 /// The part of the next case that is killed.
 fn run_for_ever(root: &Path) -> ExitCode {
-    let rootfs = RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w") };
+    let rootfs =
+        RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w"), mounts: vec![] };
     let marker = fs::read_to_string(root.join("marker")).expect("a marker");
     let cancel = Cancel::new().expect("an event");
     let script = format!("sleep {marker} & setsid sleep {marker} & echo ready; sleep {marker}");
@@ -613,7 +619,8 @@ fn death_of_rbuild_ends_everything(bench: &Bench) {
 
 /// The part of the next case that gets the signal.
 fn run_until_signal(root: &Path) -> ExitCode {
-    let rootfs = RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w") };
+    let rootfs =
+        RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w"), mounts: vec![] };
     let cancel = Cancel::new().expect("an event");
     install_signal_handlers(&cancel).expect("installed");
     let exit = run(
@@ -872,7 +879,8 @@ fn run_deleted(root: &Path) -> ExitCode {
     let program = std::env::current_exe().expect("this program");
     fs::remove_file(&program).expect("removed");
     fs::write(&program, "another one").expect("replaced");
-    let rootfs = RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w") };
+    let rootfs =
+        RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w"), mounts: vec![] };
     let cancel = Cancel::new().expect("an event");
     match run(&rootfs, &shell("(echo x >> /proc/1/exe) 2>/dev/null || exit 5"), &|_, _| {}, &cancel) {
         Ok(Exit::Code(code)) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
@@ -897,4 +905,119 @@ fn another_program_as_init(bench: &Bench) {
     let cancel = Cancel::new().expect("an event");
     let exit = sandbox.run(&bench.rootfs(), &shell("exit 7"), &|_, _| {}, &cancel).expect("runs");
     assert_eq!(exit, Exit::Code(7));
+}
+
+fn mount(target: &str, read_only: bool, source: MountSource) -> Mount {
+    Mount { target: target.into(), read_only, source }
+}
+
+/// A tree beside the one with busybox: a file, a folder, a link to the folder.
+fn other_tree(bench: &Bench) -> PathBuf {
+    let tree = bench.path().join("other");
+    fs::create_dir_all(tree.join("d")).expect("folders");
+    fs::write(tree.join("d/f"), "lower").expect("a file");
+    symlink("/d", tree.join("link")).expect("a link");
+    tree
+}
+
+fn folders(bench: &Bench, name: &str) -> (PathBuf, PathBuf) {
+    let (upper, work) = (bench.path().join(name).join("upper"), bench.path().join(name).join("work"));
+    fs::create_dir_all(&upper).expect("upper");
+    fs::create_dir_all(&work).expect("work");
+    (upper, work)
+}
+
+fn mounts_of_every_kind(bench: &Bench) {
+    let tree = other_tree(bench);
+    let folder = bench.path().join("folder");
+    fs::create_dir(&folder).expect("a folder");
+    let socket = bench.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    let writes = Some(folders(bench, "writes"));
+    let stack = |path: &str, writes| MountSource::Stack { lower: vec![tree.clone()], path: path.into(), writes };
+    let mut rootfs = bench.rootfs();
+    rootfs.mounts = vec![
+        mount("/all", true, stack("/", None)),
+        mount("/one/file", true, stack("/d/f", None)),
+        mount("/by/link", true, stack("link", None)),
+        mount("/rw", false, stack("/", writes.clone())),
+        mount("/none", true, MountSource::Stack { lower: vec![], path: "/".into(), writes: None }),
+        mount("/keep", false, MountSource::Folder { folder: folder.clone(), path: String::new() }),
+        mount("/look", true, MountSource::Folder { folder: folder.clone(), path: String::new() }),
+        mount("/memory", false, MountSource::Memory { size: Some(1 << 20) }),
+        mount("/secret", true, MountSource::File { content: b"hush".to_vec(), mode: 0o640, uid: 3, gid: 4 }),
+        mount("/socket", true, MountSource::Socket(socket)),
+    ];
+    let script = "cat /all/d/f /one/file /by/link/f /rw/d/f /secret && echo && stat -c '%a %u %g' /secret && test -S /socket \
+        && echo new > /rw/d/f && echo kept > /keep/f && cat /look/f && echo x > /memory/x && ls /none | wc -l \
+        && for f in /all/x /by/link/f /one/file /look/x /secret; do echo x 2> /dev/null > $f && echo wrote $f; done; true";
+    let ran = Bench::run_in(&rootfs, &shell(script)).says("lowerlowerlowerlowerhush\n640 3 4\nkept\n0");
+    assert_eq!(ran.changes(), ["etc/"], "only the folder that was copied up for the places of /etc");
+    assert_eq!(fs::read_to_string(tree.join("d/f")).expect("there"), "lower");
+    assert_eq!(fs::read_to_string(folder.join("f")).expect("kept"), "kept\n");
+    let (upper, work) = writes.expect("given above");
+    assert_eq!(fs::read_to_string(upper.join("d/f")).expect("written"), "new\n");
+    assert_eq!(fs::read_dir(work).expect("readable").count(), 0, "the work folder is not empty");
+    // A command in another network reaches the socket of this machine, and none of it is left behind.
+    let quiet = ProcessSpec { network: Network::None, ..shell("test -S /socket && ls /keep") };
+    Bench::run_in(&rootfs, &quiet).says("f");
+}
+
+fn mounts_in_mounts(bench: &Bench) {
+    let tree = other_tree(bench);
+    let folder = bench.path().join("folder");
+    fs::create_dir_all(folder.join("sub")).expect("a folder");
+    symlink("/real/place", bench.lower().join("alias")).expect("a link");
+    let writes = Some(folders(bench, "writes"));
+    let memory = || MountSource::Memory { size: None };
+    let mut rootfs = bench.rootfs();
+    rootfs.mounts = vec![
+        // Read-only, with places in it that its tree lacks.
+        mount("/work", true, MountSource::Stack { lower: vec![tree.clone()], path: "/".into(), writes }),
+        mount("/alias", false, MountSource::Folder { folder: folder.clone(), path: "sub".into() }),
+        mount("/work/in/here", false, memory()),
+        mount("/work/d/f", true, MountSource::File { content: b"over".to_vec(), mode: 0o444, uid: 0, gid: 0 }),
+        mount("/real/place/deep/er", false, memory()),
+        mount("/alias/file", true, MountSource::File { content: b"in".to_vec(), mode: 0o444, uid: 0, gid: 0 }),
+    ];
+    let mut process = shell(
+        "pwd && touch here/x && cat ../d/f /alias/file && touch /alias/deep/er/y /alias/mine && ! touch x 2> /dev/null",
+    );
+    let cancel = Cancel::new().expect("an event");
+    let output = Mutex::new(Vec::new());
+    let note = |_, bytes: &[u8]| output.lock().expect("no panic").extend_from_slice(bytes);
+    process.cwd = "/work/in".to_owned();
+    let (exit, left) = Sandbox::default().run_noting(&rootfs, &process, &note, &cancel).expect("it runs");
+    let text = String::from_utf8(output.into_inner().expect("no panic")).expect("text");
+    assert_eq!((exit, text.as_str()), (Exit::Code(0), "/work/in\noverin"));
+    assert_eq!(fs::read_dir(&rootfs.upper).expect("readable").count(), 1, "there is more than /etc in the layer");
+    // What is left in the folder is told, and can be removed.
+    let paths: Vec<_> = left.iter().map(|stub| (stub.mount, stub.path.to_str().expect("text"))).collect();
+    assert_eq!(paths, [(1, "sub/deep"), (1, "sub/deep/er"), (1, "sub/file")]);
+    remove_stubs(&folder, &left.iter().collect::<Vec<_>>()).expect("removed");
+    let names: Vec<_> =
+        fs::read_dir(folder.join("sub")).expect("readable").map(|entry| entry.expect("entry").file_name()).collect();
+    assert_eq!(names, ["mine"]);
+}
+
+fn mounts_lead_nowhere_else(bench: &Bench) {
+    let folder = bench.path().join("folder");
+    fs::create_dir(&folder).expect("a folder");
+    symlink("/etc", folder.join("link")).expect("a link");
+    symlink("../../..", folder.join("up")).expect("a link");
+    fs::write(folder.join("own"), "own").expect("a file");
+    let with = |path: &str| {
+        let mut rootfs = bench.rootfs();
+        rootfs.mounts = vec![mount("/m", true, MountSource::Folder { folder: folder.clone(), path: path.into() })];
+        rootfs
+    };
+    let cancel = Cancel::new().expect("an event");
+    let error = run(&with("link"), &shell("ls /m"), &|_, _| {}, &cancel).expect_err("it leads nowhere").to_string();
+    assert!(error.contains("find what is to be mounted: link"), "{error}");
+    Bench::run_in(&with("up"), &shell("cat /m/own")).says("own");
+    // A target in the image that is a link stays in the image.
+    symlink("../../../../outside", bench.lower().join("out")).expect("a link");
+    let mut rootfs = with("");
+    rootfs.mounts[0].target = "/out/x".into();
+    assert_eq!(Bench::run_in(&rootfs, &shell("ls /outside/x/own")).says("/outside/x/own").changes(), ["etc/"]);
 }

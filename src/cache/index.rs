@@ -8,6 +8,7 @@
 //! cache/contents/<2>/<content>   layers with that content, each with the operation that made it
 //! cache/stacks/<2>/<stackID>     when this store first reached that stack (RFC 3339)
 //! cache/epochs/<2>/<…>           the form of a content under an epoch
+//! cache/urls/<2>/<…>            what a URL gave last: see `cache::urls`
 //! cache/last/<2>/<…>             the key that a place in a Dockerfile had last, for --explain
 //! ```
 
@@ -51,7 +52,7 @@ struct MadeLayer {
 }
 
 impl Store {
-    fn cache_path(&self, kind: &str, name: &Digest) -> PathBuf {
+    pub(super) fn cache_path(&self, kind: &str, name: &Digest) -> PathBuf {
         let hex = name.hex();
         self.path("cache").join(kind).join(&hex[..2]).join(hex)
     }
@@ -179,7 +180,7 @@ impl Store {
         self.put_cache(lease, "last", place, &record.to_bytes())
     }
 
-    fn put_cache(&self, lease: &Lease, kind: &str, name: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(super) fn put_cache(&self, lease: &Lease, kind: &str, name: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
         let path = self.cache_path(kind, name);
         let fresh = lease.fresh_path();
         fs::write(&fresh, bytes).map_err(StoreError::io("write", &fresh))?;

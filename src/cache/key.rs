@@ -8,6 +8,9 @@
 //! |---|---|
 //! | argument vector, script, declared environment, directory, user, host name, network of RUN | [`op_digest`] |
 //! | platform | [`op_digest`] of RUN; COPY, ADD and WORKDIR give the same on every platform |
+//! | targets, types and options of the mounts of RUN; ids of caches, secrets and agents | [`op_digest`] |
+//! | what is bound or seeds a cache | [`run_key`]: as [`MountId::Stack`] with its path, or as [`MountId::Content`] |
+//! | what caches hold, values of secrets, keys of agents, where in the Dockerfile a mount stands | nowhere |
 //! | undeclared proxy arguments | nowhere: where the network is reached is no input |
 //! | destination, `--chown`, `--chmod`, `--link`, `--parents`, `--exclude`, unpacking | [`op_digest`] of COPY |
 //! | sources of COPY as written | [`SourceId::Stack`] only; the content digest has their names where they matter |
@@ -18,7 +21,9 @@
 
 use crate::digest::{CacheKey, ChainId, ContentDigest, Digest, Hasher, StackId};
 use crate::image::platform::Platform;
-use crate::plan::step::{Chmod, Chown, CopyOp, CopySource, MakeDirOp, ModeClause, Network, Op, RunOp};
+use crate::plan::step::{
+    Chmod, Chown, CopyOp, CopySource, FileOwner, MakeDirOp, ModeClause, MountOp, Network, Op, RunMount, RunOp,
+};
 
 /// Goes first into every digest of this module. A change of what is hashed is a change of this number.
 const KEY_VERSION: u64 = 1;
@@ -74,7 +79,7 @@ trait Keyed {
 
 impl Keyed for RunOp {
     fn feed(&self, key: &mut KeyHasher) {
-        let Self { args, script, env, proxy_env: _, cwd, user, network, hostname } = self;
+        let Self { args, script, env, proxy_env: _, cwd, user, network, hostname, mounts } = self;
         key.texts(args);
         key.option(script.as_ref(), |key, (name, body)| {
             key.text(name);
@@ -89,6 +94,51 @@ impl Keyed for RunOp {
             Network::Host => 2,
         });
         key.option(hostname.as_deref(), KeyHasher::text);
+        if !mounts.is_empty() {
+            key.text("mounts");
+            key.number(mounts.len() as u64);
+            mounts.iter().for_each(|mount| mount.feed(key));
+        }
+    }
+}
+
+impl Keyed for RunMount {
+    fn feed(&self, key: &mut KeyHasher) {
+        let Self { target, read_only, kind, span: _ } = self;
+        key.option(target.as_deref(), KeyHasher::text);
+        key.flag(*read_only);
+        key.text(kind.name());
+        let number = |key: &mut KeyHasher, number: &u32| key.number(u64::from(*number));
+        match kind {
+            // What it shows is an input: see `run_key`.
+            MountOp::Bind(_) => {}
+            MountOp::Cache { id, sharing, seed, path, mode, uid, gid } => {
+                key.text(id);
+                key.text(sharing.name());
+                key.flag(seed.is_some());
+                key.text(path);
+                [mode, uid, gid].into_iter().for_each(|value| key.option(value.as_ref(), number));
+            }
+            MountOp::Tmpfs { size } => key.option(size.as_ref(), |key, size| key.number(*size)),
+            MountOp::Secret { id, env, owner, required } => {
+                key.text(id);
+                key.option(env.as_deref(), KeyHasher::text);
+                owner.feed(key);
+                key.flag(*required);
+            }
+            MountOp::Ssh { id, owner, required } => {
+                key.text(id);
+                owner.feed(key);
+                key.flag(*required);
+            }
+        }
+    }
+}
+
+impl Keyed for FileOwner {
+    fn feed(&self, key: &mut KeyHasher) {
+        let Self { mode, uid, gid } = self;
+        [mode, uid, gid].into_iter().for_each(|value| key.number(u64::from(*value)));
     }
 }
 
@@ -189,6 +239,8 @@ fn feed_source(key: &mut KeyHasher, op: Option<&CopyOp>, source: &SourceId) {
                             key.text(name);
                             key.text(content);
                         }
+                        // COPY --from alone has a stack, and it fetches nothing: its sources never come here.
+                        CopySource::Remote(remote) => key.text(&remote.text),
                     }
                 }
             }
@@ -201,11 +253,33 @@ fn feed_source(key: &mut KeyHasher, op: Option<&CopyOp>, source: &SourceId) {
     }
 }
 
-/// The key of RUN: the operation on the stack below it.
-pub fn run_key(op: &Digest, below: &StackId) -> CacheKey {
+/// What a mount of RUN shows, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountId<'a> {
+    /// A path of a stack, named by it: needs nothing of it but its name.
+    Stack(StackId, &'a str),
+    /// The content of what is at the path.
+    Content(Digest),
+}
+
+/// The key of RUN: the operation on the stack below it, with what its mounts show (in their order).
+pub fn run_key(op: &Digest, below: &StackId, mounts: &[MountId<'_>]) -> CacheKey {
     let mut key = KeyHasher::new("key of run");
     key.digest(op);
     key.digest(&below.0);
+    for mount in mounts {
+        match mount {
+            MountId::Stack(stack, path) => {
+                key.text("stack");
+                key.digest(&stack.0);
+                key.text(path);
+            }
+            MountId::Content(digest) => {
+                key.text("content");
+                key.digest(digest);
+            }
+        }
+    }
     CacheKey(key.finish())
 }
 
@@ -232,7 +306,7 @@ pub fn landing_key(copy: Option<&CopyOp>, op: &Digest, source: &SourceId, landin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::step::CopyFrom;
+    use crate::plan::step::{CopyFrom, MountPath, Sharing, Stack};
 
     fn run() -> RunOp {
         RunOp {
@@ -244,7 +318,38 @@ mod tests {
             user: String::new(),
             network: Network::Default,
             hostname: None,
+            mounts: Vec::new(),
         }
+    }
+
+    fn mount(kind: MountOp) -> RunMount {
+        RunMount { target: Some("/m".into()), read_only: true, kind, span: crate::diagnostic::Span::default() }
+    }
+
+    fn bind() -> MountOp {
+        MountOp::Bind(MountPath { stack: Stack::Scratch, path: "/".into() })
+    }
+
+    fn cache() -> MountOp {
+        MountOp::Cache {
+            id: "c".into(),
+            sharing: Sharing::Shared,
+            seed: None,
+            path: String::new(),
+            mode: None,
+            uid: None,
+            gid: None,
+        }
+    }
+
+    const OWNER: FileOwner = FileOwner { mode: 0o400, uid: 0, gid: 0 };
+
+    fn secret() -> MountOp {
+        MountOp::Secret { id: "s".into(), env: None, owner: OWNER, required: false }
+    }
+
+    fn ssh() -> MountOp {
+        MountOp::Ssh { id: "default".into(), owner: OWNER, required: false }
     }
 
     fn copy() -> CopyOp {
@@ -303,7 +408,41 @@ mod tests {
             |op| op.exclude = vec!["*.o".into()],
             |op| op.unpack = true,
         ];
+        let alter_mount: &[fn(&mut Vec<RunMount>)] = &[
+            |mounts| mounts.push(mount(bind())),
+            |mounts| mounts.extend([mount(bind()), mount(bind())]),
+            |mounts| mounts.push(RunMount { target: Some("/n".into()), ..mount(bind()) }),
+            |mounts| mounts.push(RunMount { read_only: false, ..mount(bind()) }),
+            |mounts| mounts.push(mount(MountOp::Tmpfs { size: None })),
+            |mounts| mounts.push(mount(MountOp::Tmpfs { size: Some(0) })),
+            |mounts| mounts.push(mount(cache())),
+            |mounts| mounts.push(mount(with(cache(), |[id, ..]| *id = "d".into()))),
+            |mounts| mounts.push(mount(with(cache(), |[_, path]| *path = "d".into()))),
+            |mounts| mounts.push(mount(numbered(cache(), |cache| cache.sharing = Sharing::Locked))),
+            |mounts| mounts.push(mount(numbered(cache(), |cache| cache.sharing = Sharing::Private))),
+            |mounts| mounts.push(mount(numbered(cache(), |cache| cache.seeded = true))),
+            |mounts| mounts.push(mount(numbered(cache(), |cache| cache.numbers[0] = Some(1)))),
+            |mounts| mounts.push(mount(numbered(cache(), |cache| cache.numbers[1] = Some(1)))),
+            |mounts| mounts.push(mount(numbered(cache(), |cache| cache.numbers[2] = Some(1)))),
+            |mounts| mounts.push(mount(secret())),
+            |mounts| mounts.push(RunMount { target: None, ..mount(secret()) }),
+            |mounts| mounts.push(mount(with_owner(secret(), |owner, _| owner.mode = 0o444))),
+            |mounts| mounts.push(mount(with_owner(secret(), |owner, _| owner.uid = 1))),
+            |mounts| mounts.push(mount(with_owner(secret(), |owner, _| owner.gid = 1))),
+            |mounts| mounts.push(mount(with_owner(secret(), |_, required| *required = true))),
+            |mounts| mounts.push(mount(with(secret(), |[id, ..]| *id = "t".into()))),
+            |mounts| mounts.push(mount(with(secret(), |[_, env]| *env = "E".into()))),
+            |mounts| mounts.push(mount(ssh())),
+            |mounts| mounts.push(mount(with(ssh(), |[id, ..]| *id = "t".into()))),
+            |mounts| mounts.push(mount(with_owner(ssh(), |owner, _| owner.mode = 0o600))),
+            |mounts| mounts.push(mount(with_owner(ssh(), |_, required| *required = true))),
+        ];
         let mut seen = std::collections::HashSet::new();
+        for alter in alter_mount {
+            let mut op = run();
+            alter(&mut op.mounts);
+            assert!(seen.insert(digest(&Op::Run(op.clone()))), "{op:?}");
+        }
         for alter in alter_run {
             let mut op = run();
             alter(&mut op);
@@ -319,8 +458,54 @@ mod tests {
         }
     }
 
+    /// Alters the texts of a mount: its id, and the other one.
+    fn with(mut kind: MountOp, alter: fn([&mut String; 2])) -> MountOp {
+        let mut other = String::new();
+        match &mut kind {
+            MountOp::Cache { id, path, .. } => alter([id, path]),
+            MountOp::Secret { id, env, .. } => {
+                alter([id, &mut other]);
+                *env = Some(other).filter(|env| !env.is_empty());
+            }
+            MountOp::Ssh { id, .. } => alter([id, &mut other]),
+            MountOp::Bind(_) | MountOp::Tmpfs { .. } => {}
+        }
+        kind
+    }
+
+    fn with_owner(mut kind: MountOp, alter: fn(&mut FileOwner, &mut bool)) -> MountOp {
+        if let MountOp::Secret { owner, required, .. } | MountOp::Ssh { owner, required, .. } = &mut kind {
+            alter(owner, required);
+        }
+        kind
+    }
+
+    /// The rest of a cache.
+    struct Rest {
+        sharing: Sharing,
+        seeded: bool,
+        numbers: [Option<u32>; 3],
+    }
+
+    fn numbered(mut kind: MountOp, alter: fn(&mut Rest)) -> MountOp {
+        let mut rest = Rest { sharing: Sharing::Shared, seeded: false, numbers: [None; 3] };
+        alter(&mut rest);
+        if let MountOp::Cache { sharing, seed, mode, uid, gid, .. } = &mut kind {
+            *sharing = rest.sharing;
+            *seed = rest.seeded.then(|| MountPath { stack: Stack::Scratch, path: "/".into() });
+            [*mode, *uid, *gid] = rest.numbers;
+        }
+        kind
+    }
+
     #[test]
     fn what_is_no_input_is_not_in_the_key() {
+        let at = |kind, start| RunOp {
+            mounts: vec![RunMount { span: crate::diagnostic::Span::new(start, 9), ..mount(kind) }],
+            ..run()
+        };
+        let elsewhere = MountOp::Bind(MountPath { stack: Stack::Scratch, path: "/elsewhere".into() });
+        assert_eq!(digest(&Op::Run(at(bind(), 0))), digest(&Op::Run(at(elsewhere, 5))), "its content is the input");
         let proxied = RunOp { proxy_env: vec!["http_proxy=http://p".into()], ..run() };
         assert_eq!(digest(&Op::Run(proxied)), digest(&Op::Run(run())));
         let renamed = CopyOp { sources: vec![CopySource::Path("dir/a".into())], ..copy() };
@@ -353,7 +538,13 @@ mod tests {
             key(SourceId::Content(a)),
             key(SourceId::Stack(StackId(a))),
             landing_key(Some(&op), &a, &SourceId::Nothing, &b),
-            run_key(&a, &StackId(b)),
+            run_key(&a, &StackId(b), &[]),
+            run_key(&a, &StackId(b), &[MountId::Content(a)]),
+            run_key(&a, &StackId(b), &[MountId::Content(a), MountId::Content(a)]),
+            run_key(&a, &StackId(b), &[MountId::Content(b)]),
+            run_key(&a, &StackId(b), &[MountId::Stack(StackId(a), "/")]),
+            run_key(&a, &StackId(b), &[MountId::Stack(StackId(a), "/a")]),
+            run_key(&a, &StackId(b), &[MountId::Stack(StackId(b), "/a")]),
         ];
         assert_eq!(keys.iter().collect::<std::collections::HashSet<_>>().len(), keys.len());
         let other = CopyOp { sources: vec![CopySource::Path("b".into())], ..copy() };
@@ -369,7 +560,7 @@ mod tests {
     fn keys_are_what_they_were() {
         let below = stack_id(Some(&ChainId(Digest::of(b"base"))), &[ContentDigest(Digest::of(b"layer"))]);
         let lines = [
-            ("run", run_key(&digest(&Op::Run(run())), &below)),
+            ("run", run_key(&digest(&Op::Run(run())), &below, &[])),
             (
                 "copy quick",
                 quick_key(Some(&copy()), &digest(&Op::Copy(copy())), &SourceId::Content(Digest::of(b"files")), &below),

@@ -8,3 +8,4 @@ pub mod explain;
 pub mod index;
 pub mod key;
 pub mod record;
+pub mod urls;

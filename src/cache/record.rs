@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{ContentDigest, DiffId, Digest, StackId};
+use crate::plan::print;
+use crate::plan::remote::without_password;
 use crate::plan::step::{Chmod, CopySource, Op};
 
 /// Version of the file format; readers refuse others.
@@ -81,6 +83,10 @@ pub fn parts(op: &Op, platform: &str) -> BTreeMap<String, String> {
             put("user", run.user.clone());
             put("network", format!("{:?}", run.network).to_lowercase());
             put("host name", run.hostname.clone().unwrap_or_default());
+            for mount in &run.mounts {
+                let (target, options) = print::mount_in_words(mount);
+                put(&format!("mount at {target}"), options);
+            }
             put("platform", platform.to_owned());
         }
         Op::Copy(copy) => {
@@ -88,6 +94,7 @@ pub fn parts(op: &Op, platform: &str) -> BTreeMap<String, String> {
             let name = |source: &CopySource| match source {
                 CopySource::Path(path) => path.clone(),
                 CopySource::Inline { name, .. } => format!("<<{name}"),
+                CopySource::Remote(remote) => without_password(&remote.text),
             };
             put("sources", copy.sources.iter().map(name).collect::<Vec<_>>().join(" "));
             let owner = copy.chown.as_ref().map(|chown| match &chown.group {

@@ -8,6 +8,7 @@ mod build;
 pub(crate) mod epoch;
 mod later;
 mod prune;
+mod secrets;
 mod store;
 pub(crate) mod values;
 mod words;
@@ -22,6 +23,7 @@ pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation,
 pub use epoch::Epoch;
 pub(crate) use prune::until;
 pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};
+pub use secrets::{SecretArg, SecretFrom, SshArg};
 pub use store::{
     ArchiveFormat, CompletionArgs, DfArgs, DiffArgs, DiffFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs,
     LoadArgs, RmiArgs, SaveArgs, Shell, TagArgs, VersionArgs,

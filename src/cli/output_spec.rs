@@ -195,7 +195,7 @@ fn path(text: &str) -> Destination {
 }
 
 /// Splits at commas; `"…"` around a whole field protects them, `""` within is one quote.
-fn fields(text: &str) -> Result<Vec<String>, String> {
+pub(super) fn fields(text: &str) -> Result<Vec<String>, String> {
     let mut fields = Vec::new();
     let mut rest = text;
     loop {
@@ -237,7 +237,8 @@ fn quoted_field(text: &str) -> Option<(String, &str)> {
     }
 }
 
-fn pairs(fields: &[String]) -> Result<Vec<(String, String)>, String> {
+/// Fields as `key=value`, each key once, in lower case.
+pub(super) fn pairs(fields: &[String]) -> Result<Vec<(String, String)>, String> {
     let mut pairs: Vec<(String, String)> = Vec::new();
     for field in fields {
         let Some((key, value)) = field.split_once('=') else {

@@ -90,7 +90,10 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
             writeln!(out, "and {} more", collected.records.len() - MOST_LISTED)?;
         }
     }
-    if untagged_any || !collected.records.is_empty() {
+    if collected.mounts > 0 {
+        writeln!(out, "Deleted cache mounts: {}", collected.mounts)?;
+    }
+    if untagged_any || !collected.records.is_empty() || collected.mounts > 0 {
         writeln!(out)?;
     }
     writeln!(out, "Total reclaimed space: {}", size::precise(collected.freed))?;
@@ -113,7 +116,11 @@ fn confirmed(args: &PruneArgs, images: bool, cache: bool) -> Result<bool, Failur
             what.push(if args.all { "all images, those with names too" } else { "all images without a name" });
         }
         if cache {
-            what.push(if args.all { "all build cache" } else { "all build cache that no image is made of" });
+            what.push(if args.all {
+                "all build cache, with the cache mounts"
+            } else {
+                "all build cache that no image is made of, with the cache mounts"
+            });
         }
     }
     let mut text = String::from("WARNING! This will remove:\n");
@@ -146,7 +153,7 @@ fn fits(store: &Store, image: &ImageRecord, filters: &[PruneFilter], now: i64) -
         let fits = match filter {
             // An image that does not say when it was made was made long ago.
             PruneFilter::Until(until) => {
-                find::seconds(image.created.as_deref()).is_none_or(|created| created < until.seconds(now))
+                find::seconds(image.created.as_deref()).is_none_or(|created| created <= until.seconds(now))
             }
             PruneFilter::Label { key, value, has } => {
                 let labels = match &labels {

@@ -11,6 +11,8 @@ use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use crate::http::HttpOptions;
+
 /// The facts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -187,6 +189,12 @@ impl Settings {
             }
         }
         Ok(found)
+    }
+
+    /// How the network is used: the same proxies, and `SSL_CERT_FILE` instead of the system's certificates.
+    pub fn http_options(&self) -> Result<HttpOptions, SettingsError> {
+        let roots = self.path_var("SSL_CERT_FILE").map(|file| self.cwd.join(file));
+        Ok(HttpOptions { proxies: self.proxies()?, roots, ..HttpOptions::default() })
     }
 
     /// `proxies.default` of Docker's `config.json`; empty where there is none.

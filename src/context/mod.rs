@@ -9,4 +9,5 @@ pub mod ignore;
 pub mod local;
 mod open;
 pub mod stat_cache;
+pub mod tar;
 mod walk;

@@ -19,7 +19,7 @@ use rustix::thread::UnshareFlags;
 
 use super::root::{self, failed};
 use super::wire::{Failure, Order, Report};
-use super::{ProcessSpec, probe};
+use super::{MountSource, ProcessSpec, probe};
 use crate::sys::namespace::unshare;
 use crate::sys::process::{self, DEFAULT_CAPABILITIES, Forked, end, exec, fork};
 
@@ -121,7 +121,12 @@ fn sandbox(order: &Order, control: &UnixStream) -> Result<Report, Failure> {
     // Should rbuild-init be killed alone.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(errno("prctl"))?;
     rustix::process::umask(Mode::empty());
-    let limit = make_room_for(order.rootfs.lower.len()).map_err(errno("setrlimit"))?;
+    let most = order.rootfs.mounts.iter().map(|mount| match &mount.source {
+        MountSource::Stack { lower, .. } => lower.len(),
+        _ => 0,
+    });
+    let trees = order.rootfs.lower.len() + most.max().unwrap_or(0) + order.rootfs.mounts.len();
+    let limit = make_room_for(trees).map_err(errno("setrlimit"))?;
     root::enter(order, &mut |stub| Report::Stub(stub).send(control))?;
     let children = process::child_events().map_err(failed("signalfd", ""))?;
     let command = match fork().map_err(failed("fork", ""))? {

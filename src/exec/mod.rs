@@ -18,6 +18,7 @@
 pub mod emulator;
 mod etc;
 mod init;
+mod mounts;
 mod place;
 pub mod probe;
 mod remedy;
@@ -31,6 +32,8 @@ use std::path::PathBuf;
 use crate::plan::step::Network;
 
 pub use init::{init_hook, init_main};
+pub(crate) use mounts::holds_another;
+pub use mounts::{LeftStub, Mount, MountSource, remove_stubs};
 pub use sandbox::{Sandbox, run};
 
 /// The file system of a command: an overlay.
@@ -42,6 +45,8 @@ pub struct RootFs {
     pub upper: PathBuf,
     /// An empty folder on the same file system, for overlay's own use; empty again afterwards.
     pub work: PathBuf,
+    /// What else is mounted in it, parents before what lies in them.
+    pub mounts: Vec<Mount>,
 }
 
 /// A command and its surroundings.

@@ -64,7 +64,7 @@ fn make_one(path: &Path, kind: Kind, announce: &mut dyn FnMut(Stub) -> io::Resul
     let parent = path.parent().unwrap_or(Path::new("/"));
     let before = rustix::fs::stat(parent)?;
     let inside = path.strip_prefix("/").unwrap_or(path);
-    announce(Stub { path: inside.to_owned(), folder: kind == Kind::Folder })?;
+    announce(Stub { path: inside.to_owned(), folder: kind == Kind::Folder, mount: None })?;
     match kind {
         Kind::Folder => rustix::fs::mkdir(path, Mode::from_raw_mode(0o755))?,
         Kind::File => {
@@ -84,7 +84,7 @@ fn only_mtime(stat: &Stat) -> Timestamps {
 }
 
 /// Where `path` leads: all links resolved, what is missing kept as it is written.
-fn real_path(path: &Path) -> Result<PathBuf, (PathBuf, io::Error)> {
+pub(super) fn real_path(path: &Path) -> Result<PathBuf, (PathBuf, io::Error)> {
     const MOST_LINKS: usize = 40;
     let mut real = PathBuf::from("/");
     let mut links = 0;
@@ -196,7 +196,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     fn stub(path: &str, folder: bool) -> Stub {
-        Stub { path: path.into(), folder }
+        Stub { path: path.into(), folder, mount: None }
     }
 
     #[test]

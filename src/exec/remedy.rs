@@ -43,6 +43,9 @@ pub(super) fn of(failure: &Failure, order: &Order) -> String {
         ("sethostname", libc::EINVAL) => "a host name has at most 64 characters".to_owned(),
         ("setgroups", libc::EINVAL) => unmapped("one of the groups", format!("{:?}", process.groups)),
         ("setgid", libc::EINVAL) => unmapped("group", process.gid.to_string()),
+        ("give a file of a mount to its user", libc::EINVAL) => {
+            "its uid or gid is not among the ids of this user namespace: give the user more of them in /etc/subuid and /etc/subgid, or choose others".to_owned()
+        }
         ("setuid" | "fchown", libc::EINVAL) => unmapped("user", process.uid.to_string()),
         ("make a place to mount on", libc::EISDIR) => {
             format!("the image has a folder at {}, where a file must be", failure.path)

@@ -17,6 +17,7 @@ use rustix::mount::MountFlags;
 use rustix::thread::UnshareFlags;
 
 use super::RootFs;
+use super::mounts::Mounts;
 use super::place::{self, Kind};
 use super::wire::{Failure, Order, Stub};
 use crate::plan::step::Network;
@@ -83,9 +84,9 @@ pub(super) fn enter(order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<
     make_private()?;
     // In this namespace alone the two folders of the overlay serve as places to mount on; the overlay itself holds on
     // to what is below.
-    let RootFs { lower, upper, work } = &order.rootfs;
+    let RootFs { lower, upper, work, mounts } = &order.rootfs;
     let mut overlay = Overlay::open(lower, upper, work)?;
-    let parts = Parts::collect(work, order)?;
+    let (parts, more) = Parts::collect(work, order)?;
     if overlay.is_bottomless() {
         overlay.push_lower(&work.join("empty"))?;
     }
@@ -95,7 +96,19 @@ pub(super) fn enter(order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<
     // From here on every path is one of the image's, links and all, and cannot lead out of it.
     parts.attach(order, announce)?;
     let cwd = &order.process.cwd;
-    fs::DirBuilder::new().recursive(true).mode(0o755).create(cwd).map_err(failed("make the working directory", cwd))
+    let make_cwd = || {
+        let mut builder = fs::DirBuilder::new();
+        builder.recursive(true).mode(0o755).create(cwd).map_err(failed("make the working directory", cwd))
+    };
+    // A mount may bring the working directory; else it is the image's, whatever is mounted in it.
+    if !mounts.iter().any(|mount| Path::new(cwd).starts_with(&mount.target)) {
+        make_cwd()?;
+    }
+    if !mounts.is_empty() {
+        more.attach(mounts, announce)?;
+        make_cwd()?;
+    }
+    Ok(())
 }
 
 fn inert() -> MountFlags {
@@ -129,7 +142,7 @@ enum Cgroups {
 
 impl Parts {
     /// Makes or copies them; a file system in memory, mounted over the folder `at`, holds what is made.
-    fn collect(at: &Path, order: &Order) -> Result<Self, Failure> {
+    fn collect(at: &Path, order: &Order) -> Result<(Self, Mounts), Failure> {
         file_system(("mount tmpfs", "tmpfs"), at, MountFlags::NOSUID, "mode=0755,size=65536k")?;
         let fail = |call, path: &str| {
             let path = path.to_owned();
@@ -150,19 +163,20 @@ impl Parts {
         let mut pipes = None;
         if let Some((name, text)) = &order.process.script {
             make_folder("dev/pipes")?;
-            write(&at.join("dev/pipes").join(name), 0o755, text)?;
+            write(&at.join("dev/pipes").join(name), 0o755, text.as_bytes())?;
             pipes = Some(copy(Path::new("dev/pipes"), Restrict::READ_ONLY)?);
         }
         let mut files = Vec::with_capacity(order.files.len());
         for (number, (_, text)) in order.files.iter().enumerate() {
             let name = Path::new("files").join(number.to_string());
-            write(&at.join(&name), 0o644, text)?;
+            write(&at.join(&name), 0o644, text.as_bytes())?;
             files.push(copy(&name, Restrict::DATA)?);
         }
         let (sys, cgroups) = sys()?;
         let dev = copy(Path::new("dev"), Restrict::NO_SUID)?;
         let empty = copy(Path::new("empty"), Restrict::READ_ONLY)?;
-        Ok(Self { proc: proc()?, sys, cgroups, dev, devices, pipes, files, empty })
+        let more = Mounts::collect(at, folder.as_fd(), &order.rootfs.mounts, order.user_xattr)?;
+        Ok((Self { proc: proc()?, sys, cgroups, dev, devices, pipes, files, empty }, more))
     }
 
     /// Mounts them, now that the image's file system is the root.
@@ -300,12 +314,12 @@ fn devpts() -> Result<(), MountError> {
     }
 }
 
-fn write(path: &Path, mode: u32, text: &str) -> Result<(), Failure> {
+pub(super) fn write(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), Failure> {
     fs::OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
         .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|mut file| file.write_all(bytes))
         .map_err(failed("write", path))
 }

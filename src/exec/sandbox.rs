@@ -17,7 +17,7 @@ use rustix::fs::{CWD, MemfdFlags, SealFlags};
 
 use super::init::INIT_NAME;
 use super::wire::{Order, Report, Stub};
-use super::{ExecError, Exit, ProcessSpec, RootFs, etc, place, remedy};
+use super::{ExecError, Exit, LeftStub, MountSource, ProcessSpec, RootFs, etc, place, remedy};
 use crate::event::Stream;
 use crate::sys::cancel::Cancel;
 use crate::sys::mount::{Restrict, Tree};
@@ -57,9 +57,20 @@ impl Sandbox {
         output: &(dyn Fn(Stream, &[u8]) + Sync),
         cancel: &Cancel,
     ) -> Result<Exit, ExecError> {
+        self.run_noting(rootfs, process, output, cancel).map(|(exit, _)| exit)
+    }
+
+    /// The same; also tells what was made in mounted folders of this machine for mounts inside of them.
+    pub fn run_noting(
+        &self,
+        rootfs: &RootFs,
+        process: &ProcessSpec,
+        output: &(dyn Fn(Stream, &[u8]) + Sync),
+        cancel: &Cancel,
+    ) -> Result<(Exit, Vec<LeftStub>), ExecError> {
         check(process)?;
         if cancel.is_canceled() {
-            return Ok(Exit::Canceled);
+            return Ok((Exit::Canceled, Vec::new()));
         }
         if !rustix::process::geteuid().is_root() {
             return Err(ExecError::NotRoot);
@@ -85,8 +96,13 @@ impl Sandbox {
         let status = init.wait().map_err(talk("wait for the sandbox"))?;
         place::remove(&rootfs.upper, &heard.stubs)?;
         place::clear(&rootfs.work)?;
+        for mount in &rootfs.mounts {
+            if let MountSource::Stack { writes: Some((_, work)), .. } = &mount.source {
+                place::clear(work)?;
+            }
+        }
         listened?;
-        match heard.verdict {
+        let exit = match heard.verdict {
             Some(Report::Exited(code)) => Ok(Exit::Code(code)),
             Some(Report::Signaled(signal)) => Ok(Exit::Signal(signal)),
             _ if cancel.is_canceled() => Ok(Exit::Canceled),
@@ -97,7 +113,8 @@ impl Sandbox {
             }),
             Some(Report::Lost(signal)) => Err(ExecError::Lost(format!("signal {signal}"))),
             Some(Report::Stub(_)) | None => Err(ExecError::Lost(status.to_string())),
-        }
+        };
+        exit.map(|exit| (exit, heard.left))
     }
 }
 
@@ -172,6 +189,7 @@ fn unwritable(program: &Path) -> io::Result<OwnedFd> {
 #[derive(Default)]
 struct Heard {
     stubs: Vec<Stub>,
+    left: Vec<LeftStub>,
     /// The last word, or the first failure.
     verdict: Option<Report>,
 }
@@ -237,6 +255,9 @@ impl Heard {
         reports.extend_from_slice(&buffer[..length]);
         while let Some(report) = Report::take(reports).map_err(talk)? {
             match report {
+                Report::Stub(Stub { path, folder, mount: Some(mount) }) => {
+                    self.left.push(LeftStub { mount, path, folder });
+                }
                 Report::Stub(stub) => self.stubs.push(stub),
                 report => {
                     if !matches!(self.verdict, Some(Report::Failed(_))) {

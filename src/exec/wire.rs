@@ -7,9 +7,9 @@
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{ProcessSpec, RootFs};
+use super::{Mount, MountSource, ProcessSpec, RootFs};
 use crate::plan::step::Network;
 
 /// All that the sandbox has to know.
@@ -47,6 +47,8 @@ pub(super) struct Stub {
     pub(super) path: PathBuf,
     /// A folder, not a file.
     pub(super) folder: bool,
+    /// It is in this mount of the order; its path is from the root of the folder that is mounted there.
+    pub(super) mount: Option<usize>,
 }
 
 /// A step of the set-up that failed.
@@ -68,6 +70,7 @@ impl Order {
         out.list(&rootfs.lower, |out, path| out.bytes(path.as_os_str().as_bytes()));
         out.bytes(rootfs.upper.as_os_str().as_bytes());
         out.bytes(rootfs.work.as_os_str().as_bytes());
+        out.list(&rootfs.mounts, Encoder::mount);
         let ProcessSpec { args, env, cwd, uid, gid, groups, hostname, network, script, extra_hosts, shm_size } =
             process;
         out.list(args, |out, word| out.text(word));
@@ -102,7 +105,12 @@ impl Order {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let mut input = Decoder(&bytes);
-        let rootfs = RootFs { lower: input.list(Decoder::path)?, upper: input.path()?, work: input.path()? };
+        let rootfs = RootFs {
+            lower: input.list(Decoder::path)?,
+            upper: input.path()?,
+            work: input.path()?,
+            mounts: input.list(Decoder::mount)?,
+        };
         let process = ProcessSpec {
             args: input.list(Decoder::text)?,
             env: input.list(Decoder::text)?,
@@ -130,10 +138,11 @@ impl Report {
     pub(super) fn send(&self, mut to: impl Write) -> io::Result<()> {
         let mut out = Encoder(vec![0; 8]);
         match self {
-            Self::Stub(Stub { path, folder }) => {
+            Self::Stub(Stub { path, folder, mount }) => {
                 out.number(1);
                 out.bytes(path.as_os_str().as_bytes());
                 out.number(u64::from(*folder));
+                out.list(mount.as_slice(), |out, mount| out.number(*mount as u64));
             }
             Self::Failed(Failure { call, path, errno }) => {
                 out.number(2);
@@ -158,7 +167,11 @@ impl Report {
         let Some(body) = bytes.get(8..).and_then(|rest| rest.get(..length)) else { return Ok(None) };
         let mut input = Decoder(body);
         let report = match input.number()? {
-            1 => Self::Stub(Stub { path: input.path()?, folder: input.number()? != 0 }),
+            1 => Self::Stub(Stub {
+                path: input.path()?,
+                folder: input.number()? != 0,
+                mount: input.list(Decoder::number)?.first().map(|mount| *mount as usize),
+            }),
             2 => Self::Failed(Failure { call: input.text()?, path: input.text()?, errno: input.id()?.cast_signed() }),
             3 => Self::Exited(input.id()?.cast_signed()),
             4 => Self::Signaled(input.id()?.cast_signed()),
@@ -198,6 +211,45 @@ impl Encoder {
     fn pair(&mut self, pair: &(String, String)) {
         self.text(&pair.0);
         self.text(&pair.1);
+    }
+
+    fn path(&mut self, path: &Path) {
+        self.bytes(path.as_os_str().as_bytes());
+    }
+
+    fn mount(&mut self, mount: &Mount) {
+        let Mount { target, read_only, source } = mount;
+        self.path(target);
+        self.number(u64::from(*read_only));
+        match source {
+            MountSource::Stack { lower, path, writes } => {
+                self.number(1);
+                self.list(lower, |out, path| out.path(path));
+                self.text(path);
+                self.list(writes.as_slice(), |out, (upper, work)| {
+                    out.path(upper);
+                    out.path(work);
+                });
+            }
+            MountSource::Folder { folder, path } => {
+                self.number(2);
+                self.path(folder);
+                self.text(path);
+            }
+            MountSource::Memory { size } => {
+                self.number(3);
+                self.list(size.as_slice(), |out, size| out.number(*size));
+            }
+            MountSource::File { content, mode, uid, gid } => {
+                self.number(4);
+                self.bytes(content);
+                [mode, uid, gid].into_iter().for_each(|number| self.number(u64::from(*number)));
+            }
+            MountSource::Socket(path) => {
+                self.number(5);
+                self.path(path);
+            }
+        }
     }
 
     fn list<T>(&mut self, items: &[T], mut one: impl FnMut(&mut Self, &T)) {
@@ -240,6 +292,28 @@ impl<'a> Decoder<'a> {
         Ok((self.text()?, self.text()?))
     }
 
+    fn mount(&mut self) -> io::Result<Mount> {
+        let (target, read_only) = (self.path()?, self.number()? != 0);
+        let source = match self.number()? {
+            1 => MountSource::Stack {
+                lower: self.list(Decoder::path)?,
+                path: self.text()?,
+                writes: self.list(|input| Ok((input.path()?, input.path()?)))?.into_iter().next(),
+            },
+            2 => MountSource::Folder { folder: self.path()?, path: self.text()? },
+            3 => MountSource::Memory { size: self.list(Decoder::number)?.into_iter().next() },
+            4 => MountSource::File {
+                content: self.bytes()?.to_vec(),
+                mode: self.id()?,
+                uid: self.id()?,
+                gid: self.id()?,
+            },
+            5 => MountSource::Socket(self.path()?),
+            _ => return Err(malformed()),
+        };
+        Ok(Mount { target, read_only, source })
+    }
+
     fn list<T>(&mut self, mut one: impl FnMut(&mut Self) -> io::Result<T>) -> io::Result<Vec<T>> {
         let count = self.number()?;
         // Not with_capacity: the number is only believed as far as items follow.
@@ -261,6 +335,17 @@ mod tests {
                 lower: vec!["/a b".into(), OsString::from_vec(b"/\xff:,".to_vec()).into()],
                 upper: "/u".into(),
                 work: "/w".into(),
+                mounts: [
+                    MountSource::Stack { lower: vec!["/l".into()], path: "/p".into(), writes: None },
+                    MountSource::Stack { lower: vec![], path: String::new(), writes: Some(("/u".into(), "/w".into())) },
+                    MountSource::Folder { folder: "/f".into(), path: "x".into() },
+                    MountSource::Memory { size: None },
+                    MountSource::Memory { size: Some(0) },
+                    MountSource::File { content: vec![0, 255], mode: 0o400, uid: 1, gid: 2 },
+                    MountSource::Socket("/s".into()),
+                ]
+                .map(|source| Mount { target: "/t".into(), read_only: true, source })
+                .to_vec(),
             },
             process: ProcessSpec {
                 args: vec!["/bin/sh".into(), "-c".into(), "echo ü\n".into()],
@@ -295,7 +380,8 @@ mod tests {
     #[test]
     fn reports_arrive_one_by_one() {
         let reports = [
-            Report::Stub(Stub { path: "etc/hosts".into(), folder: false }),
+            Report::Stub(Stub { path: "etc/hosts".into(), folder: false, mount: None }),
+            Report::Stub(Stub { path: "x".into(), folder: true, mount: Some(3) }),
             Report::Failed(Failure { call: "mount".into(), path: "/x".into(), errno: -1 }),
             Report::Exited(255),
             Report::Signaled(9),

@@ -13,7 +13,7 @@
 pub(crate) mod number;
 mod pax;
 mod source;
-mod sparse;
+pub(crate) mod sparse;
 mod tree;
 
 use self::number::number;
@@ -290,6 +290,11 @@ impl<R: Read> Scan<R> {
         let extents = (!whole).then_some(extents);
         Ok(FileData { size: full, sha256: sum.finish(), offset, extents, kept: None })
     }
+}
+
+/// Whether `block`, the first 512 bytes of a file, is the header of a tar's entry.
+pub fn is_header(block: &[u8]) -> bool {
+    block.first_chunk().is_some_and(checksum_matches)
 }
 
 /// Whether the checksum of a header is right: the sum of its bytes, its own counted as blanks. Some old programs

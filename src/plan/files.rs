@@ -1,7 +1,7 @@
 //! COPY and ADD: which files go where, as whom, from what.
 //!
 //! In: an instruction, and the stage so far. Out: a step, and a line of history. What always holds: what must be
-//! fetched is an error by name as long as rbuild cannot fetch it, for COPY for ever.
+//! fetched is for ADD alone; what its flags ask of it is checked before anything is fetched.
 
 use std::fmt::Write as _;
 
@@ -13,6 +13,7 @@ use super::Resolved;
 use super::chmod::parse_mode;
 use super::config::destination;
 use super::graph::Origin;
+use super::remote::{self, Remote, RemoteKind, RemoteSource};
 use super::stage::{Place, Planner, State, Told, plain_copy};
 use super::step::{Chown, ContextId, CopyFrom, CopyOp, CopySource, Op, Stack};
 
@@ -24,14 +25,16 @@ struct Files<'a> {
     chown: Option<&'a Word>,
     chmod: Option<&'a Word>,
     exclude: &'a [Word],
+    /// Those of the sources that are fetched.
+    remotes: Vec<RemoteSource>,
 }
 
 impl Planner<'_> {
     pub(super) fn copy(&mut self, place: Place<'_>, state: &mut State, copy: &Copy) -> Result<(), Told> {
         for word in copy.sources.iter().filter_map(path_of) {
             let path = Self::expand_quietly(place, state, word);
-            if is_git(&path) || is_url(&path) {
-                let what = if is_git(&path) { "git repository" } else { "URL" };
+            if let Some(remote) = remote::parse(&path) {
+                let what = if matches!(remote, Ok(Remote::Git(_))) { "git repository" } else { "URL" };
                 let error = Diagnostic::error(word.span, format!("source can't be a {what} for COPY"));
                 self.tell(place, error.help("use ADD"));
                 return Err(Told);
@@ -54,33 +57,35 @@ impl Planner<'_> {
             chown: copy.chown.as_ref(),
             chmod: copy.chmod.as_ref(),
             exclude: &copy.exclude,
+            remotes: Vec::new(),
         };
         let op = CopyOp { from, link: copy.link, parents: copy.parents, ..plain_copy() };
         self.files(place, state, &files, &op)
     }
 
     pub(super) fn add(&mut self, place: Place<'_>, state: &mut State, add: &Add) -> Result<(), Told> {
-        let mut remote = 0;
+        let checksum = self.expand_option(place, state, add.checksum.as_ref())?;
+        let mut remotes = Vec::new();
         for word in add.sources.iter().filter_map(path_of) {
             let path = Self::expand_quietly(place, state, word);
-            if is_git(&path) || is_url(&path) {
-                let what = if is_git(&path) { "ADD of a git repository" } else { "ADD of a URL" };
-                self.unsupported(place, word.span, what);
-                remote += 1;
+            match remote::parse(&path) {
+                None => {}
+                Some(Err(why)) => return self.fail(place, word.span, why),
+                Some(Ok(found)) => {
+                    let kind = self.remote_kind(place, add, &path, found, checksum.as_deref())?;
+                    remotes.push(RemoteSource { text: path, kind });
+                }
             }
         }
-        if let Some(checksum) = &add.checksum {
+        if let Some(word) = add.checksum.as_ref().filter(|_| checksum.is_some()) {
             if add.sources.len() > 1 {
-                return self.fail(place, checksum.span, "checksum can't be specified for multiple sources");
+                return self.fail(place, word.span, "checksum can't be specified for multiple sources");
             }
-            if remote == 0 {
-                return self.fail(place, checksum.span, "checksum requires HTTP(S) or Git sources");
+            if remotes.is_empty() {
+                return self.fail(place, word.span, "checksum requires HTTP(S) or Git sources");
             }
         }
-        if remote > 0 {
-            return Err(Told);
-        }
-        if add.keep_git_dir == Some(true) {
+        if add.keep_git_dir == Some(true) && !remotes.iter().any(|remote| matches!(remote.kind, RemoteKind::Git(_))) {
             return self.fail(place, place.instruction.span, "--keep-git-dir is for git repositories only");
         }
         let files = Files {
@@ -90,9 +95,47 @@ impl Planner<'_> {
             chown: add.chown.as_ref(),
             chmod: add.chmod.as_ref(),
             exclude: &add.exclude,
+            remotes,
         };
         let op = CopyOp { link: add.link, unpack: add.unpack.unwrap_or(true), ..plain_copy() };
         self.files(place, state, &files, &op)
+    }
+
+    /// What of ADD's flags holds for the source `text`.
+    fn remote_kind(
+        &mut self,
+        place: Place<'_>,
+        add: &Add,
+        text: &str,
+        found: Remote,
+        checksum: Option<&str>,
+    ) -> Result<RemoteKind, Told> {
+        let span = add.checksum.as_ref().map_or(place.instruction.span, |word| word.span);
+        match found {
+            Remote::Url(url) => {
+                let checksum = match checksum.map(remote::checksum).transpose() {
+                    Ok(checksum) => checksum,
+                    Err(why) => return self.fail(place, span, why),
+                };
+                let (name, unpack) = (remote::file_name(&url), add.unpack == Some(true));
+                Ok(RemoteKind::File { url, name, checksum, unpack })
+            }
+            Remote::Git(mut source) => {
+                if let Some(checksum) = checksum
+                    && let Err(why) = source.set_checksum(checksum)
+                {
+                    return self.fail(place, span, why);
+                }
+                match (add.keep_git_dir, source.keep_git_dir) {
+                    (Some(flag), Some(query)) if flag != query => {
+                        let why = format!("--keep-git-dir={flag} and keep-git-dir={query} in {text} cannot both hold");
+                        return self.fail(place, place.instruction.span, why);
+                    }
+                    (flag, query) => source.keep_git_dir = flag.or(query),
+                }
+                Ok(RemoteKind::Git(source))
+            }
+        }
     }
 
     /// The word expanded, for a first look; what is wrong with it is told when it is used.
@@ -100,7 +143,7 @@ impl Planner<'_> {
         state.variables.expand(&word.text, place.escape).map_or_else(|_| word.text.clone(), |expanded| expanded.text)
     }
 
-    fn copy_from(&mut self, origin: &Origin) -> CopyFrom {
+    pub(super) fn copy_from(&mut self, origin: &Origin) -> CopyFrom {
         match origin {
             Origin::Scratch => CopyFrom::Stack(Stack::Scratch),
             Origin::Stage(stage) => {
@@ -150,7 +193,10 @@ impl Planner<'_> {
             }
         }
         for path in &paths {
-            let _ = write!(line, " {path}");
+            // The history goes wherever the image goes.
+            let is_remote = files.remotes.iter().any(|remote| remote.text == *path);
+            let shown = if is_remote { remote::without_password(path) } else { path.clone() };
+            let _ = write!(line, " {shown}");
         }
         for source in &inline {
             if let CopySource::Inline { name, .. } = source {
@@ -158,8 +204,12 @@ impl Planner<'_> {
             }
         }
         let _ = write!(line, " {written} # buildkit");
+        let source = |path: String| match files.remotes.iter().find(|remote| remote.text == path) {
+            Some(remote) => CopySource::Remote(remote.clone()),
+            None => CopySource::Path(path),
+        };
         let op = CopyOp {
-            sources: paths.into_iter().map(CopySource::Path).chain(inline).collect(),
+            sources: paths.into_iter().map(source).chain(inline).collect(),
             destination: destination(state.folded.cwd(), &written),
             chown: chown.map(|chown| {
                 let (user, group) = match chown.split_once(':') {
@@ -207,15 +257,4 @@ fn path_of(source: &Source) -> Option<&Word> {
         Source::Path(word) => Some(word),
         Source::Heredoc(_) => None,
     }
-}
-
-fn is_url(path: &str) -> bool {
-    path.starts_with("http://") || path.starts_with("https://")
-}
-
-/// Whether ADD takes it for a git repository.
-fn is_git(path: &str) -> bool {
-    let repository = path.split(['#', '?']).next().unwrap_or_default();
-    ["git://", "ssh://", "git@"].iter().any(|prefix| path.starts_with(prefix))
-        || is_url(path) && repository.ends_with(".git")
 }

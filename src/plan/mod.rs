@@ -11,8 +11,11 @@ pub mod chmod;
 mod config;
 mod files;
 pub mod graph;
+mod mounts;
 mod platforms;
 pub mod print;
+pub mod remote;
+mod run;
 pub mod scope;
 mod stage;
 pub mod step;
@@ -30,6 +33,7 @@ use crate::image::manifest::Descriptor;
 use crate::image::platform::Platform;
 
 pub use graph::{StageGraph, base_requests, graph};
+pub(crate) use mounts::{bytes, literal};
 use step::{Network, Plan};
 use trigger::Trigger;
 

@@ -12,7 +12,7 @@ use crate::image::platform::Platform;
 use super::graph::StageGraph;
 use super::scope::{MULTI_PLATFORM, yes_no};
 use super::stage::position_or_push;
-use super::step::{BaseId, ContextId, Plan, PlannedHistory, Stack, Step, StepId};
+use super::step::{BaseId, ContextId, INTERNAL, Plan, PlannedHistory, Stack, Step, StepId};
 use super::{BaseRequest, Outcome, PlanOptions};
 
 impl PlanOptions {
@@ -200,6 +200,9 @@ fn is_same(one: &Step, other: &Step) -> bool {
 
 /// `[linux/arm64 build 2/5] RUN make`; for another platform than its own, `[linux/amd64->arm64 build 2/5] …`.
 fn name(step: &Step, target: Option<&Platform>) -> String {
+    if step.name.starts_with(INTERNAL) {
+        return step.name.clone();
+    }
     let own = &step.platform;
     let arrow = match target {
         Some(target) if target.os != own.os => format!("->{target}"),

@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use crate::image::config::ImageConfig;
 
 use super::graph::{Origin, StageGraph};
+use super::remote::{GitSource, RemoteKind, RemoteSource, without_password};
 use super::step::{
-    BaseId, Chmod, CopyFrom, CopyOp, CopySource, MakeDirOp, ModeClause, Network, Op, Plan, PlannedHistory, RunOp,
-    Stack, Step, StepId,
+    BaseId, Chmod, CopyFrom, CopyOp, CopySource, FileOwner, MakeDirOp, ModeClause, MountOp, MountPath, Network, Op,
+    Plan, PlannedHistory, RunMount, RunOp, Stack, Step, StepId,
 };
 
 /// The plan as text: one block for each step, then the images.
@@ -60,7 +61,7 @@ fn fields(out: &mut String, object: &Value, without: &[&str]) {
             Value::String(text) if !text.is_empty() && !text.contains(char::is_control) => {
                 writeln!(out, "  {name} {text}")
             }
-            Value::Array(items) if name == "env" || name == "sources" => {
+            Value::Array(items) if ["env", "sources", "mounts"].contains(&name.as_str()) => {
                 items.iter().try_for_each(|item| writeln!(out, "  {name} {item}"))
             }
             value => writeln!(out, "  {name} {value}"),
@@ -150,7 +151,7 @@ fn step(step: &Step) -> Value {
 }
 
 fn run(op: &RunOp) -> Value {
-    let RunOp { args, script, env, proxy_env, cwd, user, network, hostname } = op;
+    let RunOp { args, script, env, proxy_env, cwd, user, network, hostname, mounts } = op;
     let mut value = json!({"run": args});
     if let Some((name, body)) = script {
         value["script"] = json!({"name": name, "body": body});
@@ -171,7 +172,119 @@ fn run(op: &RunOp) -> Value {
     if let Some(hostname) = hostname {
         value["hostname"] = json!(hostname);
     }
+    if !mounts.is_empty() {
+        value["mounts"] = mounts.iter().map(mount).collect();
+    }
     value
+}
+
+/// Where a mount is, and what counts of it, for `--explain`.
+pub(crate) fn mount_in_words(mount: &RunMount) -> (&str, String) {
+    let mut value = self::mount(mount);
+    if let Value::Object(fields) = &mut value {
+        // Numbers of steps say nothing from one build to the next; the content of the files is told otherwise.
+        fields.shift_remove("from");
+    }
+    let words = value.as_object().into_iter().flatten().filter(|(name, _)| *name != "target");
+    let words = words.map(|(name, value)| match value {
+        Value::String(text) => format!("{name}={text}"),
+        value => format!("{name}={value}"),
+    });
+    let target = match (&mount.target, &mount.kind) {
+        (Some(target), _) => target,
+        (None, MountOp::Secret { env: Some(env), .. }) => env,
+        (None, _) => "",
+    };
+    (target, words.collect::<Vec<_>>().join(","))
+}
+
+fn mount(mount: &RunMount) -> Value {
+    let RunMount { target, read_only, kind, span: _ } = mount;
+    let mut value = json!({"type": kind.name()});
+    if let Some(target) = target {
+        value["target"] = json!(target);
+    }
+    let path = |MountPath { stack: of, path }: &MountPath| json!({"stack": stack(*of), "path": path});
+    let owner = |value: &mut Value, FileOwner { mode, uid, gid }: &FileOwner| {
+        value["mode"] = json!(format!("{mode:04o}"));
+        value["uid"] = json!(uid);
+        value["gid"] = json!(gid);
+    };
+    match kind {
+        MountOp::Bind(from) => {
+            value["from"] = path(from);
+            value["read_only"] = json!(read_only);
+        }
+        MountOp::Cache { id, sharing, seed, path: inside, mode, uid, gid } => {
+            value["id"] = json!(id);
+            value["sharing"] = json!(sharing.name());
+            value["read_only"] = json!(read_only);
+            if let Some(seed) = seed {
+                value["from"] = path(seed);
+            }
+            if !inside.is_empty() {
+                value["source"] = json!(inside);
+            }
+            if let Some(mode) = mode {
+                value["mode"] = json!(format!("{mode:04o}"));
+            }
+            for (name, number) in [("uid", uid), ("gid", gid)] {
+                if let Some(number) = number {
+                    value[name] = json!(number);
+                }
+            }
+        }
+        MountOp::Tmpfs { size } => {
+            value["read_only"] = json!(read_only);
+            if let Some(size) = size {
+                value["size"] = json!(size);
+            }
+        }
+        MountOp::Secret { id, env, owner: of, required } => {
+            value["id"] = json!(id);
+            if let Some(env) = env {
+                value["env"] = json!(env);
+            }
+            owner(&mut value, of);
+            value["required"] = json!(required);
+        }
+        MountOp::Ssh { id, owner: of, required } => {
+            value["id"] = json!(id);
+            owner(&mut value, of);
+            value["required"] = json!(required);
+        }
+    }
+    value
+}
+
+fn remote_source(RemoteSource { text: _, kind }: &RemoteSource) -> Value {
+    match kind {
+        RemoteKind::File { url, name, checksum, unpack } => {
+            let mut value = json!({"url": without_password(url), "name": name});
+            if let Some(checksum) = checksum {
+                value["checksum"] = json!(checksum.to_string());
+            }
+            if *unpack {
+                value["unpack"] = json!(true);
+            }
+            value
+        }
+        RemoteKind::Git(source) => {
+            let GitSource { repository: _, reference, subdir, checksum, keep_git_dir, submodules } = source;
+            let mut value = json!({"git": source.shown()});
+            for (name, text) in [("ref", reference), ("subdir", subdir), ("checksum", checksum)] {
+                if let Some(text) = text {
+                    value[name] = json!(text);
+                }
+            }
+            for (name, flag) in [("keep_git_dir", keep_git_dir), ("submodules", submodules)] {
+                if let Some(flag) = flag {
+                    value[name] = json!(flag);
+                }
+            }
+            value
+        }
+    }
 }
 
 fn copy(op: &CopyOp) -> Value {
@@ -179,6 +292,7 @@ fn copy(op: &CopyOp) -> Value {
     let source = |source: &CopySource| match source {
         CopySource::Path(path) => json!(path),
         CopySource::Inline { name, content } => json!({"name": name, "content": content}),
+        CopySource::Remote(remote) => remote_source(remote),
     };
     let from = match from {
         CopyFrom::Context(context) => format!("context {}", context.0),

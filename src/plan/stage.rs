@@ -8,19 +8,17 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use crate::diagnostic::{Diagnostic, Span, nearest};
-use crate::dockerfile::ast::{
-    ArgDeclaration, CommandLine, Escape, Healthcheck, Instruction, InstructionKind, MountKind, Run, Script, Word,
-};
+use crate::dockerfile::ast::{ArgDeclaration, CommandLine, Escape, Healthcheck, Instruction, InstructionKind, Word};
 use crate::dockerfile::word;
 use crate::image::config;
 use crate::image::platform::Platform;
 
 use super::config::{Folded, clean, is_signal, near_signal, ports};
 use super::graph::{Origin, Outside, StageGraph};
-use super::scope::{SOURCE_DATE_EPOCH, Variables, is_directive};
+use super::scope::{Variables, is_directive};
 use super::step::{
-    BaseId, ContextId, CopyFrom, CopyOp, CopySource, MakeDirOp, Network, Op, Plan, PlannedBase, PlannedContext,
-    PlannedImage, RunOp, Stack, Step, StepId,
+    BaseId, ContextId, CopyFrom, CopyOp, CopySource, INTERNAL, MakeDirOp, Op, Plan, PlannedBase, PlannedContext,
+    PlannedImage, Stack, Step, StepId,
 };
 use super::trigger::Trigger;
 use super::{Bases, NoCache, PlanOptions, Resolved};
@@ -30,8 +28,8 @@ pub(super) struct Planner<'a> {
     pub(super) graph: &'a StageGraph,
     pub(super) bases: &'a Bases,
     pub(super) options: &'a PlanOptions,
-    plan: Plan,
-    diagnostics: Vec<Diagnostic>,
+    pub(super) plan: Plan,
+    pub(super) diagnostics: Vec<Diagnostic>,
     /// The stages that are done.
     pub(super) done: Vec<Option<State>>,
 }
@@ -61,11 +59,11 @@ pub(super) struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn span(&self) -> Span {
+    pub(super) fn span(&self) -> Span {
         self.trigger.and_then(|trigger| trigger.from).map_or(self.instruction.span, |(span, _)| span)
     }
 
-    fn lines(&self) -> (usize, usize) {
+    pub(super) fn lines(&self) -> (usize, usize) {
         self.trigger.and_then(|trigger| trigger.from).map_or(self.instruction.lines, |(_, lines)| lines)
     }
 
@@ -111,11 +109,14 @@ impl<'a> Planner<'a> {
             Origin::Outside(_) if self.plan.steps.get(first).is_none_or(|step| !step.name.starts_with("FROM ")) => 1,
             _ => 0,
         };
-        let total = from + self.plan.steps.len() - first;
+        // What is done for the mounts of a RUN has names of its own.
+        let mut steps: Vec<&mut Step> =
+            self.plan.steps[first..].iter_mut().filter(|step| !step.name.starts_with(INTERNAL)).collect();
+        let total = from + steps.len();
         let width = total.to_string().len();
         let shown = self.graph.shown(index);
         let gap = if shown.is_empty() { "" } else { " " };
-        for (number, step) in self.plan.steps[first..].iter_mut().enumerate() {
+        for (number, step) in steps.iter_mut().enumerate() {
             let number = number + 1 + from;
             step.name = format!("[{shown}{gap}{number:>width$}/{total}] {}", step.name);
         }
@@ -204,7 +205,7 @@ impl<'a> Planner<'a> {
         (Stack::Step(step), None, folded)
     }
 
-    fn no_cache(&self, index: usize) -> bool {
+    pub(super) fn no_cache(&self, index: usize) -> bool {
         match &self.options.no_cache {
             NoCache::None => false,
             NoCache::All => true,
@@ -212,7 +213,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn push(&mut self, step: Step) -> StepId {
+    pub(super) fn push(&mut self, step: Step) -> StepId {
         self.plan.steps.push(step);
         StepId(self.plan.steps.len() - 1)
     }
@@ -424,94 +425,6 @@ impl<'a> Planner<'a> {
         });
         state.stack = Stack::Step(step);
         step
-    }
-
-    fn run(&mut self, place: Place<'_>, state: &mut State, run: &Run) -> Result<(), Told> {
-        let before = self.diagnostics.len();
-        for mount in &run.mounts {
-            let kind = match mount.kind {
-                MountKind::Bind => "bind",
-                MountKind::Cache => "cache",
-                MountKind::Tmpfs => "tmpfs",
-                MountKind::Secret => "secret",
-                MountKind::Ssh => "ssh",
-            };
-            self.unsupported(place, mount.span, &format!("RUN --mount=type={kind}"));
-        }
-        for device in &run.devices {
-            self.unsupported(place, device.span, "RUN --device");
-        }
-        if let Some(security) = &run.security {
-            match security.text.as_str() {
-                "sandbox" => {}
-                "insecure" => self.unsupported(place, security.span, "RUN --security=insecure"),
-                other => {
-                    let message = format!("security {other} is not valid: it is sandbox or insecure");
-                    self.tell(place, Diagnostic::error(security.span, message));
-                }
-            }
-        }
-        let mut network = self.options.network;
-        if let Some(word) = &run.network {
-            match word.text.as_str() {
-                "default" => {}
-                "none" => network = Network::None,
-                "host" => self.unsupported(place, word.span, "RUN --network=host"),
-                other => {
-                    let message = format!("invalid network mode: \"{other}\": it is default, none or host");
-                    self.tell(place, Diagnostic::error(word.span, message));
-                }
-            }
-        }
-        if self.diagnostics.len() > before {
-            return Err(Told);
-        }
-        let (args, script) = match run.script() {
-            Script::Shell(text) => (state.folded.in_shell(&text), None),
-            Script::Exec(args) => (args, None),
-            Script::File { name, body } => (state.folded.in_shell(&format!("/dev/pipes/{name}")), Some((name, body))),
-        };
-        if args.is_empty() {
-            return self.fail(place, place.instruction.span, "RUN has no command");
-        }
-        self.note_epoch(place, state);
-        let mut line = String::from("RUN ");
-        let arguments: Vec<&str> = state.arguments.names().collect();
-        if !arguments.is_empty() {
-            // Writing to a String does not fail.
-            let _ = write!(line, "|{} ", arguments.len());
-            for name in arguments {
-                let value = state.variables.get(name).or_else(|| state.arguments.get(name)).unwrap_or_default();
-                let _ = write!(line, "{name}={value} ");
-            }
-        }
-        line.push_str(&args.join(" "));
-        line.push_str(" # buildkit");
-        let op = RunOp {
-            args,
-            script,
-            env: state.variables.entries(),
-            proxy_env: self.options.undeclared_proxies(&state.variables),
-            cwd: clean(state.folded.cwd()),
-            user: state.folded.config.config.user.clone(),
-            network,
-            hostname: self.options.sandbox_hostname(),
-        };
-        let step = self.step(place, state, Op::Run(op));
-        state.folded.commit(line, Some(step));
-        Ok(())
-    }
-
-    /// Hints, once for each stage, that what RUN writes has times of its own.
-    fn note_epoch(&mut self, place: Place<'_>, state: &mut State) {
-        if self.options.epoch.is_some() && !state.epoch_told && state.variables.get(SOURCE_DATE_EPOCH).is_none() {
-            state.epoch_told = true;
-            let message = "SOURCE_DATE_EPOCH is given, but this RUN does not see it";
-            let warning = Diagnostic::warning(place.instruction.span, "EpochNotDeclared", message);
-            let help =
-                "write ARG SOURCE_DATE_EPOCH in the stage, so that tools leave their own times out of what they make";
-            self.tell(place, warning.help(help));
-        }
     }
 
     /// The plan, and all that there is to say about it.

@@ -6,6 +6,7 @@
 use crate::diagnostic::Span;
 use crate::image::config::ImageConfig;
 use crate::image::platform::Platform;
+use crate::plan::remote::RemoteSource;
 
 /// What must be done: the steps, in an order in which every step comes after what it needs, and the images they make.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +22,9 @@ pub struct Plan {
     /// The result is an index, even if it is of one image.
     pub index: bool,
 }
+
+/// How the names of steps begin that stand for no instruction: they load files for the mounts of a RUN.
+pub const INTERNAL: &str = "[internal] ";
 
 /// Index of a step in [`Plan::steps`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,8 +100,11 @@ impl Op {
     pub(super) fn moved(self, stack: impl Fn(Stack) -> Stack, context: impl Fn(ContextId) -> ContextId) -> Self {
         match self {
             // All fields are named, so that one which holds such a number cannot be overlooked.
-            Self::Run(RunOp { args, script, env, proxy_env, cwd, user, network, hostname }) => {
-                Self::Run(RunOp { args, script, env, proxy_env, cwd, user, network, hostname })
+            Self::Run(RunOp { args, script, env, proxy_env, cwd, user, network, hostname, mut mounts }) => {
+                for path in mounts.iter_mut().filter_map(|mount| mount.kind.input_mut()) {
+                    path.stack = stack(path.stack);
+                }
+                Self::Run(RunOp { args, script, env, proxy_env, cwd, user, network, hostname, mounts })
             }
             Self::Copy(copy) => Self::Copy(CopyOp {
                 from: match copy.from {
@@ -130,6 +137,151 @@ pub struct RunOp {
     pub network: Network,
     /// The host's name inside; `None` is `buildkitsandbox`.
     pub hostname: Option<String>,
+    /// What is mounted while it runs: parents before what lies in them.
+    pub mounts: Vec<RunMount>,
+}
+
+/// `RUN --mount`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunMount {
+    /// Where: absolute, cleaned, not `/`. `None` is a secret that is only a variable.
+    pub target: Option<String>,
+    /// What the command cannot write to.
+    pub read_only: bool,
+    /// What is mounted.
+    pub kind: MountOp,
+    /// The flag in the Dockerfile.
+    pub span: Span,
+}
+
+/// What a mount shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountOp {
+    /// Files of a stack. Those of a build context are a layer of their own, which a step before has made.
+    Bind(MountPath),
+    /// A folder that stays from one build to the next, in no layer.
+    Cache {
+        /// What it is called, the namespace of `BUILDKIT_CACHE_MOUNT_NS` before it.
+        id: String,
+        /// Who else may use it meanwhile.
+        sharing: Sharing,
+        /// What it holds at first.
+        seed: Option<MountPath>,
+        /// The folder inside it that is mounted, from its root: "" is all of it.
+        path: String,
+        /// Mode, user and group that it is made with, where the flag says so.
+        mode: Option<u32>,
+        /// User.
+        uid: Option<u32>,
+        /// Group.
+        gid: Option<u32>,
+    },
+    /// A folder in memory.
+    Tmpfs {
+        /// Its size in bytes.
+        size: Option<u64>,
+    },
+    /// A file, a variable or both, with what `--secret` gives.
+    Secret {
+        /// Which one.
+        id: String,
+        /// The variable.
+        env: Option<String>,
+        /// Who may read the file.
+        owner: FileOwner,
+        /// The step fails where it is not given.
+        required: bool,
+    },
+    /// A socket that leads to the agent of `--ssh`.
+    Ssh {
+        /// Which one.
+        id: String,
+        /// Who may use the socket.
+        owner: FileOwner,
+        /// The step fails where it is not given.
+        required: bool,
+    },
+}
+
+/// A path in a stack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountPath {
+    /// The stack.
+    pub stack: Stack,
+    /// Absolute, cleaned.
+    pub path: String,
+}
+
+/// Mode and owner of a file that is made for a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileOwner {
+    /// Permissions.
+    pub mode: u32,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// What happens when two commands want the same cache at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Sharing {
+    /// Both use it.
+    #[default]
+    Shared,
+    /// The second gets another one.
+    Private,
+    /// The second waits.
+    Locked,
+}
+
+impl Sharing {
+    /// As it is written in a Dockerfile.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Private => "private",
+            Self::Locked => "locked",
+        }
+    }
+}
+
+impl MountOp {
+    /// The paths of stacks that the mount reads.
+    pub fn input(&self) -> Option<&MountPath> {
+        match self {
+            Self::Bind(path) => Some(path),
+            Self::Cache { seed, .. } => seed.as_ref(),
+            Self::Tmpfs { .. } | Self::Secret { .. } | Self::Ssh { .. } => None,
+        }
+    }
+
+    /// The same, to be changed.
+    fn input_mut(&mut self) -> Option<&mut MountPath> {
+        match self {
+            Self::Bind(path) => Some(path),
+            Self::Cache { seed, .. } => seed.as_mut(),
+            Self::Tmpfs { .. } | Self::Secret { .. } | Self::Ssh { .. } => None,
+        }
+    }
+
+    /// The value of `type=`.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Bind(_) => "bind",
+            Self::Cache { .. } => "cache",
+            Self::Tmpfs { .. } => "tmpfs",
+            Self::Secret { .. } => "secret",
+            Self::Ssh { .. } => "ssh",
+        }
+    }
+}
+
+impl RunOp {
+    /// Whether what it writes stays in a cache for later commands.
+    pub fn writes_cache(&self) -> bool {
+        self.mounts.iter().any(|mount| !mount.read_only && matches!(mount.kind, MountOp::Cache { .. }))
+    }
 }
 
 /// What a RUN reaches.
@@ -167,6 +319,16 @@ pub struct CopyOp {
     pub unpack: bool,
 }
 
+impl CopyOp {
+    /// The sources that are fetched, in order.
+    pub fn remotes(&self) -> impl Iterator<Item = &RemoteSource> {
+        self.sources.iter().filter_map(|source| match source {
+            CopySource::Remote(remote) => Some(remote),
+            _ => None,
+        })
+    }
+}
+
 /// Where COPY takes its paths from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyFrom {
@@ -188,6 +350,8 @@ pub enum CopySource {
         /// Content, expanded.
         content: String,
     },
+    /// ADD: what is fetched.
+    Remote(RemoteSource),
 }
 
 /// `--chown=user[:group]`.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::copy::{self, FileData, LandedEntry, Landing, Spool};
 use super::reading::{Before, is_small, read_ahead};
-use super::step::{Missed, NewLayer};
+use super::step::NewLayer;
 use super::{Cause, Solver};
 use crate::context::local::{ContextError, LocalContext};
 use crate::context::stat_cache::Stamp;
@@ -30,13 +30,12 @@ impl Solver<'_> {
     pub(super) fn write_layer(
         &self,
         copy: Option<&CopyOp>,
-        missed: &mut Missed,
+        landing: &mut Landing,
+        spool: Option<&Spool>,
         before: Option<&Before>,
     ) -> Result<NewLayer, Cause> {
-        let Missed { landing, spool, .. } = missed;
-        let landing = landing.as_mut().expect("a step that missed has a landing");
         landing.date_new(self.now().as_second());
-        let source = self.source(copy, landing, spool.as_ref())?;
+        let source = self.source(copy, landing, spool)?;
         let path = self.engine.lease.fresh_path();
         let file = File::create_new(&path).map_err(StoreError::io("make", &path))?;
         let mut writer = LayerWriter::new(EarlyWriter::new(file));
@@ -137,6 +136,7 @@ impl Source<'_> {
                 let file = context.open_file(path, stamp).map_err(failed)?;
                 Box::new(Steady { file, context, path: path.clone(), stamp: *stamp })
             }
+            (FileData::Fetched(path), ..) => Box::new(File::open(path).map_err(StoreError::io("open", path))?),
             (FileData::Inline(bytes), ..) => Box::new(Cursor::new(Arc::clone(bytes))),
             (FileData::Layer { layer, position }, ..) => {
                 let index = &self.view.layers[*layer];

@@ -9,30 +9,42 @@
 //! what is left, each step as soon as what it needs is there; a step may still hit then, when the steps below it ran
 //! again and gave what they gave before.
 
+mod agent;
 pub mod copy;
 mod layer;
+mod mask;
+mod mounts;
 mod reading;
+mod remote;
 mod run;
 mod schedule;
 mod stacks;
 mod step;
+mod times;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
+pub use self::agent::{Agent, AgentKeys};
+pub use self::mounts::Secret;
 use crate::context::local::LocalContext;
+use crate::diagnostic::Span;
 use crate::digest::{ContentDigest, DiffId, StackId};
 use crate::event::{Event, EventSink};
 use crate::exec::emulator::{self, NoEmulator};
 use crate::exec::{ExecError, Exit, Sandbox};
+use crate::fetch::{Fetch, FetchError};
 use crate::image::platform::Platform;
 use crate::layer::apply::{ApplyError, TreeOptions};
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::WriteError;
 use crate::plan::BaseImage;
-use crate::plan::step::{CopyFrom, Op, Plan, Stack, Step, StepId};
+use crate::plan::step::{CopyFrom, CopyOp, Op, Plan, Stack, Step, StepId};
 use crate::snapshot::diff::CommitError;
+use crate::store::cache_mounts::CacheName;
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
 use crate::sys::cancel::Cancel;
@@ -70,6 +82,12 @@ pub struct Engine<'a> {
     pub cancel: &'a Cancel,
     /// The clock.
     pub clock: fn() -> SystemTime,
+    /// What ADD fetches with; may be left out where no step fetches anything.
+    pub fetch: Option<&'a Fetch<'a>>,
+    /// What `--secret` gives; the last of one id counts.
+    pub secrets: &'a [Secret],
+    /// What `--ssh` gives; the last of one id counts.
+    pub agents: &'a [Agent],
 }
 
 /// What is read of the layers when a solution stands: bytes of layers that RUN made take file trees.
@@ -135,6 +153,24 @@ pub enum Cause {
     /// What COPY or ADD asks for cannot be done.
     #[error(transparent)]
     Copy(#[from] copy::CopyError),
+    /// What ADD names cannot be fetched.
+    #[error("{why}")]
+    Remote {
+        /// The source as written.
+        source_text: String,
+        /// Why.
+        why: FetchError,
+    },
+    /// A mount of RUN cannot be had.
+    #[error("{why}")]
+    Mount {
+        /// The flag.
+        span: Span,
+        /// What is wrong.
+        why: String,
+        /// What to do.
+        help: Option<String>,
+    },
     /// USER names somebody who is not there.
     #[error("{0}")]
     User(String),
@@ -179,8 +215,11 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
     engine.events.event(Event::Planned(plan));
     let needs: Vec<Vec<usize>> = plan.steps.iter().map(needs).collect();
     let mut done = vec![false; plan.steps.len()];
+    let mut looked_up = done.clone();
+    solver.name_remotes();
     for index in 0..plan.steps.len() {
         if needs[index].iter().all(|need| done[*need]) {
+            looked_up[index] = true;
             done[index] = solver.follow(StepId(index)).map_err(|cause| StepError { step: StepId(index), cause })?;
         }
     }
@@ -192,9 +231,31 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
             let first = (0..done.len()).find(runs).unwrap_or(first);
             solver.prepare_trees().map_err(|cause| StepError { step: StepId(first), cause })?;
         }
-        let carry_out = |index| {
-            let id = StepId(index);
-            solver.carry_out(id).map_err(|cause| {
+        let today = solver.today.get_or_init(|| solver.below_caches(&done));
+        for (index, done) in done.iter().enumerate() {
+            if *done && today[index] {
+                solver.date(StepId(index)).map_err(|cause| StepError { step: StepId(index), cause })?;
+            }
+        }
+        solver.fetching.store(true, Ordering::Relaxed);
+        // What is fetched are further jobs, which wait for nothing.
+        let fetches: Vec<usize> = solver.missing_remotes(&done, &looked_up).into_iter().collect();
+        let mut needs = needs;
+        for (number, remote) in fetches.iter().enumerate() {
+            for step in (0..plan.steps.len()).filter(|step| solver.remotes.of_step(StepId(*step)).contains(remote)) {
+                needs[step].push(plan.steps.len() + number);
+            }
+        }
+        needs.extend(fetches.iter().map(|_| Vec::new()));
+        done.resize(needs.len(), false);
+        let carry_out = |index: usize| {
+            let fetch = index.checked_sub(plan.steps.len()).map(|number| fetches[number]);
+            let id = fetch.map_or(StepId(index), |remote| solver.remotes.step(remote));
+            let result = match fetch {
+                Some(remote) => solver.bring(remote).map(drop),
+                None => solver.carry_out(id),
+            };
+            result.map_err(|cause| {
                 // Whatever a step says that was to stop: it says so because it was to stop.
                 let cause = if engine.cancel.is_canceled() { Cause::Canceled } else { cause };
                 match cause {
@@ -205,7 +266,8 @@ pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
             })
         };
         // After an error the other steps' commands end: their layers would belong to no image.
-        schedule::run(&needs, &done, engine.jobs, &carry_out, &|| engine.cancel.cancel())?;
+        let aside = plan.steps.len();
+        schedule::run(&needs, &done, engine.jobs, aside, &carry_out, &|| engine.cancel.cancel())?;
     } else if solver.needs_trees(&done) {
         solver.prepare_trees().map_err(|cause| StepError { step: StepId(0), cause })?;
     }
@@ -218,11 +280,17 @@ fn needs(step: &Step) -> Vec<usize> {
     if let Stack::Step(StepId(parent)) = step.parent {
         needs.push(parent);
     }
-    if let Op::Copy(copy) = &step.op
-        && let CopyFrom::Stack(Stack::Step(StepId(source))) = copy.from
-        && !needs.contains(&source)
-    {
-        needs.push(source);
+    let mut add = |stack: Stack| {
+        if let Stack::Step(StepId(source)) = stack
+            && !needs.contains(&source)
+        {
+            needs.push(source);
+        }
+    };
+    match &step.op {
+        Op::Copy(CopyOp { from: CopyFrom::Stack(source), .. }) => add(*source),
+        Op::Run(run) => run.mounts.iter().filter_map(|mount| mount.kind.input()).for_each(|input| add(input.stack)),
+        Op::Copy(_) | Op::MakeDir(_) => {}
     }
     needs
 }
@@ -240,6 +308,15 @@ struct Solver<'a> {
     restarted: Vec<OnceLock<()>>,
     stacks: stacks::Stacks<'a>,
     trees: OnceLock<TreeOptions>,
+    /// The steps whose layers take the times that their sources have now.
+    today: OnceLock<Vec<bool>>,
+    /// Those layers, where they are others than the cache had.
+    dated: Vec<OnceLock<DiffId>>,
+    remotes: remote::Remotes,
+    /// Steps may fetch what they need: not in the first pass.
+    fetching: AtomicBool,
+    /// Caches that were made anew, as --no-cache wants it.
+    remade: Mutex<HashSet<CacheName>>,
 }
 
 impl<'a> Solver<'a> {
@@ -254,6 +331,11 @@ impl<'a> Solver<'a> {
             restarted: (0..count).map(|_| OnceLock::new()).collect(),
             stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events),
             trees: OnceLock::new(),
+            today: OnceLock::new(),
+            dated: (0..count).map(|_| OnceLock::new()).collect(),
+            remotes: remote::Remotes::of(plan),
+            fetching: AtomicBool::new(false),
+            remade: Mutex::default(),
         }
     }
 
@@ -278,7 +360,7 @@ impl<'a> Solver<'a> {
     /// asks for the ids itself.
     fn stack_needs_ids(&self, mut stack: Stack) -> bool {
         while let Stack::Step(StepId(step)) = stack {
-            if self.solved[step].get().is_some_and(|solved| self.layer_needs_ids(&solved.layer)) {
+            if self.layer_of(step).is_some_and(|layer| self.layer_needs_ids(&layer)) {
                 return true;
             }
             stack = self.plan.steps[step].parent;
@@ -286,14 +368,22 @@ impl<'a> Solver<'a> {
         matches!(stack, Stack::Base(base) if self.base_needs_ids(base))
     }
 
-    /// Whether the forms of all layers under the epoch are in the store.
+    /// Whether the forms of the images' layers under the epoch are in the store.
     fn has_epoch_forms(&self, epoch: i64) -> bool {
         let known = |solved: &Solved| {
             let form = self.engine.store.epoch_form(&solved.content, epoch, WRITER_VERSION);
             // What cannot be told is taken to be needed.
             form.is_ok_and(|form| form.is_some())
         };
-        self.solved.iter().all(|solved| solved.get().is_some_and(known))
+        let mut stacks: Vec<Stack> = self.plan.images.iter().map(|image| image.stack).collect();
+        while let Some(stack) = stacks.pop() {
+            let Stack::Step(StepId(step)) = stack else { continue };
+            if !self.solved[step].get().is_some_and(known) {
+                return false;
+            }
+            stacks.push(self.plan.steps[step].parent);
+        }
+        true
     }
 
     /// Whether the commands that are left can be run here: said before the first of them is run, and of those that the cache
@@ -319,7 +409,10 @@ impl<'a> Solver<'a> {
     }
 
     fn into_solution(self) -> Solution {
-        let steps = self.solved.into_iter().map(|cell| cell.into_inner().expect("every step ended without an error"));
+        let steps = self.solved.into_iter().zip(self.dated).map(|(cell, dated)| {
+            let solved = cell.into_inner().expect("every step ended without an error");
+            Solved { layer: dated.into_inner().unwrap_or(solved.layer), ..solved }
+        });
         Solution { steps: steps.collect(), trees: self.trees.into_inner() }
     }
 }

@@ -8,9 +8,10 @@ use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use super::mask::Held;
 use super::step::{NewLayer, StackState};
 use super::{Cause, Solver};
-use crate::event::Event;
+use crate::event::{Event, Stream};
 use crate::exec::{Exit, ProcessSpec, RootFs};
 use crate::image::accounts;
 use crate::layer::stack::LayerStack;
@@ -18,9 +19,13 @@ use crate::plan::step::{RunOp, StepId};
 use crate::snapshot::diff;
 use crate::store::StoreError;
 use crate::store::layers::Form;
+use crate::store::lease::remove_tree;
 
 /// The name that a sandbox has unless `BUILDKIT_SANDBOX_HOSTNAME` says otherwise: scripts look for it.
 const HOSTNAME: &str = "buildkitsandbox";
+
+/// The variable that says where an agent's socket is.
+pub(super) const SSH_AUTH_SOCK: &str = "SSH_AUTH_SOCK";
 
 /// How much of a command's output is kept for the error.
 const TAIL: usize = 16 << 10;
@@ -30,12 +35,17 @@ impl Solver<'_> {
         let engine = self.engine;
         let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
         let view = self.view(below)?;
-        let process = self.process(op, &view)?;
+        let mut process = self.process(op, &view)?;
         let lower = self.stacks.trees(&below.layers, options)?;
 
         let folder = engine.lease.fresh_path();
-        let rootfs = RootFs { lower, upper: folder.join("upper"), work: folder.join("work") };
-        for path in [&folder, &rootfs.upper, &rootfs.work] {
+        fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
+        let no_cache = self.plan.steps[id.0].no_cache;
+        let mut prepared = self.prepare_mounts(op, &folder.join("mounts"), no_cache)?;
+        add_variables(&mut process.env, &prepared.env);
+        let mounts = std::mem::take(&mut prepared.mounts);
+        let rootfs = RootFs { lower, upper: folder.join("upper"), work: folder.join("work"), mounts };
+        for path in [&rootfs.upper, &rootfs.work] {
             fs::create_dir(path).map_err(StoreError::io("make", path))?;
         }
         take_root_metadata(&rootfs.upper, &view).map_err(StoreError::io("make", &rootfs.upper))?;
@@ -46,15 +56,33 @@ impl Solver<'_> {
             .map_err(StoreError::io("make", &stamp))?;
 
         let tail = Mutex::new(Vec::new());
-        let exit = engine.sandbox.run(
+        let held: [Mutex<Held>; 2] = Default::default();
+        let pass = |stream, bytes: &[u8]| {
+            keep_tail(&mut tail.lock().unwrap_or_else(PoisonError::into_inner), bytes);
+            engine.events.event(Event::Output(id, stream, bytes));
+        };
+        let held_of = |stream| {
+            let held = &held[usize::from(stream == Stream::Stderr)];
+            held.lock().unwrap_or_else(PoisonError::into_inner)
+        };
+        let ran = engine.sandbox.run_noting(
             &rootfs,
             &process,
             &|stream, bytes: &[u8]| {
-                keep_tail(&mut tail.lock().unwrap_or_else(PoisonError::into_inner), bytes);
-                engine.events.event(Event::Output(id, stream, bytes));
+                prepared.mask.pass(&mut held_of(stream), bytes, &mut |bytes| pass(stream, bytes));
             },
             engine.cancel,
-        )?;
+        );
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            prepared.mask.end(&mut held_of(stream), &mut |bytes| pass(stream, bytes));
+        }
+        let (exit, left) = ran?;
+        prepared.clear(&left)?;
+        drop(prepared);
+        if !op.mounts.is_empty() {
+            // What was written to binds can be much. What cannot be removed now goes with the lease.
+            drop(remove_tree(&folder.join("mounts")));
+        }
         match exit {
             Exit::Code(0) => {}
             Exit::Canceled => return Err(Cause::Canceled),
@@ -93,10 +121,22 @@ impl Solver<'_> {
 
 /// Gives the upper folder the mode and owner of the image's root: the overlay shows the upper's, and 0700 would lock
 /// every USER out.
-fn take_root_metadata(upper: &Path, view: &LayerStack) -> io::Result<()> {
+pub(super) fn take_root_metadata(upper: &Path, view: &LayerStack) -> io::Result<()> {
     let root = view.root_metadata();
     std::os::unix::fs::chown(upper, Some(root.uid), Some(root.gid))?;
     fs::set_permissions(upper, std::os::unix::fs::PermissionsExt::from_mode(root.mode))
+}
+
+/// Sets variables of mounts: that of a secret wins over one of the image, that of an agent does not.
+fn add_variables(env: &mut Vec<String>, variables: &[(String, String)]) {
+    for (name, value) in variables {
+        let is_named = |entry: &String| entry.split_once('=').is_some_and(|(known, _)| known == name);
+        if name == SSH_AUTH_SOCK && env.iter().any(is_named) {
+            continue;
+        }
+        env.retain(|entry| !is_named(entry));
+        env.push(format!("{name}={value}"));
+    }
 }
 
 fn keep_tail(tail: &mut Vec<u8>, bytes: &[u8]) {

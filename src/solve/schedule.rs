@@ -15,12 +15,17 @@ struct Queue<E> {
     error: Option<E>,
 }
 
-/// Does all jobs of `needs` but those in `done`, at most `threads` at once, the lowest number first. `stop` is called once
+/// Jobs that wait for somebody else, such as a server, at most so many at once.
+const ASIDE: usize = 8;
+
+/// Does all jobs of `needs` but those in `done`, at most `threads` at once, the lowest number first. Those from number
+/// `aside` on need nothing, take no processor, and have threads of their own. `stop` is called once
 /// the first error is noted, so that what others then say for being stopped is never taken for it.
 pub(crate) fn run<E: Send>(
     needs: &[Vec<usize>],
     done: &[bool],
     threads: usize,
+    aside: usize,
     job: &(dyn Fn(usize) -> Result<(), E> + Sync),
     stop: &(dyn Fn() + Sync),
 ) -> Result<(), E> {
@@ -32,10 +37,34 @@ pub(crate) fn run<E: Send>(
             waiting[index] += 1;
         }
     }
-    let ready: BTreeSet<_> = (0..needs.len()).filter(|index| !done[*index] && waiting[*index] == 0).collect();
+    let ready: BTreeSet<_> = (0..aside).filter(|index| !done[*index] && waiting[*index] == 0).collect();
     let unfinished = done.iter().filter(|done| !**done).count();
+    let waits: BTreeSet<usize> = (aside..needs.len()).filter(|index| !done[*index]).collect();
+    let waiting_threads = waits.len().min(ASIDE);
+    let waits = Mutex::new(waits);
     let queue = Mutex::new(Queue { ready, waiting, unfinished, error: None });
     let changed = Condvar::new();
+    let finish = |index: usize, result: Result<(), E>| {
+        let mut state = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        state.unfinished -= 1;
+        match result {
+            Ok(()) => {
+                for next in &needed_by[index] {
+                    state.waiting[*next] -= 1;
+                    if state.waiting[*next] == 0 {
+                        state.ready.insert(*next);
+                    }
+                }
+            }
+            Err(error) if state.error.is_none() => {
+                state.error = Some(error);
+                stop();
+            }
+            Err(_) => {}
+        }
+        changed.notify_all();
+        state
+    };
     let work = || {
         let mut state = queue.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -47,25 +76,15 @@ pub(crate) fn run<E: Send>(
                 continue;
             };
             drop(state);
-            let result = job(index);
-            state = queue.lock().unwrap_or_else(PoisonError::into_inner);
-            state.unfinished -= 1;
-            match result {
-                Ok(()) => {
-                    for next in &needed_by[index] {
-                        state.waiting[*next] -= 1;
-                        if state.waiting[*next] == 0 {
-                            state.ready.insert(*next);
-                        }
-                    }
-                }
-                Err(error) if state.error.is_none() => {
-                    state.error = Some(error);
-                    stop();
-                }
-                Err(_) => {}
+            state = finish(index, job(index));
+        }
+    };
+    let work_aside = || {
+        let next = || waits.lock().unwrap_or_else(PoisonError::into_inner).pop_first();
+        while let Some(index) = next() {
+            if finish(index, job(index)).error.is_some() {
+                return;
             }
-            changed.notify_all();
         }
     };
     // The calling thread works too: one job at a time needs no further thread.
@@ -73,6 +92,9 @@ pub(crate) fn run<E: Send>(
     std::thread::scope(|scope| {
         for _ in 0..extra {
             scope.spawn(work);
+        }
+        for _ in 0..waiting_threads {
+            scope.spawn(work_aside);
         }
         work();
     });
@@ -94,6 +116,7 @@ mod tests {
                 &needs,
                 &[false; 6],
                 threads,
+                6,
                 &|index| {
                     order.lock().unwrap().push(index);
                     Ok(())
@@ -117,6 +140,7 @@ mod tests {
             &[vec![], vec![]],
             &[false; 2],
             2,
+            2,
             &|_| {
                 barrier.wait();
                 Ok(())
@@ -127,12 +151,38 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_somebody_else_holds_up_nobody() {
+        // Of one thread; both that wait, and the job that needs neither, must be in the barrier at the same time.
+        let barrier = Barrier::new(3);
+        let order = Mutex::new(Vec::new());
+        run::<()>(
+            &[vec![2, 3], vec![], vec![], vec![]],
+            &[false; 4],
+            1,
+            2,
+            &|index| {
+                if index > 0 {
+                    barrier.wait();
+                }
+                order.lock().unwrap().push(index);
+                Ok(())
+            },
+            &|| {},
+        )
+        .unwrap();
+        let order = order.into_inner().unwrap();
+        let place = |job: usize| order.iter().position(|done| *done == job).unwrap();
+        assert!(order.len() == 4 && place(0) > place(2) && place(0) > place(3), "{order:?}");
+    }
+
+    #[test]
     fn an_error_stops_what_has_not_begun() {
         let begun = AtomicUsize::new(0);
         let result = run(
             &[vec![], vec![0], vec![1]],
             &[false; 3],
             2,
+            3,
             &|index| {
                 begun.fetch_add(1, Ordering::Relaxed);
                 if index == 1 { Err("one") } else { Ok(()) }
@@ -154,7 +204,7 @@ mod tests {
                 Err(if index == 0 { "the error" } else { "stopped" })
             };
             let stop = || stopped.store(1, Ordering::SeqCst);
-            assert_eq!(run(&[vec![], vec![]], &[false; 2], 2, &job, &stop), Err("the error"));
+            assert_eq!(run(&[vec![], vec![]], &[false; 2], 2, 2, &job, &stop), Err("the error"));
         }
     }
 
@@ -165,6 +215,7 @@ mod tests {
             &[vec![], vec![0], vec![1]],
             &[true, true, false],
             2,
+            3,
             &|index| {
                 ran.lock().unwrap().push(index);
                 Ok(())

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::copy::{CopyError, Landing, Selection, SourceView, Spool, land, make_dir, select};
+use super::copy::{Brought, CopyError, Landing, Selection, SourceView, Spool, land, make_dir, select_brought};
 use super::{Cause, Solved, Solver};
 use crate::cache::explain::{self, Ingredients};
 use crate::cache::index::Found;
@@ -19,7 +20,7 @@ use crate::digest::{CacheKey, ChainId, ContentDigest, DiffId, Digest, Hasher, St
 use crate::event::{Event, MissReason};
 use crate::layer::index::LayerIndex;
 use crate::layer::stack::LayerStack;
-use crate::plan::step::{BaseId, CopyFrom, CopyOp, Op, Stack, Step, StepId};
+use crate::plan::step::{BaseId, CopyFrom, CopyOp, INTERNAL, Op, Stack, Step, StepId};
 use crate::store::StoreError;
 use crate::store::layers::Form;
 
@@ -44,17 +45,19 @@ pub(super) struct NewLayer {
 /// What is known of a step when it has missed.
 pub(super) struct Missed {
     /// All keys that the result will be found under.
-    keys: Vec<CacheKey>,
-    record: CacheRecord,
+    pub(super) keys: Vec<CacheKey>,
+    pub(super) record: CacheRecord,
     selection: Option<Selection>,
     pub(super) landing: Option<Landing>,
     /// Where archives were unpacked.
     pub(super) spool: Option<Spool>,
 }
 
-enum Look {
+pub(super) enum Look {
     Hit(CacheRecord, CacheKey),
     Miss(Box<Missed>),
+    /// Nobody can tell before something is fetched.
+    Later,
 }
 
 /// COPY hashes before it writes only where that costs little: up to so many bytes that nobody has read yet, or up to
@@ -66,6 +69,7 @@ impl Solver<'_> {
     pub(super) fn follow(&self, id: StepId) -> Result<bool, Cause> {
         match self.look_up(id)? {
             Look::Hit(record, key) => self.hit(id, &record, key).map(|()| true),
+            Look::Later => Ok(false),
             Look::Miss(missed) => {
                 *self.missed[id.0].lock().unwrap_or_else(PoisonError::into_inner) = Some(missed);
                 Ok(false)
@@ -84,6 +88,7 @@ impl Solver<'_> {
             None => match self.look_up(id)? {
                 Look::Hit(record, key) => return self.hit(id, &record, key),
                 Look::Miss(missed) => missed,
+                Look::Later => unreachable!("the second pass fetches"),
             },
         };
         self.engine.events.event(Event::Started(id));
@@ -101,6 +106,7 @@ impl Solver<'_> {
                     match self.look_up(id)? {
                         Look::Hit(record, key) => return self.hit(id, &record, key),
                         Look::Miss(missed) => self.write(id, Some(copy), missed)?,
+                        Look::Later => unreachable!("the second pass fetches"),
                     }
                 }
                 other => other?,
@@ -123,7 +129,8 @@ impl Solver<'_> {
         mut missed: Box<Missed>,
     ) -> Result<(Box<Missed>, NewLayer), Cause> {
         let before = self.layer_before(id, copy);
-        let new = self.write_layer(copy, &mut missed, before.as_ref())?;
+        let landing = missed.landing.as_mut().expect("a step that missed has a landing");
+        let new = self.write_layer(copy, landing, missed.spool.as_ref(), before.as_ref())?;
         if let (Some(copy), Some(mut selection)) = (copy, missed.selection.take()) {
             if let Some(landing) = &missed.landing {
                 let was_hashed = selection.is_hashed();
@@ -171,11 +178,14 @@ impl Solver<'_> {
                 let layers = self.engine.bases[base].config.rootfs.diff_ids.clone();
                 (StackState::new(ChainId::of(&layers), layers), None)
             }
-            Stack::Step(StepId(step)) => (self.stack(self.plan.steps[step].parent), self.solved[step].get()),
+            Stack::Step(StepId(step)) => {
+                let own = self.solved[step].get().zip(self.layer_of(step));
+                (self.stack(self.plan.steps[step].parent), own)
+            }
         };
-        if let Some(own) = own {
+        if let Some((own, layer)) = own {
             state.made.push(own.content);
-            state.layers.push(own.layer);
+            state.layers.push(layer);
             state.id = own.stack;
         }
         state
@@ -210,7 +220,7 @@ impl Solver<'_> {
         restart
     }
 
-    fn look_up_once(&self, id: StepId) -> Result<Look, Cause> {
+    pub(super) fn look_up_once(&self, id: StepId) -> Result<Look, Cause> {
         let step = &self.plan.steps[id.0];
         let below = self.stack(step.parent);
         let op = key::op_digest(&step.op, &step.platform);
@@ -232,13 +242,13 @@ impl Solver<'_> {
         };
         let mut why = MissReason::FirstBuild;
         match &step.op {
-            Op::Run(_) => {
-                if let Some(hit) = self.try_key(step, key::run_key(&op, &below.id), &mut missed, &mut why)? {
+            Op::Run(run) => {
+                if let Some(hit) = self.look_up_run(step, run, &below, &mut missed, &mut why)? {
                     return Ok(hit);
                 }
             }
             Op::Copy(copy) => {
-                if let Some(hit) = self.look_up_copy(step, copy, &below, &mut missed, &mut why)? {
+                if let Some(hit) = self.look_up_copy(id, copy, &below, &mut missed, &mut why)? {
                     return Ok(hit);
                 }
             }
@@ -264,12 +274,13 @@ impl Solver<'_> {
 
     fn look_up_copy(
         &self,
-        step: &Step,
+        id: StepId,
         copy: &CopyOp,
         below: &StackState,
         missed: &mut Missed,
         why: &mut MissReason,
     ) -> Result<Option<Look>, Cause> {
+        let step = &self.plan.steps[id.0];
         let op = missed.record.op;
         if let CopyFrom::Stack(stack) = copy.from {
             let source = SourceId::Stack(self.stack(stack).id);
@@ -278,8 +289,23 @@ impl Solver<'_> {
                 return Ok(Some(hit));
             }
         }
+        let mut brought = Vec::new();
+        if !self.remotes.of_step(id).is_empty() {
+            let fetching = self.fetching.load(Ordering::Relaxed);
+            if fetching && self.remotes.names(id).is_none() {
+                self.bring_all(id)?;
+            }
+            let Some(names) = self.remotes.names(id) else { return Ok(Some(Look::Later)) };
+            if let Some(hit) = self.try_names(step, copy, &names, below, missed, why)? {
+                return Ok(Some(hit));
+            }
+            if !fetching {
+                return Ok(Some(Look::Later));
+            }
+            brought = self.bring_all(id)?;
+        }
         self.with_source(copy, |view| {
-            let mut selection = select(copy, view)?;
+            let mut selection = select_brought(copy, view, &brought)?;
             let unread = selection.unknown_bytes();
             if unread <= HASH_FIRST || unread <= selection.total_bytes() / 2 {
                 selection.hash_missing(view)?;
@@ -313,8 +339,27 @@ impl Solver<'_> {
         })
     }
 
+    /// Looks up what was made of fetched sources by the digests that stand for them.
+    fn try_names(
+        &self,
+        step: &Step,
+        copy: &CopyOp,
+        names: &[Brought],
+        below: &StackState,
+        missed: &mut Missed,
+        why: &mut MissReason,
+    ) -> Result<Option<Look>, Cause> {
+        self.with_source(copy, |view| {
+            let mut selection = select_brought(copy, view, names)?;
+            selection.hash_missing(view)?;
+            let Some(source) = selection.digest() else { return Ok(None) };
+            let quick = key::quick_key(Some(copy), &missed.record.op, &SourceId::Content(source), &below.id);
+            self.try_key(step, quick, missed, why)
+        })
+    }
+
     /// Looks one key up. A miss adds it to the keys that the result will be recorded under.
-    fn try_key(
+    pub(super) fn try_key(
         &self,
         step: &Step,
         key: CacheKey,
@@ -336,7 +381,7 @@ impl Solver<'_> {
     }
 
     /// Records a hit under the keys that missed before it, so that the next look-up needs only the quick one.
-    fn hit_also(&self, keys: &[CacheKey], hit: Look) -> Result<Look, Cause> {
+    pub(super) fn hit_also(&self, keys: &[CacheKey], hit: Look) -> Result<Look, Cause> {
         if let Look::Hit(record, found) = &hit {
             self.also_under(keys, record, found)?;
         }
@@ -369,7 +414,13 @@ impl Solver<'_> {
                     }
                     _ => (Vec::new(), 0),
                 };
-                explain::reason(last.as_ref(), &now, changed)
+                match explain::reason(last.as_ref(), &now, changed) {
+                    // Which files did, the step that loaded them says.
+                    MissReason::FilesChanged { .. } if matches!(self.plan.steps[id.0].op, Op::Run(_)) => {
+                        MissReason::MountsChanged
+                    }
+                    reason => reason,
+                }
             }
             other => other,
         };
@@ -426,6 +477,10 @@ impl Solver<'_> {
         // The stage and the ordinal in it (`[build 2/5]`): they outlive edits of the instruction itself. Of several
         // platforms one stands before them.
         let name = &self.plan.steps[id.0].name;
+        if name.starts_with(INTERNAL) {
+            hasher.field(name.as_bytes());
+            return hasher.finish();
+        }
         let bracket = name.split_once(']').map_or(name.as_str(), |(bracket, _)| bracket);
         let place = bracket.rsplit_once('/').map_or(bracket, |(place, _)| place);
         hasher.field(place.as_bytes());
@@ -434,6 +489,9 @@ impl Solver<'_> {
 
     fn hit(&self, id: StepId, record: &CacheRecord, key: CacheKey) -> Result<(), Cause> {
         self.solve_as(id, record.content, record.layer, None)?;
+        if self.is_of_today(id) {
+            self.date(id)?;
+        }
         self.engine.events.event(Event::Cached(id, key));
         Ok(())
     }
@@ -444,8 +502,8 @@ impl Solver<'_> {
         let content = new.index.content();
         let op = missed.record.op;
         let layer = match store.made_before(lease, &content, &op)? {
-            Some(layer) => layer,
-            None => {
+            Some(layer) if !self.is_of_today(id) => layer,
+            _ => {
                 let layer = new.index.diff_id();
                 store.put_layer(lease, &new.index, new.form)?;
                 store.remember_made(lease, &content, &op, &layer)?;

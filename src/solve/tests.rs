@@ -116,11 +116,14 @@ impl Bench {
             jobs: 1,
             extra_hosts: &[],
             shm_size: 0,
+            secrets: &[],
+            agents: &[],
             identity: "test",
             explain: false,
             events: &log,
             cancel: &Cancel::new().unwrap(),
             clock,
+            fetch: None,
         };
         let solution = solve(&plan, &engine);
         (solution.map(|solution| solution.steps).map_err(|error| error.cause.to_string()), log.0.into_inner().unwrap())
@@ -273,7 +276,7 @@ fn cached_commands_ask_for_no_trees() {
         landing: None,
         parts: std::collections::BTreeMap::new(),
     };
-    bench.store.record(&lease, &crate::cache::key::run_key(&op, &below), &record).unwrap();
+    bench.store.record(&lease, &crate::cache::key::run_key(&op, &below, &[]), &record).unwrap();
     let run = |dockerfile: &str, exports| bench.build_with(dockerfile, exports).0.map(|steps| steps.len());
     assert_eq!(run("FROM scratch\nRUN [\"x\"]\n", Exports::Nothing), Ok(1));
     assert_eq!(run("FROM scratch\nRUN [\"x\"]\nCOPY f /f\n", Exports::Nothing), Ok(2));

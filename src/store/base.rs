@@ -7,7 +7,7 @@ use super::gc::Needed;
 use super::images::ImageRecord;
 use super::lease::Lease;
 use super::{Store, StoreError};
-use crate::digest::{ChainId, ContentDigest, ImageId};
+use crate::digest::{ChainId, ContentDigest, Digest, ImageId};
 use crate::image::assemble::{image_content_digest, index_content_digest};
 use crate::image::config::{ImageConfig, MAX_CONFIG_SIZE};
 use crate::image::manifest::{Descriptor, Document, Family, MAX_MANIFEST_SIZE, Manifest};
@@ -25,24 +25,17 @@ pub fn base_image(store: &Store, record: &ImageRecord) -> Result<BaseImage, Stor
 
 /// All images that a record stands for, in order: one, or one for each platform of an index. There is at least one.
 pub fn base_images(store: &Store, record: &ImageRecord) -> Result<Vec<BaseImage>, StoreError> {
-    read_images(store, record)?.into_iter().map(|(_, image)| image).collect()
-}
-
-type Read = (Descriptor, Result<BaseImage, StoreError>);
-
-/// The same with what could be read, one by one, and the descriptors of the manifests.
-fn read_images(store: &Store, record: &ImageRecord) -> Result<Vec<Read>, StoreError> {
     let bytes = store.read_blob(&record.manifest, MAX_MANIFEST_SIZE as u64)?;
     let damaged = |why: String| StoreError::Damaged { path: store.blob_path(&record.manifest), why };
     let name = record.names.first().cloned().unwrap_or_else(|| record.id.to_string());
     match Document::parse(&bytes).map_err(|error| damaged(error.to_string()))? {
         Document::Manifest(manifest) => {
             let descriptor = Descriptor::new(record.media_type.as_str().into(), record.manifest, bytes.len() as u64);
-            Ok(vec![(descriptor.clone(), image_of(store, descriptor, manifest, name))])
+            Ok(vec![image_of(store, descriptor, manifest, name)?])
         }
         Document::Index(index) => {
-            let images: Vec<Read> =
-                index.images().map(|entry| (entry.clone(), entry_image(store, entry, name.clone()))).collect();
+            let images = index.images().map(|entry| entry_image(store, entry, name.clone()));
+            let images = images.collect::<Result<Vec<_>, _>>()?;
             if images.is_empty() { Err(damaged("it is an index without images".to_owned())) } else { Ok(images) }
         }
     }
@@ -79,33 +72,52 @@ fn image_of(store: &Store, descriptor: Descriptor, manifest: Manifest, name: Str
     })
 }
 
-/// Adds what an image needs to what must stay. Of an image whose documents are damaged that is what can be read.
+/// Adds what an image needs to what must stay: of an index all its images. Of documents that are damaged or not here that
+/// is what can be read.
 pub(super) fn needed(store: &Store, record: &ImageRecord, all: &mut Needed) -> Result<(), StoreError> {
-    all.blobs.extend([record.manifest, record.id.0]);
-    let damaged = |error: &StoreError| {
-        matches!(error, StoreError::Damaged { .. } | StoreError::Missing { .. } | StoreError::Io { .. })
-    };
-    let images = match read_images(store, record) {
-        Err(error) if damaged(&error) => return Ok(()),
-        other => other?,
-    };
-    for (descriptor, image) in images {
-        all.blobs.insert(descriptor.digest);
-        let image = match image {
-            Err(error) if damaged(&error) => continue,
-            other => other?,
-        };
-        all.blobs.insert(image.image_id.0);
-        all.blobs.extend(image.layers.iter().map(|layer| layer.digest));
-        let mut chain = None;
-        for layer in &image.config.rootfs.diff_ids {
-            let extended = ChainId::extend(chain.as_ref(), layer);
-            all.layers.insert(*layer);
-            all.chains.insert(extended);
-            chain = Some(extended);
+    all.blobs.insert(record.id.0);
+    needed_by_document(store, &record.manifest, true, all)
+}
+
+fn needed_by_document(store: &Store, digest: &Digest, may_be_index: bool, all: &mut Needed) -> Result<(), StoreError> {
+    all.blobs.insert(*digest);
+    let Some(document) = document(store, digest, MAX_MANIFEST_SIZE)? else { return Ok(()) };
+    match Document::parse(&document) {
+        Ok(Document::Manifest(manifest)) => {
+            all.blobs.insert(manifest.config.digest);
+            all.blobs.extend(manifest.layers.iter().map(|layer| layer.digest));
+            let config = document_of(store, &manifest.config.digest)?;
+            let layers = config.map(|config| config.rootfs.diff_ids).unwrap_or_default();
+            let mut chain = None;
+            for layer in layers {
+                let extended = ChainId::extend(chain.as_ref(), &layer);
+                all.layers.insert(layer);
+                all.chains.insert(extended);
+                chain = Some(extended);
+            }
+            Ok(())
         }
+        // An index in an index is no image that anyone can use.
+        Ok(Document::Index(index)) if may_be_index => {
+            index.manifests.iter().try_for_each(|entry| needed_by_document(store, &entry.digest, false, all))
+        }
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+fn document_of(store: &Store, digest: &Digest) -> Result<Option<ImageConfig>, StoreError> {
+    let bytes = document(store, digest, MAX_CONFIG_SIZE)?;
+    Ok(bytes.and_then(|bytes| ImageConfig::parse(&bytes).ok()))
+}
+
+/// A document, if it is here and whole.
+fn document(store: &Store, digest: &Digest, limit: usize) -> Result<Option<Vec<u8>>, StoreError> {
+    match store.read_blob(digest, limit as u64) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(StoreError::Damaged { .. } | StoreError::Missing { .. }) => Ok(None),
+        Err(StoreError::Io { source, .. }) if super::verify::is_damage(&source) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Lets the image's layers stay as long as the command runs. To be called while [`Lease::shared`] is held, which was

@@ -42,6 +42,8 @@ pub struct Collected {
     pub records: Vec<String>,
     /// Layers.
     pub layers: Vec<String>,
+    /// Folders of cache mounts.
+    pub mounts: usize,
     /// Bytes that the disk has back.
     pub freed: u64,
     /// Things that could not be removed, and are tried again later.
@@ -83,20 +85,19 @@ impl Store {
         }
         let layers: Vec<DiffId> = all.layers.iter().copied().collect();
         for layer in layers {
-            self.also_needed(&layer, &mut all)?;
+            self.also_needed(&layer, &mut all);
         }
         Ok(all)
     }
 
     /// What the bytes of a layer come from.
-    fn also_needed(&self, layer: &DiffId, all: &mut Needed) -> Result<(), StoreError> {
+    fn also_needed(&self, layer: &DiffId, all: &mut Needed) {
         // What is damaged needs nothing more; `inspect --verify` tells of it.
         if let Ok(Some(source)) = self.source_of_epoch(layer) {
             all.layers.insert(source);
             all.blobs.extend(self.layer_blobs(&source).unwrap_or_default().iter().map(|blob| blob.digest));
         }
         all.blobs.extend(self.layer_blobs(layer).unwrap_or_default().iter().map(|blob| blob.digest));
-        Ok(())
     }
 
     /// All records of the cache.
@@ -145,7 +146,7 @@ impl Store {
             stay.layers.extend(from_records);
             let layers: Vec<DiffId> = stay.layers.iter().copied().collect();
             for layer in layers {
-                self.also_needed(&layer, &mut stay)?;
+                self.also_needed(&layer, &mut stay);
             }
             for (folder, stays) in [
                 ("layers", (|name, stay| stay.layers.contains(&DiffId(name))) as fn(Digest, &Needed) -> bool),
@@ -166,6 +167,9 @@ impl Store {
                     }
                 }
             }
+        }
+        if policy.is_some_and(|policy| policy.keep.is_none()) {
+            collected.mounts = self.discard_mounts(policy.and_then(|policy| policy.before))?;
         }
         for entry in going {
             if fs::remove_file(&entry.path).is_ok() {
@@ -253,6 +257,27 @@ impl Store {
             }
         }
         Ok(freed)
+    }
+
+    /// Discards the folders of cache mounts that nobody uses, and that did not change since `before`. How many.
+    fn discard_mounts(&self, before: Option<SystemTime>) -> Result<usize, StoreError> {
+        let mut gone = 0;
+        let _exclusive = self.gc_lock(true)?;
+        for folder in list(&self.path("mounts"))? {
+            let parts = list(&folder)?;
+            let modified = |path: &PathBuf| fs::symlink_metadata(path).ok().and_then(|found| found.modified().ok());
+            if before.is_some_and(|before| parts.iter().filter_map(modified).any(|time| time >= before)) {
+                continue;
+            }
+            // Who uses a folder holds the lock beside it.
+            let locks = parts.iter().filter(|path| path.extension().is_some_and(|extension| extension == "lock"));
+            let locks: Vec<File> = locks.filter_map(|path| File::open(path).ok()).collect();
+            if locks.iter().all(|lock| lock.try_lock().is_ok()) {
+                self.discard(&folder)?;
+                gone += 1;
+            }
+        }
+        Ok(gone)
     }
 
     fn leads_somewhere(&self, path: &std::path::Path, is_list: bool) -> bool {
@@ -363,3 +388,6 @@ fn freed_by_removing(folder: &std::path::Path) -> u64 {
     }
     freed + names.values().filter(|(seen, links, _)| seen == links).map(|(.., bytes)| bytes).sum::<u64>()
 }
+
+#[cfg(test)]
+mod tests;

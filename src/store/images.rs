@@ -70,7 +70,25 @@ impl Store {
 
     /// The image with this full reference.
     pub fn image_by_name(&self, name: &str) -> Result<Option<ImageRecord>, StoreError> {
-        Ok(self.images()?.into_iter().find(|image| image.names.iter().any(|known| known == name)))
+        self.find_image(name, |image| image.names.iter().any(|known| known == name))
+    }
+
+    /// The image with this manifest or index.
+    pub fn image_by_manifest(&self, manifest: &Digest) -> Result<Option<ImageRecord>, StoreError> {
+        self.find_image(&manifest.to_string(), |image| image.manifest == *manifest)
+    }
+
+    /// The first image that `fits`; its record holds `text` as a string. In a store of a thousand images this reads one
+    /// record, not a thousand: a build without anything to do takes no longer for them.
+    fn find_image(&self, text: &str, fits: impl Fn(&ImageRecord) -> bool) -> Result<Option<ImageRecord>, StoreError> {
+        let path = self.path("images.json");
+        let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
+        match find_record(&bytes, text, &fits) {
+            Search::Found(record) => Ok(Some(*record)),
+            Search::Absent => Ok(None),
+            // Somebody else wrote the file, or another version: it is read as a whole, and judged.
+            Search::Unlike => Ok(self.images()?.into_iter().find(fits)),
+        }
     }
 
     /// The image whose id or manifest digest begins with `prefix`: hexadecimal digits, with or without `sha256:`.
@@ -173,6 +191,39 @@ impl Store {
     }
 }
 
+/// How the file begins, and how each record in it, as [`Store::change_images`] writes them. In a string the quotes would
+/// have a backslash, so these bytes are never a part of one.
+const BEGIN: &[u8] = b"{\"version\":1,\"images\":[";
+const RECORD: &[u8] = b"{\"id\":\"";
+
+/// The answer of [`find_record`].
+enum Search {
+    /// The record.
+    Found(Box<ImageRecord>),
+    /// There is none.
+    Absent,
+    /// The file does not look as it should.
+    Unlike,
+}
+
+/// Looks for a record without reading the others.
+fn find_record(bytes: &[u8], text: &str, fits: &impl Fn(&ImageRecord) -> bool) -> Search {
+    let whole = bytes.ends_with(b"}]}") || bytes == b"{\"version\":1,\"images\":[]}";
+    let (true, true, Ok(text)) = (bytes.starts_with(BEGIN), whole, serde_json::to_vec(text)) else {
+        return Search::Unlike;
+    };
+    for at in memchr::memmem::find_iter(bytes, &text) {
+        let Some(start) = memchr::memmem::rfind(&bytes[..at], RECORD) else { return Search::Unlike };
+        let mut records = serde_json::Deserializer::from_slice(&bytes[start..]).into_iter::<ImageRecord>();
+        match records.next() {
+            Some(Ok(record)) if fits(&record) => return Search::Found(Box::new(record)),
+            Some(Ok(_)) => {}
+            _ => return Search::Unlike,
+        }
+    }
+    Search::Absent
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +260,38 @@ mod tests {
         assert_eq!(names("a"), Some(vec![]), "an image without a name stays");
         store.remove_image(&image("a", &[]).id).unwrap();
         assert_eq!(names("a"), None);
+    }
+
+    #[test]
+    fn one_record_is_found_among_many() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.image_by_name("n:1").unwrap(), None);
+        for id in 0..9 {
+            // What stands in other fields leads nobody astray.
+            let created = format!("\"n:{}\",{{\"id\":\"sha256:", id + 1);
+            let record =
+                ImageRecord { created: Some(created), ..image(&id.to_string(), &[&format!("n:{id}"), "é\"\\"]) };
+            store.tag(&record).unwrap();
+        }
+        let find = |name: &str| store.image_by_name(name).unwrap().map(|image| image.id);
+        for id in 0..9 {
+            let expected = image(&id.to_string(), &[]);
+            assert_eq!(find(&format!("n:{id}")), Some(expected.id));
+            assert_eq!(store.image_by_manifest(&expected.manifest).unwrap().map(|image| image.id), Some(expected.id));
+        }
+        assert_eq!(find("é\"\\"), Some(image("8", &[]).id));
+        assert_eq!((find("n:9"), find("n"), find("")), (None, None, None));
+        // Written by somebody else, with blanks: it is read all the same.
+        let path = store.path("images.json");
+        let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        std::fs::write(&path, format!("{value:#}")).unwrap();
+        assert_eq!(find("n:3"), Some(image("3", &[]).id));
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        assert!(store.image_by_name("n:3").is_err());
+        store.replace(&path, b"{\"version\":1,\"images\":[]}").unwrap();
+        assert_eq!(find("n:3"), None);
     }
 
     #[test]

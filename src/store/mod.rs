@@ -11,12 +11,14 @@
 //! layers/<diffID hex>/         index, and forms of the layer: tar, tree/, blobs (descriptors), epoch (a form of another layer)
 //! trees/<chainID hex>/tree/    a layer from outside that is no tree by itself, applied over its parents
 //! cache/                       see `cache::index` and `context::stat_cache`
+//! mounts/<hash of a name>/     see `cache_mounts`
 //! leases/<id>, tmp/<id>/       running builds, and their unfinished files
 //! trash/                       on its way out
 //! ```
 
 pub mod base;
 pub mod blobs;
+pub mod cache_mounts;
 pub mod gc;
 pub mod images;
 pub mod import;

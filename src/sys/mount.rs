@@ -111,7 +111,7 @@ impl Tree {
         }
     }
 
-    /// Restricts it, and with `recursive` all that is mounted below in it.
+    /// Restricts it, attached or not, and with `recursive` all that is mounted below in it.
     pub fn restrict(self, restrict: Restrict, recursive: bool) -> Result<Self, MountError> {
         let attributes = libc::mount_attr { attr_set: restrict.0, attr_clr: 0, propagation: 0, userns_fd: 0 };
         let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
@@ -156,17 +156,22 @@ impl From<Tree> for OwnedFd {
 #[derive(Debug)]
 pub struct Overlay {
     lower: Vec<OwnedFd>,
-    upper: OwnedFd,
-    work: OwnedFd,
+    /// The upper and the work folder; nothing can be written where there are none.
+    writes: Option<(OwnedFd, OwnedFd)>,
 }
 
 impl Overlay {
     /// Opens the folders. A tree that is named twice in `lower` (topmost first) counts at its topmost place, which
     /// hides the others wholly; the kernel would refuse it.
     pub fn open(lower: &[PathBuf], upper: &Path, work: &Path) -> Result<Self, MountError> {
+        Ok(Self { writes: Some((open_folder(upper)?, open_folder(work)?)), ..Self::open_read_only(lower)? })
+    }
+
+    /// The same without a folder for changes: the kernel wants at least two trees then.
+    pub fn open_read_only(lower: &[PathBuf]) -> Result<Self, MountError> {
         let mut seen = std::collections::HashSet::new();
         let lower = lower.iter().filter(|path| seen.insert(path.as_path())).map(|path| open_folder(path));
-        Ok(Self { lower: lower.collect::<Result<_, _>>()?, upper: open_folder(upper)?, work: open_folder(work)? })
+        Ok(Self { lower: lower.collect::<Result<_, _>>()?, writes: None })
     }
 
     /// Whether there is nothing below the upper folder. Such an overlay does not mount: give it an empty folder.
@@ -188,12 +193,17 @@ impl Overlay {
         // nine hundred fit, more than overlay stacks at all, and no character of a path needs escaping.
         const FOLDER: &str = "/proc/self/fd";
         let lower: Vec<String> = self.lower.iter().map(|folder| folder.as_raw_fd().to_string()).collect();
-        let (upper, work) = (self.upper.as_raw_fd(), self.work.as_raw_fd());
-        let mut options = format!("lowerdir={},upperdir={upper},workdir={work}", lower.join(":"));
+        let mut options = format!("lowerdir={}", lower.join(":"));
+        if let Some((upper, work)) = &self.writes {
+            options.push_str(&format!(",upperdir={},workdir={}", upper.as_raw_fd(), work.as_raw_fd()));
+        }
         // What distributions set differently by default is set here, else layers would differ between machines.
         // volatile: unmounting would otherwise sync the whole file system below (and each fsync of the command wait for
         // the disk); the store syncs what it keeps.
-        options.push_str(",index=off,metacopy=off,nfs_export=off,xino=off,redirect_dir=nofollow,volatile");
+        options.push_str(",index=off,metacopy=off,nfs_export=off,xino=off,redirect_dir=nofollow");
+        if self.writes.is_some() {
+            options.push_str(",volatile");
+        }
         if user_xattr {
             options.push_str(",userxattr");
         }
@@ -213,6 +223,11 @@ fn open_folder(path: &Path) -> Result<OwnedFd, MountError> {
 /// Takes away the mount at `path`.
 pub fn unmount(path: &Path) -> Result<(), MountError> {
     rustix::mount::unmount(path, UnmountFlags::empty()).map_err(MountError::new("unmount", path))
+}
+
+/// Takes away the mount at `path`; what holds on to it keeps it.
+pub fn unmount_later(path: &Path) -> Result<(), MountError> {
+    rustix::mount::unmount(path, UnmountFlags::DETACH).map_err(MountError::new("unmount", path))
 }
 
 /// Makes the mount at `new` the root of this mount namespace and of this process, and unmounts all that is not in it.

@@ -90,7 +90,15 @@ pub fn unshare(flags: UnshareFlags) -> io::Result<()> {
 /// Moves this process into a user and a mount namespace of its own, where it is root over the ids of `map`.
 pub fn enter_user_namespace(map: &IdMap) -> Result<(), NamespaceError> {
     let call = |call| move |source| NamespaceError::Call { call, source };
-    let threads = thread_count().map_err(call("count threads"))?;
+    let mut threads = thread_count().map_err(call("count threads"))?;
+    // A thread that was joined may still be on its way out of the kernel.
+    for _ in 0..200 {
+        if threads == 1 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        threads = thread_count().map_err(call("count threads"))?;
+    }
     if threads != 1 {
         return Err(NamespaceError::Threads(threads));
     }

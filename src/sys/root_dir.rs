@@ -116,6 +116,13 @@ impl RootDir {
         retry(|| fs::openat2(&self.dir.fd, or_dot(path), OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve))
     }
 
+    /// Opens for reading what the relative `path` leads to inside this root, as [`Self::open_inside`] does.
+    pub fn read_inside(&self, path: &[u8]) -> io::Result<File> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        retry(|| fs::openat2(&self.dir.fd, or_dot(path), flags, Mode::empty(), resolve)).map(File::from)
+    }
+
     fn open_beneath(&self, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         retry(|| fs::openat2(&self.dir.fd, or_dot(path), flags | OFlags::CLOEXEC, Mode::empty(), resolve))

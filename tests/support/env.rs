@@ -51,6 +51,11 @@ impl TestEnv {
         }
     }
 
+    /// Gives a file to whom rbuild runs as.
+    pub fn give(&self, name: &str) {
+        self.own(&self.path(name));
+    }
+
     /// A path in the test's folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)

@@ -6,3 +6,4 @@ pub mod machine;
 pub mod oci;
 pub mod random;
 pub mod scenario;
+pub mod web;

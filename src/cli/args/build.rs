@@ -12,11 +12,13 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::epoch::{self, Epoch};
-use super::values::{NamedContext, build_arg, build_context, bytes, count, host, is_remote, label, some, yes_no};
+use super::secrets::{self, SecretArg, SecretSpec, SshArg};
+use super::values::{NamedContext, build_arg, build_context, bytes, count, host, label, some, yes_no};
 use crate::cli::find;
 use crate::cli::output_spec::{self, Destination, OutputKind, OutputSpec};
 use crate::cli::settings::Settings;
 use crate::image::annotation::Annotation;
+use crate::plan::remote::{self, Remote};
 use crate::plan::step::Network;
 
 /// What a build is asked to do.
@@ -77,6 +79,12 @@ pub struct BuildArgs {
     pub shm_size: Option<u64>,
     /// `--allow`.
     pub allow: Vec<Entitlement>,
+    /// `--secret`, in order.
+    pub secrets: Vec<SecretArg>,
+    /// `--ssh`, in order.
+    pub ssh: Vec<SshArg>,
+    /// `--offline`: nothing is fetched.
+    pub no_network: bool,
     /// `--verify-reproducible`: build twice and compare.
     pub verify_reproducible: bool,
 }
@@ -88,6 +96,8 @@ pub enum BuildContext {
     Directory(PathBuf),
     /// `-`: a Dockerfile or a tar on standard input.
     Stdin,
+    /// A git repository, or the URL of a tar or a Dockerfile; as written, and what it means.
+    Remote(String, Remote),
 }
 
 /// Where the Dockerfile is.
@@ -95,8 +105,10 @@ pub enum BuildContext {
 pub enum DockerfilePath {
     /// `-f -`.
     Stdin,
-    /// A file: relative to the working directory.
+    /// A file: in a context that is fetched or unpacked, else relative to the working directory.
     Path(PathBuf),
+    /// `-f https://…`.
+    Url(String),
 }
 
 /// How progress is shown.
@@ -185,11 +197,12 @@ const SHOW: &str = "Progress and inspection";
     override_usage = "rbuild [build] [OPTIONS] CONTEXT"
 )]
 pub(super) struct BuildFlags {
-    /// The directory to build from, or - for a Dockerfile or a tar on standard input
+    /// The directory to build from, - for a Dockerfile or a tar on standard input, or the URL of a git repository
+    /// (https://host/repo.git#ref:subdir), a tar or a Dockerfile
     #[arg(value_name = "CONTEXT")]
     context: Option<OsString>,
 
-    /// The Dockerfile; - is standard input [default: CONTEXT/Dockerfile, dockerfile, Containerfile]
+    /// The Dockerfile: a path or a URL; - is standard input [default: CONTEXT/Dockerfile, dockerfile, Containerfile]
     #[arg(short, long, value_name = "PATH", help_heading = CONTEXT)]
     file: Option<OsString>,
     /// Build this stage, and what it needs
@@ -198,7 +211,8 @@ pub(super) struct BuildFlags {
     /// Set an ARG; without a value it is taken from the environment
     #[arg(long, value_name = "NAME[=VALUE]", value_parser = build_arg, help_heading = CONTEXT)]
     build_arg: Vec<(String, Option<String>)>,
-    /// A further context: a directory, oci-layout://DIR[:TAG|@DIGEST], oci-archive://FILE or docker-image://NAME
+    /// A further context: a directory, oci-layout://DIR[:TAG|@DIGEST], oci-archive://FILE, docker-image://NAME, or the
+    /// URL of a git repository or a tar
     #[arg(long, value_name = "NAME=VALUE", value_parser = build_context, help_heading = CONTEXT)]
     build_context: Vec<(String, NamedContext)>,
     /// Build for these platforms, such as linux/amd64,linux/arm64 [default: $DOCKER_DEFAULT_PLATFORM, this machine's]
@@ -261,6 +275,12 @@ pub(super) struct BuildFlags {
     /// Allow what RUN may ask for beyond the usual
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', help_heading = RUN)]
     allow: Vec<Entitlement>,
+    /// A secret for RUN --mount=type=secret: id=ID[,src=FILE|,env=NAME]
+    #[arg(long, value_name = "SPEC", value_parser = secrets::secret, help_heading = RUN)]
+    secret: Vec<SecretSpec>,
+    /// An SSH agent for RUN --mount=type=ssh: default, ID=SOCKET or ID=KEY[,KEY]
+    #[arg(long, value_name = "SPEC", value_parser = secrets::ssh, help_heading = RUN)]
+    ssh: Vec<SshArg>,
     /// How RUN is contained
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto", help_heading = RUN)]
     isolation: Isolation,
@@ -326,6 +346,9 @@ impl BuildFlags {
             tags: self.tag,
             file: self.file.map(|file| match file {
                 file if file == "-" => DockerfilePath::Stdin,
+                file if file.to_str().is_some_and(remote::is_url) => {
+                    DockerfilePath::Url(file.to_string_lossy().into_owned())
+                }
                 file => DockerfilePath::Path(PathBuf::from(file)),
             }),
             target: self.target,
@@ -356,6 +379,9 @@ impl BuildFlags {
             add_hosts: self.add_host,
             shm_size: self.shm_size,
             allow: self.allow,
+            secrets: self.secret.into_iter().map(|secret| secret.settle(settings)).collect(),
+            ssh: self.ssh,
+            no_network: self.offline,
             verify_reproducible: self.verify_reproducible,
         })
         .and_then(check_stdin)
@@ -418,12 +444,10 @@ fn context(given: Option<OsString>, print: Option<Print>) -> Result<Option<Build
     match given.to_str() {
         Some("-") => Ok(Some(BuildContext::Stdin)),
         Some("") => Err("the CONTEXT is empty; for this directory write .".to_owned()),
-        Some(remote) if is_remote(remote) => {
-            let hint = if remote.contains("://") { String::new() } else { format!(" (./{remote} names a directory)") };
-            Err(format!(
-                "not supported yet: {remote}, a context from the network; fetch it and give the directory{hint}"
-            ))
-        }
+        Some(text) => match remote::parse_context(text) {
+            Some(remote) => Ok(Some(BuildContext::Remote(text.to_owned(), remote?))),
+            None => Ok(Some(BuildContext::Directory(PathBuf::from(given)))),
+        },
         _ => Ok(Some(BuildContext::Directory(PathBuf::from(given)))),
     }
 }

@@ -25,12 +25,10 @@ const COMMANDS: [(&str, &str); 4] = [
 ];
 
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 20] = [
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 18] = [
     ("build", "push", None, Takes::YesNo, "registries; -o type=oci,dest=FILE writes a file that others can push"),
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),
-    ("build", "secret", None, Takes::Value, "secrets for RUN"),
-    ("build", "ssh", None, Takes::Value, "an SSH agent for RUN"),
     ("build", "ulimit", None, Takes::Value, "limits for RUN"),
     ("build", "memory", Some('m'), Takes::Value, "limits for RUN"),
     ("build", "memory-swap", None, Takes::Value, "limits for RUN"),

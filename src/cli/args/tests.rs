@@ -70,8 +70,16 @@ fn plain(dir: &str) -> BuildArgs {
         add_hosts: vec![],
         shm_size: None,
         allow: vec![],
+        no_network: false,
+        secrets: Vec::new(),
+        ssh: Vec::new(),
         verify_reproducible: false,
     }
+}
+
+fn remote(text: &str) -> BuildContext {
+    let remote = crate::plan::remote::parse_context(text).expect("it is remote").expect("it is right");
+    BuildContext::Remote(text.to_owned(), remote)
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -98,6 +106,10 @@ fn builds() {
         ("-f x/Dockerfile .", BuildArgs { file: Some(DockerfilePath::Path("x/Dockerfile".into())), ..base() }),
         ("-f - .", BuildArgs { file: Some(DockerfilePath::Stdin), ..base() }),
         ("-", BuildArgs { context: Some(BuildContext::Stdin), ..base() }),
+        ("https://h/r.git#v1", BuildArgs { context: Some(remote("https://h/r.git#v1")), ..base() }),
+        ("github.com/a/b", BuildArgs { context: Some(remote("github.com/a/b")), ..base() }),
+        ("./github.com/a/b", plain("./github.com/a/b")),
+        ("-f https://h/D .", BuildArgs { file: Some(DockerfilePath::Url("https://h/D".into())), ..base() }),
         ("--target t .", BuildArgs { target: Some("t".into()), ..base() }),
         (
             "--build-arg A=1 --build-arg FROM_ENV --build-arg NOWHERE --build-arg B=x=y --build-arg C= .",
@@ -144,7 +156,7 @@ fn builds() {
         ("--pull=missing .", base()),
         ("--pull=false .", base()),
         ("--pull=never .", BuildArgs { offline: true, ..base() }),
-        ("--offline .", BuildArgs { offline: true, ..base() }),
+        ("--offline .", BuildArgs { offline: true, no_network: true, ..base() }),
         ("-q .", BuildArgs { quiet: true, progress: Progress::Quiet, ..base() }),
         ("-q=false .", base()),
         ("-qt x .", BuildArgs { quiet: true, progress: Progress::Quiet, tags: texts(&["x"]), ..base() }),
@@ -340,8 +352,6 @@ fn what_comes_later_is_refused_by_name() {
         ("--push .", "--push (registries; -o type=oci,dest=FILE writes a file that others can push)"),
         ("--cache-from x .", "--cache-from (a cache that is shared between machines)"),
         ("--cache-to type=gha .", "--cache-to (a cache that is shared between machines)"),
-        ("--secret id=x .", "--secret (secrets for RUN)"),
-        ("--ssh default .", "--ssh (an SSH agent for RUN)"),
         ("--ulimit nofile=1 .", "--ulimit (limits for RUN)"),
         ("-m 1g .", "--memory (limits for RUN)"),
         ("--cpus 2 .", "--cpus (limits for RUN)"),
@@ -356,15 +366,6 @@ fn what_comes_later_is_refused_by_name() {
         ("--sbom=true .", "--sbom=true; rbuild makes no attestations"),
         ("--attest type=sbom .", "--attest type=sbom; rbuild makes no attestations"),
         ("--format sarif --print plan .", "--format sarif (the build checks)"),
-        (
-            "https://example.com/x.git",
-            "https://example.com/x.git, a context from the network; fetch it and give the directory",
-        ),
-        (
-            "github.com/a/b",
-            "github.com/a/b, a context from the network; fetch it and give the directory \
-             (./github.com/a/b names a directory)",
-        ),
         ("login --help", "rbuild login (credentials for a registry)"),
     ] {
         assert_eq!(read(line), Err(format!("not supported yet: {expected}")), "{line}");
@@ -465,9 +466,9 @@ fn help_answers() {
         (
             "build --help",
             vec!["Usage: rbuild [build] [OPTIONS] CONTEXT", "--no-cache-filter", "Cache:", "RUN:"],
-            "--secret",
+            "--squash",
         ),
-        ("-t x --help", vec!["--no-cache-filter"], "--secret"),
+        ("-t x --help", vec!["--no-cache-filter"], "--squash"),
         ("help rmi", vec!["rbuild rmi", "--force", "untag"], "--build-arg"),
         ("build -h", vec!["-h, --help  Print help\n"], "see more"),
         ("--root r images -h", vec!["rbuild images", "--digests"], "--build-arg"),

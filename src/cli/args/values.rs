@@ -6,6 +6,9 @@ use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+pub(crate) use crate::plan::bytes;
+use crate::plan::remote::{self, Remote};
+
 /// A yes or a no, as Docker's flags take it.
 pub(crate) fn yes_no(text: &str) -> Result<bool, String> {
     crate::plan::scope::yes_no(text).ok_or_else(|| "expected true or false".to_owned())
@@ -57,26 +60,6 @@ pub(crate) fn host(text: &str) -> Result<(String, IpAddr), String> {
     Ok((name.to_owned(), address))
 }
 
-/// A number of bytes: `64m`, `1g`, `512k`, `1024`, `1.5GB`; units are powers of 1024, as Docker's are.
-pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let expected = || "expected a size in bytes, such as 67108864, 64m or 1g".to_owned();
-    let lower = text.trim().to_lowercase();
-    let digits = lower.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(lower.len());
-    let (number, unit) = lower.split_at(digits);
-    let shift = match unit.trim().trim_end_matches("ib").trim_end_matches('b') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return Err(expected()),
-    };
-    let number: f64 = number.parse().map_err(|_| expected())?;
-    let size = number * (1_u64 << shift) as f64;
-    // 2^53: up to here a float holds every whole number.
-    if size.is_finite() && size < 9_007_199_254_740_992.0 { Ok(size as u64) } else { Err(expected()) }
-}
-
 /// Where a named context comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NamedContext {
@@ -93,6 +76,8 @@ pub enum NamedContext {
     OciArchive(PathBuf),
     /// `docker-image://REF`.
     Image(String),
+    /// A git repository, or the URL of a tar.
+    Remote(Remote),
 }
 
 /// One of several images.
@@ -106,8 +91,8 @@ pub enum Pick {
 
 /// `NAME=VALUE` of `--build-context`.
 pub(crate) fn build_context(text: &str) -> Result<(String, NamedContext), String> {
-    let expected = "expected NAME=VALUE, VALUE being a directory, oci-layout://DIR, oci-archive://FILE or \
-                    docker-image://NAME";
+    let expected = "expected NAME=VALUE, VALUE being a directory, oci-layout://DIR, oci-archive://FILE, \
+                    docker-image://NAME, or the URL of a git repository or a tar";
     let (name, value) = text.split_once('=').ok_or(expected)?;
     if name.is_empty() || value.is_empty() {
         return Err(expected.to_owned());
@@ -119,10 +104,8 @@ pub(crate) fn build_context(text: &str) -> Result<(String, NamedContext), String
         NamedContext::OciArchive(PathBuf::from(some_after(file, "oci-archive://")?))
     } else if let Some(image) = value.strip_prefix("docker-image://") {
         NamedContext::Image(some_after(image, "docker-image://")?.to_owned())
-    } else if is_remote(value) {
-        return Err(format!(
-            "not supported yet: {value}, a context from the network; expected a directory or an image"
-        ));
+    } else if let Some(remote) = remote::parse_context(value) {
+        NamedContext::Remote(remote?)
     } else {
         NamedContext::Directory(PathBuf::from(value))
     };
@@ -149,11 +132,6 @@ fn oci_layout(text: &str) -> (&str, Option<Pick>) {
         }
         _ => (text, None),
     }
-}
-
-/// Whether a context is a git repository or the URL of a tar, not a directory.
-pub(crate) fn is_remote(text: &str) -> bool {
-    text.contains("://") || text.starts_with("git@") || text.starts_with("github.com/")
 }
 
 #[cfg(test)]
@@ -218,9 +196,11 @@ mod tests {
         ] {
             assert_eq!(build_context(&format!("n={value}")), Ok(("n".to_owned(), expected)), "{value}");
         }
-        for bad in
-            ["n", "=x", "n=", "n=https://x/y.git", "n=git@github.com:a/b", "n=oci-layout://", "n=docker-image://"]
-        {
+        for value in ["https://x/y.git#main:sub", "git@github.com:a/b", "github.com/a/b", "https://x/y.tar.gz"] {
+            let remote = remote::parse_context(value).unwrap().unwrap();
+            assert_eq!(build_context(&format!("n={value}")), Ok(("n".to_owned(), NamedContext::Remote(remote))));
+        }
+        for bad in ["n", "=x", "n=", "n=s3://b/x", "n=https://x/y.git?what=1", "n=oci-layout://", "n=docker-image://"] {
             assert!(build_context(bad).is_err(), "{bad}");
         }
     }

@@ -56,7 +56,7 @@ fn named_context(
     let named = args.build_contexts.iter().rfind(|(name, _)| *name == request.name);
     let Some((_, context)) = named else { return Err(failed("it was not given".to_owned())) };
     let (source, selector) = match context {
-        NamedContext::Directory(_) => return Ok(Resolved::Context),
+        NamedContext::Directory(_) | NamedContext::Remote(_) => return Ok(Resolved::Context),
         NamedContext::Image(name) => {
             let full = Reference::parse(name).map_err(|error| failed(error.to_string()))?.to_string();
             return local_image(&full, request, store, lease).map(Resolved::Image);
@@ -84,16 +84,14 @@ fn local_image(name: &str, request: &BaseRequest, store: &Store, lease: &Lease) 
             .help(format!("{:#}", anyhow::Error::from(error)))
     };
     let _shared = lease.shared().map_err(failed)?;
-    let images = store.images().map_err(failed)?;
     let reference = Reference::parse(name).ok();
-    let digest = reference.as_ref().and_then(Reference::digest);
-    let fits = |image: &&ImageRecord| match digest {
-        Some(digest) => image.manifest == digest,
-        None => image.names.iter().any(|known| known == name),
+    let found = match reference.as_ref().and_then(Reference::digest) {
+        Some(digest) => store.image_by_manifest(&digest),
+        None => store.image_by_name(name),
     };
-    match images.iter().find(fits) {
+    match found.map_err(failed)? {
         Some(record) => {
-            let mut images = base::base_images(store, record).map_err(failed)?;
+            let mut images = base::base_images(store, &record).map_err(failed)?;
             let offered = images.iter().map(|image| &image.platform);
             let best = request.platform.best(offered.clone());
             // The only one was asked for by name: that it is for another machine is warned of.
@@ -108,7 +106,7 @@ fn local_image(name: &str, request: &BaseRequest, store: &Store, lease: &Lease) 
             base::pin(lease, &image).map_err(failed)?;
             Ok(Arc::new(image))
         }
-        None => Err(absent(name, request, &images, store)),
+        None => Err(absent(name, request, &store.images().map_err(failed)?, store)),
     }
 }
 

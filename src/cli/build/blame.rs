@@ -8,6 +8,7 @@ use crate::diagnostic::{Diagnostic, Source, Span};
 use crate::dockerfile::ast::{self, Dockerfile, Instruction, InstructionKind, Stage, Word};
 use crate::exec::Exit;
 use crate::exec::emulator::NoEmulator;
+use crate::plan::remote::without_password;
 use crate::plan::step::{ContextId, CopyFrom, CopyOp, CopySource, Op, RunOp, Stack, Step};
 use crate::solve::copy::CopyError;
 use crate::solve::{self, Cause};
@@ -27,6 +28,15 @@ pub(super) fn diagnostic<'a>(
         (Cause::Copy(error), op) => {
             copy(error, op, step.span, place.map(|(_, instruction)| &instruction.kind), has_context)
         }
+        (Cause::Remote { source_text, .. }, op) => {
+            let words = place.and_then(|(_, instruction)| Words::of(&instruction.kind));
+            let span = words.and_then(|words| words.source(source_text, op)).unwrap_or(step.span);
+            Diagnostic::error(span, error.to_string()).label("cannot be fetched")
+        }
+        (Cause::Mount { span, why, help }, _) => {
+            let diagnostic = Diagnostic::error(if place.is_some() { *span } else { step.span }, why.as_str());
+            help.iter().fold(diagnostic, |diagnostic, help| diagnostic.help(help.as_str()))
+        }
         (Cause::User(why), _) => user(why, step, place, source),
         (Cause::Emulator(error), _) => emulator(error, step.span),
         (other, _) => Diagnostic::error(step.span, other.to_string()),
@@ -38,11 +48,12 @@ pub(super) fn diagnostic<'a>(
     }
 }
 
-/// The instruction at `span`, and its stage.
+/// The instruction that `span` is or lies in, and its stage.
 fn find(dockerfile: &Dockerfile, span: Span) -> Option<(&Stage, &Instruction)> {
     let with = |stage| move |instruction| (stage, instruction);
     let mut all = dockerfile.stages.iter().flat_map(|stage: &Stage| stage.instructions.iter().map(with(stage)));
-    all.find(|(_, instruction)| instruction.span == span)
+    // A step that loads files for a mount is at that mount.
+    all.find(|(_, instruction)| instruction.span.start <= span.start && span.end <= instruction.span.end)
 }
 
 /// The chain of causes below an error, each told once.
@@ -201,7 +212,11 @@ impl<'a> Words<'a> {
     fn source(&self, text: &str, op: &Op) -> Option<Span> {
         let Op::Copy(CopyOp { sources, .. }) = op else { return None };
         // The planner puts paths first, in their order.
-        let at = sources.iter().position(|source| matches!(source, CopySource::Path(path) if path == text))?;
+        let at = sources.iter().position(|source| match source {
+            CopySource::Path(path) => path == text,
+            CopySource::Remote(remote) => remote.text == text || without_password(&remote.text) == text,
+            CopySource::Inline { .. } => false,
+        })?;
         self.sources.get(at).map(|word| word.span)
     }
 }
@@ -292,6 +307,7 @@ mod tests {
             user: String::new(),
             network: crate::plan::step::Network::Default,
             hostname: None,
+            mounts: Vec::new(),
         };
         for (script, env, expected) in [
             ("echo $A ${B} $A", &[][..], vec!["A", "B"]),

@@ -1,6 +1,6 @@
 //! What a build reads: the Dockerfile, and the folder that it is built from.
 //!
-//! In: the arguments. Out: a [`Source`], and [`LocalContext`]s. What always holds: the Dockerfile's name in messages is
+//! In: the arguments. Out: a [`Source`], a [`Root`], and [`LocalContext`]s. What always holds: the Dockerfile's name in messages is
 //! the one that the user would type.
 
 use std::fs;
@@ -10,50 +10,182 @@ use std::time::SystemTime;
 
 use anyhow::{Context, anyhow, bail};
 
+use super::bring::{Bringer, Brought, Network, Session, Stdin, ignore_file_of, open_in, patterns};
 use crate::cli::args::{BuildArgs, BuildContext, DockerfilePath};
+use crate::cli::failure::Failure;
 use crate::cli::settings::Settings;
 use crate::context::ignore::Patterns;
 use crate::context::local::LocalContext;
 use crate::context::stat_cache::StatCache;
+use crate::context::tar;
 use crate::diagnostic::Source;
+use crate::event::EventSink;
+use crate::http::shown;
 use crate::store::Store;
 
 /// The usual names, the first that is there counts.
 const NAMES: [&str; 3] = ["Dockerfile", "dockerfile", "Containerfile"];
 
 /// Larger ones are no Dockerfiles: 16 MiB.
-const LIMIT: u64 = 16 << 20;
+pub(super) const LIMIT: u64 = 16 << 20;
 
-/// The Dockerfile, and where it was found: `None` for standard input.
+/// The Dockerfile, and where it was found: `None` where it is no file of the user's.
 pub(super) struct Dockerfile {
     pub(super) source: Source,
     pub(super) path: Option<PathBuf>,
 }
 
-/// Reads the Dockerfile.
-pub(super) fn dockerfile(args: &BuildArgs, settings: &Settings) -> anyhow::Result<Dockerfile> {
-    let context_is_stdin = args.context == Some(BuildContext::Stdin);
-    let (name, path) = match (&args.file, &args.context) {
-        (Some(DockerfilePath::Stdin), _) if context_is_stdin => {
-            bail!("both the Dockerfile and the context are to come from standard input; give one of them as a path")
+/// What a build is made from, once it is here.
+pub(super) enum Root {
+    /// A folder of the user's.
+    Folder(PathBuf),
+    /// A folder that was brought for this build, and the Dockerfile in it.
+    Brought(PathBuf, Option<PathBuf>),
+    /// A Dockerfile alone.
+    Nothing,
+}
+
+/// Reads the Dockerfile, and brings the context if it is no folder of the user's: then `session` is opened for it.
+pub(super) fn read(
+    args: &BuildArgs,
+    settings: &Settings,
+    network: &Network<'_>,
+    events: &dyn EventSink,
+    session: &mut Option<Session>,
+) -> Result<(Dockerfile, Root), Failure> {
+    let mut brought = None;
+    let open = |session: &mut Option<Session>| -> Result<(), Failure> {
+        if session.is_none() {
+            *session = Some(Session::open(settings)?);
         }
-        (Some(DockerfilePath::Stdin), _) | (None, Some(BuildContext::Stdin)) => ("standard input".to_owned(), None),
-        (Some(DockerfilePath::Path(path)), _) => (path.display().to_string(), Some(settings.cwd.join(path))),
-        (None, Some(BuildContext::Directory(directory))) => find(directory, settings)?,
-        (None, None) => bail!("there is neither a context nor a Dockerfile; give -f PATH"),
+        Ok(())
     };
-    let bytes = match &path {
-        Some(path) => {
-            let file = fs::File::open(path).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => anyhow!("there is no Dockerfile {name}"),
-                _ => anyhow!(error).context(format!("cannot open the Dockerfile {name}")),
+    let folder = match &args.context {
+        Some(BuildContext::Directory(folder)) => Some(folder.clone()),
+        // A folder may have the name that would mean GitHub.
+        Some(BuildContext::Remote(text, _)) if !text.contains("://") && settings.cwd.join(text).is_dir() => {
+            Some(PathBuf::from(text))
+        }
+        Some(BuildContext::Remote(_, remote)) => {
+            open(session)?;
+            let session = session.as_ref().expect("it was opened above");
+            brought = Some(Bringer { session, network, events }.remote(remote)?);
+            None
+        }
+        Some(BuildContext::Stdin) => {
+            let stdin = Stdin::open().context("cannot read standard input")?;
+            if stdin.is_archive() {
+                open(session)?;
+                let session = session.as_ref().expect("it was opened above");
+                brought = Some(Bringer { session, network, events }.stdin(stdin.heeding(&session.cancel))?);
+            } else if args.file.is_some() {
+                return Err(anyhow!(
+                    "standard input has no tar, and -f names the Dockerfile; to build from a folder, give it instead of -"
+                )
+                .into());
+            } else {
+                let bytes = read_all(stdin).context("cannot read the Dockerfile from standard input")?;
+                return Ok((dockerfile("standard input", None, bytes)?, Root::Nothing));
+            }
+            None
+        }
+        None => None,
+    };
+    let root = match brought {
+        None => folder.as_ref().map_or(Root::Nothing, |folder| Root::Folder(settings.cwd.join(folder))),
+        Some(Brought::Folder(folder)) => Root::Brought(folder, None),
+        Some(Brought::Dockerfile(bytes)) if args.file.is_none() => {
+            let name = match &args.context {
+                Some(BuildContext::Remote(text, _)) => shown(text),
+                _ => "the Dockerfile".to_owned(),
+            };
+            return Ok((dockerfile(&name, None, bytes)?, Root::Nothing));
+        }
+        Some(Brought::Dockerfile(_)) => {
+            return Err(anyhow!("the URL leads to a Dockerfile, not to a context, and -f names another one").into());
+        }
+    };
+    let of_user = |path: &Path| -> anyhow::Result<Dockerfile> {
+        let (name, path) = (path.display().to_string(), settings.cwd.join(path));
+        let file = fs::File::open(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => anyhow!("there is no Dockerfile {name}"),
+            _ => anyhow!(error).context(format!("cannot open the Dockerfile {name}")),
+        })?;
+        let bytes = read_all(file).with_context(|| format!("cannot read the Dockerfile {name}"))?;
+        dockerfile(&name, Some(path), bytes)
+    };
+    Ok(match (&args.file, root) {
+        (Some(DockerfilePath::Stdin), root) => {
+            let bytes = read_all(io::stdin().lock()).context("cannot read the Dockerfile from standard input")?;
+            if tar::is_archive(&bytes[..bytes.len().min(tar::HEAD)]) {
+                return Err(
+                    anyhow!("standard input has a tar, and -f - wants a Dockerfile; for a context write -").into()
+                );
+            }
+            (dockerfile("standard input", None, bytes)?, root)
+        }
+        (Some(DockerfilePath::Url(url)), root) => {
+            open(session)?;
+            let Session { cancel, store, lease, .. } = session.as_ref().expect("it was opened above");
+            let fetched = network.fetch(store, lease, cancel)?.fetch(url, None);
+            let fetched = fetched.map_err(|error| match cancel.signal() {
+                Some(signal) => Failure::Interrupted(signal),
+                None => anyhow!(error).context("cannot fetch the Dockerfile").into(),
             })?;
-            read(file).with_context(|| format!("cannot read the Dockerfile {name}"))?
+            let bytes = store.read_blob(&fetched.digest, LIMIT).map_err(anyhow::Error::from)?;
+            (dockerfile(&shown(url), None, bytes)?, root)
         }
-        None => read(io::stdin().lock()).context("cannot read the Dockerfile from standard input")?,
+        (file, Root::Brought(folder, _)) => match (in_brought(&folder, file.as_ref())?, file) {
+            (Some((path, bytes)), _) => {
+                (dockerfile(&path.display().to_string(), None, bytes)?, Root::Brought(folder, Some(path)))
+            }
+            // Given separately.
+            (None, Some(DockerfilePath::Path(path))) if settings.cwd.join(path).is_file() => {
+                (of_user(path)?, Root::Brought(folder, None))
+            }
+            (None, Some(DockerfilePath::Path(path))) => {
+                return Err(anyhow!(
+                    "there is no Dockerfile {}, neither in the build context nor on this machine",
+                    path.display()
+                )
+                .into());
+            }
+            (None, _) => {
+                return Err(anyhow!(
+                    "there is no Dockerfile in the build context (looked for {}); name it with -f",
+                    NAMES.join(", ")
+                )
+                .into());
+            }
+        },
+        (Some(DockerfilePath::Path(path)), root) => (of_user(path)?, root),
+        (None, root) => {
+            let Some(folder) = folder else {
+                return Err(anyhow!("there is neither a context nor a Dockerfile; give -f PATH").into());
+            };
+            (of_user(&find(&folder, settings)?)?, root)
+        }
+    })
+}
+
+/// The Dockerfile of a brought folder, by its name or one of the usual ones.
+fn in_brought(folder: &Path, file: Option<&DockerfilePath>) -> anyhow::Result<Option<(PathBuf, Vec<u8>)>> {
+    let names = match file {
+        Some(DockerfilePath::Path(path)) => vec![path.clone()],
+        _ => NAMES.iter().map(PathBuf::from).collect(),
     };
-    if path.is_none() && looks_like_an_archive(&bytes) {
-        bail!("not supported yet: a context in a tar on standard input; unpack it and give the folder");
+    for name in names {
+        if let Some(file) = open_in(folder, &name)? {
+            let bytes = read_all(file).with_context(|| format!("cannot read the Dockerfile {}", name.display()))?;
+            return Ok(Some((name, bytes)));
+        }
+    }
+    Ok(None)
+}
+
+fn dockerfile(name: &str, path: Option<PathBuf>, bytes: Vec<u8>) -> anyhow::Result<Dockerfile> {
+    if bytes.len() as u64 > LIMIT {
+        bail!("{name} has more than {} MiB; that is no Dockerfile", LIMIT >> 20);
     }
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         bail!("{name} is UTF-16 text; Dockerfiles are UTF-8: save it as that");
@@ -62,10 +194,11 @@ pub(super) fn dockerfile(args: &BuildArgs, settings: &Settings) -> anyhow::Resul
         let line = error.as_bytes()[..error.utf8_error().valid_up_to()].split(|byte| *byte == b'\n').count();
         anyhow!("{name}, line {line}: this is not UTF-8 text; Dockerfiles are")
     })?;
-    Ok(Dockerfile { source: Source { name, text }, path })
+    Ok(Dockerfile { source: Source { name: name.to_owned(), text }, path })
 }
 
-fn find(directory: &Path, settings: &Settings) -> anyhow::Result<(String, Option<PathBuf>)> {
+/// The Dockerfile of a folder of the user's, as the user would name it.
+fn find(directory: &Path, settings: &Settings) -> anyhow::Result<PathBuf> {
     let folder = settings.cwd.join(directory);
     let metadata = fs::metadata(&folder).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow!("there is no folder {} to build from", directory.display()),
@@ -83,23 +216,16 @@ fn find(directory: &Path, settings: &Settings) -> anyhow::Result<(String, Option
             NAMES.join(", ")
         );
     };
-    let shown = if directory == Path::new(".") { PathBuf::from(name) } else { directory.join(name) };
-    Ok((shown.display().to_string(), Some(folder.join(name))))
+    Ok(if directory == Path::new(".") { PathBuf::from(name) } else { directory.join(name) })
 }
 
-fn read(from: impl Read) -> anyhow::Result<Vec<u8>> {
+fn read_all(from: impl Read) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(LIMIT + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LIMIT {
         bail!("it has more than {} MiB", LIMIT >> 20);
     }
     Ok(bytes)
-}
-
-/// Whether bytes are a tar, plain or compressed: no Dockerfile begins so.
-fn looks_like_an_archive(bytes: &[u8]) -> bool {
-    const MAGIC: [&[u8]; 4] = [b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"];
-    MAGIC.iter().any(|magic| bytes.starts_with(magic)) || bytes.get(257..262) == Some(b"ustar")
 }
 
 /// Opens a folder as a build context: with its own ignore file, or that of `dockerfile`.
@@ -113,6 +239,25 @@ pub(super) fn open_context(
     let patterns = LocalContext::read_ignore_file(&folder, dockerfile)?;
     let cache = StatCache::load(store.path("cache/files").join(StatCache::file_name(&folder)));
     Ok(LocalContext::open(&folder, patterns, cache, now)?)
+}
+
+/// Opens a brought folder as a build context; `dockerfile` is the one in it.
+pub(super) fn open_brought(
+    folder: &Path,
+    dockerfile: Option<&Path>,
+    beside: Option<&Path>,
+    now: SystemTime,
+) -> anyhow::Result<LocalContext> {
+    // A Dockerfile of the user's may bring its own ignore file.
+    let patterns = match beside.map(ignore_file_of).filter(|path| path.is_file()) {
+        Some(path) => {
+            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            Patterns::parse(&path.display().to_string(), &String::from_utf8_lossy(&bytes))?
+        }
+        None => patterns(folder, dockerfile)?,
+    };
+    // Its path is another one in the next build: nothing to remember.
+    Ok(LocalContext::open(folder, patterns, StatCache::in_memory(), now)?)
 }
 
 /// A context without files, for a Dockerfile on standard input.

@@ -6,25 +6,25 @@
 
 mod bases;
 mod blame;
+mod bring;
 mod finish;
 mod hints;
 mod input;
 mod limit;
 mod load;
 mod outputs;
+mod secrets;
 mod verify;
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use anyhow::Context as _;
-
-use self::input::Dockerfile;
-use super::args::{BuildArgs, BuildContext, Isolation, NamedContext, Print, Progress};
+use self::bring::{Bringer, Brought, Network, Session};
+use self::input::{Dockerfile, Root};
+use super::args::{BuildArgs, Isolation, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::find;
 use super::output_spec::OutputSpec;
@@ -38,12 +38,12 @@ use crate::event::{Event, EventSink};
 use crate::exec::Sandbox;
 use crate::image::platform::Platform;
 use crate::layer::apply::{Flavour, TreeOptions};
-use crate::plan::step::Plan;
+use crate::plan::step::{Op, Plan};
 use crate::plan::{self, BaseImage, Bases, NoCache, Outcome, PlanOptions, Resolved, StageGraph};
 use crate::solve::{self, Engine, Exports};
 use crate::store::Store;
 use crate::store::lease::Lease;
-use crate::sys::cancel::{self, Cancel};
+use crate::sys::cancel::Cancel;
 use crate::sys::idmap::{Extent, IdMap};
 use crate::sys::namespace;
 
@@ -52,7 +52,27 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
     refuse_later(args)?;
     check_results(args, settings)?;
-    let file = input::dockerfile(args, settings)?;
+    // Each of the two builds that are compared has a display of its own, and is forked, which takes one thread.
+    let progress = if args.verify_reproducible { Progress::Quiet } else { args.progress };
+    let reporter = Reporter::new(progress, args.explain, settings);
+    let network = Network::new(args, settings);
+    let mut session = None;
+    let result = build(args, settings, now, &network, &reporter, &mut session);
+    if result.is_err() && session.is_some() {
+        reporter.finish(None);
+    }
+    result
+}
+
+fn build(
+    args: &BuildArgs,
+    settings: &Settings,
+    now: SystemTime,
+    network: &Network<'_>,
+    reporter: &Reporter,
+    session: &mut Option<Session>,
+) -> Result<ExitCode, Failure> {
+    let (file, root) = input::read(args, settings, network, reporter, session)?;
     let parsed = dockerfile::parse(&file.source);
     if args.print == Some(Print::Ast) {
         writeln!(stdout(), "{:#}", dockerfile::print_ast(&parsed.nodes))?;
@@ -72,16 +92,12 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
 
-    // Before anything is made that a signal would leave behind.
-    let cancel = Cancel::new().context("cannot prepare for signals")?;
-    cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
-    let root = settings.store_root().map_err(anyhow::Error::from)?;
-    let store = Store::open(&root).map_err(anyhow::Error::from)?;
-    let boot = find::boot_id()?;
-    let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
-    let mut lease = store.lease(&boot).map_err(anyhow::Error::from)?;
-    lease.heed(&cancel);
-    let (plan, bases, more) = resolve(&graph, &options, args, settings, &store, &lease).map_err(refuse)?;
+    if session.is_none() {
+        *session = Some(Session::open(settings)?);
+    }
+    let session: &Session = session.as_ref().expect("it was opened above");
+    let Session { cancel, store, lease, suspects } = session;
+    let (plan, bases, more) = resolve(&graph, &options, args, settings, store, lease).map_err(refuse)?;
     if args.print == Some(Print::Plan) {
         let text =
             if args.print_json { format!("{:#}\n", plan::print::to_json(&plan)) } else { plan::print::text(&plan) };
@@ -90,9 +106,6 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     }
     outputs::check(args, &plan)?;
 
-    // Each of the two builds that are compared has a display of its own, and is forked, which takes one thread.
-    let progress = if args.verify_reproducible { Progress::Quiet } else { args.progress };
-    let reporter = Reporter::new(progress, args.explain, settings);
     reporter.set_source(file.source.clone());
     let warnings = warnings.into_iter().chain(hints::almost_json(&parsed.dockerfile, &file.source)).chain(more);
     for warning in hints::compact(warnings.collect(), &file.source) {
@@ -109,17 +122,20 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
         settings,
         file: &file,
         dockerfile,
-        store: &store,
-        lease: &lease,
-        reporter: &reporter,
+        store,
+        lease,
+        reporter,
         plan: &plan,
         bases: &bases,
-        cancel: &cancel,
+        cancel,
+        root: &root,
+        session,
+        network,
     };
     if args.verify_reproducible {
         return verify::run(&job);
     }
-    let result = job.carry_out(now, &swept.suspects);
+    let result = job.carry_out(now, suspects);
     if let Ok(report) = &result {
         limit::check(&job, &report.made());
     }
@@ -143,6 +159,9 @@ struct Job<'a> {
     plan: &'a Plan,
     bases: &'a [Arc<BaseImage>],
     cancel: &'a Cancel,
+    root: &'a Root,
+    session: &'a Session,
+    network: &'a Network<'a>,
 }
 
 impl Job<'_> {
@@ -154,9 +173,17 @@ impl Job<'_> {
         // It starts as whoever started rbuild, not in the user namespace of the build.
         let loader = load::Loader::start(self)?;
         let sandbox = Sandbox::default();
+        let secrets = secrets::secrets(self.args, self.settings)?;
+        let agents = secrets::agents(self.args, self.settings)?;
         let hosts: Vec<(String, String)> =
             self.args.add_hosts.iter().map(|(name, address)| (name.clone(), address.to_string())).collect();
         let identity = format!("{}\n{}", self.file.source.name, self.settings.cwd.display());
+        let fetches = self.plan.steps.iter().any(|step| match &step.op {
+            Op::Copy(copy) => copy.remotes().next().is_some(),
+            _ => false,
+        });
+        // Nothing of the network is set up for a build that fetches nothing.
+        let fetch = if fetches { Some(self.network.fetch(self.store, self.lease, self.cancel)?) } else { None };
         let engine = Engine {
             store: self.store,
             lease: self.lease,
@@ -173,6 +200,9 @@ impl Job<'_> {
             events: self.reporter,
             cancel: self.cancel,
             clock: SystemTime::now,
+            fetch: fetch.as_ref(),
+            secrets: &secrets,
+            agents: &agents,
         };
         let solved = solve::solve(self.plan, &engine);
         // Digests that were computed stay known, whether the build went well or not.
@@ -195,26 +225,37 @@ impl Job<'_> {
         let mut contexts = Vec::new();
         for planned in &self.plan.contexts {
             let dockerfile = self.file.path.as_deref();
-            contexts.push(match (&planned.name, &self.args.context) {
-                (None, Some(BuildContext::Directory(folder))) => {
-                    input::open_context(&self.settings.cwd.join(folder), dockerfile, self.store, now)?
+            contexts.push(match (&planned.name, self.root) {
+                (None, Root::Folder(folder)) => input::open_context(folder, dockerfile, self.store, now)?,
+                (None, Root::Brought(folder, inside)) => {
+                    input::open_brought(folder, inside.as_deref(), dockerfile, now)?
                 }
-                (None, _) => input::empty_context(&self.lease.fresh_path(), now)?,
-                (Some(name), _) => {
-                    let folder = self.named_folder(name).with_context(|| format!("there is no context {name}"))?;
-                    input::open_context(&self.settings.cwd.join(folder), None, self.store, now)?
-                }
+                (None, Root::Nothing) => input::empty_context(&self.lease.fresh_path(), now)?,
+                (Some(name), _) => self.named_context(name, now)?,
             });
         }
         contexts.iter_mut().for_each(|context| context.heed(self.cancel));
         Ok(contexts)
     }
 
-    fn named_folder(&self, name: &str) -> Option<&Path> {
-        self.args.build_contexts.iter().rev().find_map(|(known, context)| match context {
-            NamedContext::Directory(folder) if known == name => Some(folder.as_path()),
-            _ => None,
-        })
+    fn named_context(&self, name: &str, now: SystemTime) -> Result<LocalContext, Failure> {
+        let named = self.args.build_contexts.iter().rev().find(|(known, _)| known == name);
+        match named.map(|(_, context)| context) {
+            Some(NamedContext::Directory(folder)) => {
+                Ok(input::open_context(&self.settings.cwd.join(folder), None, self.store, now)?)
+            }
+            Some(NamedContext::Remote(remote)) => {
+                let bringer = Bringer { session: self.session, network: self.network, events: self.reporter };
+                match bringer.remote(remote)? {
+                    Brought::Folder(folder) => Ok(input::open_brought(&folder, None, None, now)?),
+                    Brought::Dockerfile(_) => Err(anyhow::anyhow!(
+                        "the context {name} of --build-context is neither a git repository nor a tar"
+                    )
+                    .into()),
+                }
+            }
+            _ => Err(anyhow::anyhow!("there is no context {name}").into()),
+        }
     }
 
     /// What is read after the solution: only bytes of layers take file trees.
@@ -271,7 +312,7 @@ impl Job<'_> {
         let source = self.file.source.clone();
         let tail = self.reporter.tail(error.step);
         let lines = tail.lines.iter().map(String::as_str);
-        let has_context = matches!(self.args.context, Some(BuildContext::Directory(_)));
+        let has_context = !matches!(self.root, Root::Nothing);
         let diagnostic = blame::diagnostic(&error.cause, step, self.dockerfile, &source, has_context, lines);
         match error.cause {
             solve::Cause::Command { .. } => Failure::Step { source, diagnostic: Box::new(diagnostic), tail },

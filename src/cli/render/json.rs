@@ -159,6 +159,7 @@ const fn word(reason: &MissReason) -> &'static str {
         MissReason::ParentChanged => "parent_changed",
         MissReason::LandingChanged => "landing_changed",
         MissReason::FilesChanged { .. } => "files_changed",
+        MissReason::MountsChanged => "mounts_changed",
         MissReason::LayerGone => "layer_gone",
         MissReason::Damaged(_) => "damaged",
     }

@@ -15,19 +15,19 @@ use crate::layer::index::Extent;
 
 /// A sparse file.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Map {
+pub(crate) struct Map {
     /// Its size with holes.
-    pub(super) size: u64,
+    pub(crate) size: u64,
     /// Its size without.
-    pub(super) stored: u64,
+    pub(crate) stored: u64,
     /// Its pieces, in order, none empty.
-    pub(super) extents: Vec<Extent>,
+    pub(crate) extents: Vec<Extent>,
 }
 
 /// What PAX records say about a sparse file.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct PaxSparse {
-    pub(super) name: Option<Vec<u8>>,
+pub(crate) struct PaxSparse {
+    pub(crate) name: Option<Vec<u8>>,
     size: Option<u64>,
     major: Option<u64>,
     minor: Option<u64>,
@@ -37,7 +37,7 @@ pub(super) struct PaxSparse {
 
 impl PaxSparse {
     /// Takes the record `GNU.sparse.key`; `None` when its value is broken.
-    pub(super) fn set(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
+    pub(crate) fn set(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         match key {
             b"name" => self.name = Some(value.to_vec()),
             b"size" | b"realsize" => self.size = Some(decimal(value)?),
@@ -60,12 +60,12 @@ impl PaxSparse {
     }
 
     /// Whether the map lies before the data.
-    pub(super) fn in_data(&self) -> bool {
+    pub(crate) fn in_data(&self) -> bool {
         self.major == Some(1) && self.minor == Some(0)
     }
 
     /// The map in the records themselves; `None` when the file is not sparse. `stored` is the size of the data.
-    pub(super) fn map(&self, stored: u64) -> Result<Option<Map>, ScanError> {
+    pub(crate) fn map(&self, stored: u64) -> Result<Option<Map>, ScanError> {
         match (&self.numbers, self.size, self.major) {
             (Some(numbers), Some(size), _) => check(pairs(numbers)?, size, stored).map(Some),
             (None, _, None | Some(0)) => Ok(None),
@@ -75,7 +75,7 @@ impl PaxSparse {
 }
 
 /// Reads the map of the old form: four pieces in the header, 21 in each block behind it.
-pub(super) fn old(
+pub(crate) fn old(
     header: &[u8; BLOCK],
     stored: u64,
     mut block: impl FnMut() -> Result<[u8; BLOCK], ScanError>,
@@ -101,7 +101,7 @@ pub(super) fn old(
 
 /// Reads a map before the data: the number of pieces, then offset and length of each, a line each, filled up to whole
 /// blocks. `data` is the size of map and pieces together.
-pub(super) fn in_data(
+pub(crate) fn in_data(
     pax: &PaxSparse,
     data: u64,
     mut block: impl FnMut() -> Result<[u8; BLOCK], ScanError>,
@@ -170,7 +170,7 @@ fn broken() -> ScanError {
 }
 
 /// Adds `count` zeros to a sum.
-pub(super) fn hash_zeros(sum: &mut Hasher, mut count: u64) {
+pub(crate) fn hash_zeros(sum: &mut Hasher, mut count: u64) {
     static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
     while count > 0 {
         let length = count.min(ZEROS.len() as u64);

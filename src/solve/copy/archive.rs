@@ -1,6 +1,6 @@
 //! Archives that ADD unpacks.
 //!
-//! In: a file of a build context. Out: whether it is an archive, by its content alone, and then a [`Listing`] of its
+//! In: a file of a build context, or one that was fetched. Out: whether it is an archive, by its content alone, and then a [`Listing`] of its
 //! entries in their order, with their data in a [`Spool`]. What always holds: the archive is read as a stream, once;
 //! paths are relative and lead nowhere else (an entry that says otherwise is an error by name); nothing but the spool
 //! is written.
@@ -12,11 +12,13 @@ use tar::EntryType;
 
 use super::source::SourceView;
 use super::{CopyError, FileData, lossy};
-use crate::digest::{Digest, HashingReader};
+use crate::digest::{Digest, Hasher, HashingReader};
 use crate::layer::capability::to_v2;
 use crate::layer::compress::decompress;
 use crate::layer::entry::is_clean;
 use crate::layer::scan::number::seconds;
+use crate::layer::scan::sparse::{self, Map, PaxSparse, hash_zeros};
+use crate::layer::scan::{ScanError, is_header};
 use crate::sys::file::Part;
 
 /// So much of a sparse file may be holes: they cost nothing in the archive, and much in the image.
@@ -77,25 +79,17 @@ pub(super) fn is_archive(view: &SourceView<'_>, data: &FileData) -> Result<bool,
     let mut block = Vec::with_capacity(512);
     // What cannot be decompressed is no archive; it is copied as the file that it is.
     let read = decompress(Box::new(file)).and_then(|reader| reader.take(512).read_to_end(&mut block));
+    // Who reads on would find an end mark at once: an empty archive is a file.
     Ok(read.is_ok() && is_header(&block))
-}
-
-/// Whether `block` is the header of a tar's entry: has 512 bytes, and its checksum is right.
-fn is_header(block: &[u8]) -> bool {
-    let Some(field) = block.get(148..156).filter(|_| block.len() == 512) else { return false };
-    let digits = field.iter().skip_while(|byte| **byte == b' ').take_while(|byte| (b'0'..=b'7').contains(byte));
-    let wanted = digits.fold(0i64, |sum, digit| sum * 8 + i64::from(digit - b'0'));
-    let counted = |index: usize, byte: u8| if (148..156).contains(&index) { b' ' } else { byte };
-    let unsigned: i64 = block.iter().enumerate().map(|(index, byte)| i64::from(counted(index, *byte))).sum();
-    // Some old programs added the bytes up as signed ones.
-    let signed: i64 = block.iter().enumerate().map(|(index, byte)| i64::from(counted(index, *byte) as i8)).sum();
-    let is_empty = block.iter().all(|byte| *byte == 0);
-    !is_empty && (wanted == unsigned || wanted == signed)
 }
 
 fn open(view: &SourceView<'_>, data: &FileData) -> Result<Option<File>, CopyError> {
     match (view, data) {
         (SourceView::Context(context), FileData::Context { path, stamp }) => Ok(Some(context.open_file(path, stamp)?)),
+        (_, FileData::Fetched(path)) => match File::open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) => Err(CopyError::Archive { archive: path.display().to_string(), why: error.to_string() }),
+        },
         _ => Ok(None),
     }
 }
@@ -113,9 +107,12 @@ pub(super) fn unpack(
     let held = file.try_clone().map_err(broken)?;
     let mut archive = tar::Archive::new(decompress(Box::new(file)).map_err(broken)?);
     let mut entries = Vec::new();
+    let mut holes = 0_u64;
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
-        let written = entry.path_bytes().into_owned();
+        let Extended { mtime, capability, sparse } = extensions(&mut entry).map_err(broken)?;
+        // The header of a sparse file has a name that is made up.
+        let written = sparse.name.clone().unwrap_or_else(|| entry.path_bytes().into_owned());
         let shown = lossy(&written);
         let escapes = || fail(format!("{shown:?} leads out of the directory that it is unpacked into"));
         let kind = entry.header().entry_type();
@@ -126,12 +123,17 @@ pub(super) fn unpack(
         if path.contains(&0) {
             return Err(fail(format!("the name {shown:?} has a zero byte in it")));
         }
-        let Extended { mtime, capability, is_sparse } = extensions(&mut entry).map_err(broken)?;
-        let header_size = entry.header().entry_size().map_err(broken)?;
-        if is_sparse || entry.size().saturating_sub(header_size) > MAX_HOLES {
-            return Err(fail(format!(
-                "{shown:?} is a sparse file in a form that is not supported yet; make the archive without --sparse"
-            )));
+        let size = entry.size();
+        let map = map(&sparse, size, &mut entry).map_err(|error| match error {
+            ScanError::Header { why, .. } => fail(format!("{shown:?} {why}")),
+            other => fail(other.to_string()),
+        })?;
+        // The reader knows the old form itself: what it gives has the holes.
+        let stored = entry.header().entry_size().map_err(broken)?;
+        let sparse_size = map.as_ref().map_or(size, |map| map.size);
+        holes = holes.saturating_add(sparse_size.saturating_sub(stored));
+        if holes > MAX_HOLES {
+            return Err(fail(format!("{shown:?} has holes of more than {} GiB", MAX_HOLES >> 30)));
         }
         let header = entry.header().clone();
         let link = || -> Result<Vec<u8>, CopyError> {
@@ -151,9 +153,15 @@ pub(super) fn unpack(
                     PackedKind::Directory
                 } else {
                     let offset = spool.length;
-                    let mut reader = HashingReader::new(&mut entry);
-                    io::copy(&mut reader, &mut spool.out).map_err(broken)?;
-                    let (_, sha256, size) = reader.finish();
+                    let (sha256, size) = match &map {
+                        Some(map) => expand(map, &mut entry, &mut spool.out).map_err(broken)?,
+                        None => {
+                            let mut reader = HashingReader::new(&mut entry);
+                            io::copy(&mut reader, &mut spool.out).map_err(broken)?;
+                            let (_, sha256, size) = reader.finish();
+                            (sha256, size)
+                        }
+                    };
                     spool.length += size;
                     PackedKind::File { size, sha256, offset }
                 }
@@ -196,8 +204,8 @@ pub(super) fn unpack(
 struct Extended {
     mtime: Option<i64>,
     capability: Option<Vec<u8>>,
-    /// Its data has a map of holes in front of it.
-    is_sparse: bool,
+    /// What they say of holes.
+    sparse: PaxSparse,
 }
 
 fn extensions<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Extended> {
@@ -208,11 +216,53 @@ fn extensions<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Extended> {
         match extension.key_bytes() {
             b"mtime" => extended.mtime = seconds(extension.value_bytes()),
             b"SCHILY.xattr.security.capability" => extended.capability = to_v2(extension.value_bytes()),
-            key if key.starts_with(b"GNU.sparse.") => extended.is_sparse = true,
-            _ => {}
+            key => {
+                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    let broken = || io::Error::other("a broken PAX header");
+                    extended.sparse.set(key, extension.value_bytes()).ok_or_else(broken)?;
+                }
+            }
         }
     }
     Ok(extended)
+}
+
+/// The map of a sparse file in one of the PAX forms; it is read where it lies before the data, which are `stored` bytes
+/// with it.
+fn map(sparse: &PaxSparse, stored: u64, data: &mut dyn Read) -> Result<Option<Map>, ScanError> {
+    if !sparse.in_data() {
+        return sparse.map(stored);
+    }
+    let block = || {
+        let mut block = [0; 512];
+        data.read_exact(&mut block).map(|()| block).map_err(ScanError::Read)
+    };
+    sparse::in_data(sparse, stored, block).map(Some)
+}
+
+/// Writes the pieces of a sparse file with the holes between them; digest and size of it all.
+fn expand(map: &Map, data: &mut dyn Read, out: &mut dyn Write) -> io::Result<(Digest, u64)> {
+    let mut sum = Hasher::new();
+    let mut position = 0;
+    let hole = |sum: &mut Hasher, out: &mut dyn Write, length: u64| {
+        hash_zeros(sum, length);
+        io::copy(&mut io::repeat(0).take(length), out).map(drop)
+    };
+    let mut buffer = vec![0; 1 << 16];
+    for extent in &map.extents {
+        hole(&mut sum, out, extent.start - position)?;
+        let mut left = extent.length;
+        while left > 0 {
+            let length = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+            data.read_exact(&mut buffer[..length])?;
+            sum.update(&buffer[..length]);
+            out.write_all(&buffer[..length])?;
+            left -= length as u64;
+        }
+        position = extent.start + extent.length;
+    }
+    hole(&mut sum, out, map.size - position)?;
+    Ok((sum.finish(), map.size))
 }
 
 /// `path` without `.`, `..` and slashes that do nothing; `None` if it leads out.
@@ -249,20 +299,5 @@ mod tests {
         ] {
             assert_eq!(cleaned(path.as_bytes()), expected.map(|path| path.as_bytes().to_vec()), "{path}");
         }
-    }
-
-    #[test]
-    fn headers_are_told_by_their_checksum() {
-        let mut header = tar::Header::new_ustar();
-        header.set_path("a").expect("a short path");
-        header.set_size(0);
-        header.set_cksum();
-        assert!(is_header(header.as_bytes()));
-        assert!(!is_header(&header.as_bytes()[..511]));
-        let mut other = *header.as_bytes();
-        other[0] = b'b';
-        assert!(!is_header(&other));
-        assert!(!is_header(&[0; 512]), "an empty archive is a file");
-        assert!(!is_header(&[b'x'; 512]));
     }
 }

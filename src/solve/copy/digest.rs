@@ -25,6 +25,10 @@ impl Selection {
                     out.field(name);
                 }
                 Shape::Archive { .. } => out.bytes.push(2),
+                Shape::Named(id) => {
+                    out.bytes.push(3);
+                    out.bytes.extend_from_slice(id.as_bytes());
+                }
             }
             out.number(source.entries.len() as u64);
             out.last = &[];

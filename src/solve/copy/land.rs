@@ -108,7 +108,7 @@ pub fn land(op: &CopyOp, selection: &Selection, below: &LayerStack) -> Result<La
         owner,
         // BuildKit drops --link where --chmod is given, too.
         link: op.link && op.chmod.is_none(),
-        target: Target::new(below),
+        target: Target::new(below, selection.sources.iter().map(|source| source.entries.len()).sum()),
         findings: Findings::new(owner.unwrap_or_default()),
         inodes: 0,
     };
@@ -206,6 +206,8 @@ impl Lander<'_> {
                     }
                     self.leaf(source, number, &destination, into.then_some(name))?;
                 }
+                // What lands has been fetched.
+                Shape::Named(_) => {}
                 Shape::Archive { listing } => {
                     let why = || "it has not been read yet".to_owned();
                     let listing = listing

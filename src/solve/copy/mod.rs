@@ -19,6 +19,7 @@ mod archive;
 mod digest;
 mod land;
 mod mode;
+mod remote;
 mod select;
 mod source;
 mod target;
@@ -27,7 +28,8 @@ mod workdir;
 
 pub use archive::Spool;
 pub use land::{Landing, land};
-pub use select::{Selection, select};
+pub use remote::{Brought, Checkout};
+pub use select::{Selection, select, select_brought};
 pub use source::SourceView;
 pub use workdir::make_dir;
 
@@ -79,6 +81,8 @@ pub enum FileData {
         /// Position in that layer's index.
         position: usize,
     },
+    /// A file of this machine, fetched for this build.
+    Fetched(std::path::PathBuf),
     /// In the file that archives were unpacked into.
     Spool {
         /// Where it begins.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::archive::{self, Listing, Spool};
 use super::land::Landing;
+use super::remote::{self, Brought};
 use super::source::{Node, NodeKind, SourceView, relative};
 use super::wildcard::{Hit, hits, is_pattern};
 use super::{CopyError, FileData, FileId, lossy, mode};
@@ -18,6 +19,7 @@ use crate::context::local::{ContextEntry, ContextKind};
 use crate::context::stat_cache::Facts;
 use crate::digest::Digest;
 use crate::layer::entry::{Kind, file_name, join};
+use crate::plan::remote::{RemoteKind, RemoteSource, without_password};
 use crate::plan::step::{CopyOp, CopySource};
 
 /// What is copied.
@@ -47,6 +49,8 @@ pub(super) enum Shape {
     Leaf { name: Vec<u8> },
     /// An archive to be unpacked; what is in it, once it is.
     Archive { listing: Option<Arc<Listing>> },
+    /// What is not here; the digest stands for its content. Such a selection has a key and cannot land.
+    Named(Digest),
 }
 
 /// One entry.
@@ -65,8 +69,13 @@ pub(super) struct Selected {
     pub(super) data: FileData,
 }
 
-/// Finds what `op` copies.
+/// Finds what `op` copies, which fetches nothing.
 pub fn select(op: &CopyOp, source: &SourceView<'_>) -> Result<Selection, CopyError> {
+    select_brought(op, source, &[])
+}
+
+/// Finds what `op` copies. `brought` has those of its sources that are fetched, in order.
+pub fn select_brought(op: &CopyOp, source: &SourceView<'_>, brought: &[Brought]) -> Result<Selection, CopyError> {
     let exclude = Patterns::from_list(&op.exclude)?;
     let maker = Maker { op, exclude: (!op.exclude.is_empty()).then_some(exclude) };
     let mut sources = Vec::new();
@@ -79,9 +88,16 @@ pub fn select(op: &CopyOp, source: &SourceView<'_>) -> Result<Selection, CopyErr
             }
         }
     };
+    let mut fetched = brought.iter();
     for text in &op.sources {
         match text {
             CopySource::Inline { name, content } => sources.push(maker.inline(name, content)),
+            CopySource::Remote(remote) => {
+                let Some(brought) = fetched.next() else { continue };
+                let (made, nodes) = maker.remote(source, remote, brought)?;
+                sources.push(made);
+                note(&sources, nodes);
+            }
             CopySource::Path(text) if op.parents => {
                 for (made, nodes) in maker.with_parents(source, text)? {
                     sources.push(made);
@@ -158,6 +174,28 @@ impl Maker<'_> {
             shape: Shape::Leaf { name: file_name(name.as_bytes()).to_vec() },
             entries: vec![Selected { mtime: None, ..self.selected(node, Vec::new()) }],
         }
+    }
+
+    /// What a fetched source brings.
+    fn remote(&self, view: &SourceView<'_>, remote: &RemoteSource, brought: &Brought) -> Result<Made, CopyError> {
+        let text = without_password(&remote.text);
+        let (name, unpack) = match &remote.kind {
+            RemoteKind::File { name, unpack, .. } => (name.as_str(), *unpack),
+            RemoteKind::Git(_) => ("", false),
+        };
+        Ok(match brought {
+            Brought::Named(id) => (Source { text, shape: Shape::Named(*id), entries: Vec::new() }, Vec::new()),
+            Brought::Tree(checkout) => self.tree(&text, false, checkout.nodes.iter().cloned(), b""),
+            Brought::File { path, size, sha256, mtime } => {
+                let node = remote::file(path, *size, *sha256, *mtime);
+                let shape = if unpack && archive::is_archive(view, &node.data)? {
+                    Shape::Archive { listing: None }
+                } else {
+                    Shape::Leaf { name: name.as_bytes().to_vec() }
+                };
+                (Source { text, shape, entries: vec![self.selected(node, Vec::new())] }, vec![None])
+            }
+        })
     }
 
     /// What a match brings; nothing if it is excluded.

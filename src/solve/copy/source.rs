@@ -53,7 +53,7 @@ impl Node {
         self.kind == NodeKind::Directory
     }
 
-    fn of_context(entry: &ContextEntry) -> Self {
+    pub(super) fn of_context(entry: &ContextEntry) -> Self {
         let ContextEntry { path, kind, stamp, links, sha256, capability } = entry;
         let Stamp { dev, ino, size, mode, .. } = *stamp;
         let mut data = FileData::None;

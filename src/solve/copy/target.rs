@@ -79,8 +79,9 @@ pub(super) struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    pub(super) fn new(below: &'a LayerStack) -> Self {
-        Self { below, slots: Vec::new(), by_path: HashMap::new() }
+    /// Nothing has landed yet; about `count` entries will.
+    pub(super) fn new(below: &'a LayerStack, count: usize) -> Self {
+        Self { below, slots: Vec::with_capacity(count), by_path: HashMap::with_capacity(count) }
     }
 
     fn slot(&self, path: &[u8]) -> Option<&Slot> {
@@ -152,31 +153,27 @@ impl<'a> Target<'a> {
 
     /// The entries of the layer: sorted, with the headers of all directories above them.
     pub(super) fn finish(mut self) -> Vec<LandedEntry> {
-        let hidden = self.whiteouts();
-        let mut slots: Vec<Slot> = self.slots.drain(..).flatten().collect();
-        slots.sort_by(|a, b| compare_paths(&a.path, &b.path));
+        let mut further = self.whiteouts();
+        // There may be a hundred thousand: what is done with goes first, and each list is made in the place of the other.
+        self.by_path = HashMap::new();
+        let mut slots: Vec<Slot> = self.slots.into_iter().flatten().collect();
+        slots.sort_unstable_by(|a, b| compare_paths(&a.path, &b.path));
         let mut first_names: HashMap<usize, Vec<u8>> = HashMap::new();
-        let mut entries: Vec<LandedEntry> = Vec::with_capacity(slots.len() + 8);
-        for slot in slots {
-            let mut above: Vec<&[u8]> = std::iter::successors(parent(&slot.path), |dir| parent(dir))
-                .take_while(|dir| {
-                    !entries
-                        .iter()
-                        .next_back()
-                        .is_some_and(|last| last.entry.path == *dir || is_below(&last.entry.path, dir))
-                })
-                .collect();
-            while let Some(dir) = above.pop() {
+        let mut entries: Vec<LandedEntry> = slots.into_iter().map(|slot| slot.finish(&mut first_names)).collect();
+        let mut before: &[u8] = b"";
+        for landed in &entries {
+            let path = &landed.entry.path;
+            let above = std::iter::successors(parent(path), |dir| parent(dir));
+            for dir in above.take_while(|dir| before != *dir && !is_below(before, dir)) {
                 // What lies above an entry landed or is below.
                 if let Some(found) = self.below.lookup(dir) {
-                    let entry = Entry { path: dir.to_vec(), ..found.entry };
-                    entries.push(LandedEntry::of_below(entry));
+                    further.push(LandedEntry::of_below(Entry { path: dir.to_vec(), ..found.entry }));
                 }
             }
-            entries.push(slot.finish(&mut first_names));
+            before = path;
         }
-        if !hidden.is_empty() {
-            entries.extend(hidden);
+        if !further.is_empty() {
+            entries.extend(further);
             entries.sort_by(|a, b| compare_paths(&a.entry.path, &b.entry.path));
         }
         entries

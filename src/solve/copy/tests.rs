@@ -275,6 +275,7 @@ fn run(case: &Case<'_>, line: &str) -> Result<Outcome, CopyError> {
                 contents.insert(landed.entry.path.clone(), format!("@{}", lossy(from.layers[*layer].path(*position))));
                 continue;
             }
+            FileData::Fetched(path) => std::fs::read(path).expect("reads"),
             FileData::Spool { offset, size } => {
                 let mut text = Vec::new();
                 std::io::Read::read_to_end(&mut spool.reader(*offset, *size), &mut text).expect("reads");

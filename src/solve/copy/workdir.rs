@@ -13,7 +13,7 @@ use crate::plan::step::MakeDirOp;
 /// Makes the directory of `op` on the layers `below`.
 pub fn make_dir(op: &MakeDirOp, below: &LayerStack) -> Result<Landing, CopyError> {
     let owner = owner(&op.user, below)?;
-    let mut target = Target::new(below);
+    let mut target = Target::new(below, 0);
     let mut findings = Findings::new(owner);
     let cleaned = crate::context::glob::clean(&format!("/{}", op.path));
     let path = resolve_in(&target, &cleaned.as_bytes()[1..])?;

@@ -192,9 +192,10 @@ fn moved(stack: Stack, bases: &[usize], steps: &[usize]) -> Stack {
 
 /// Whether two steps of different plans are the same instruction doing the same.
 fn is_same(one: &Step, other: &Step) -> bool {
-    let Step { parent, op, platform, span, lines, name: _, no_cache } = one;
+    let Step { parent, op, platform, span, lines, name, no_cache } = one;
     (parent, span, lines, no_cache) == (&other.parent, &other.span, &other.lines, &other.no_cache)
-        && platform == &other.platform
+        // What is loaded for a mount is the same for all.
+        && (platform == &other.platform || name.starts_with(INTERNAL) && other.name.starts_with(INTERNAL))
         && op == &other.op
 }
 

@@ -23,6 +23,7 @@ mod lint;
 mod mounts;
 mod parse;
 mod plan;
+mod platforms;
 mod prune;
 mod random;
 mod recovery;

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 checkout=$PWD
 user=rbuild-test
 packages=(busybox-static bash-static uidmap util-linux docker-registry openssl skopeo umoci mmdebstrap python3 zstd xz-utils bzip2
-    procps git openssh-client buildah)
+    procps git openssh-client buildah qemu-user-static)
 
 say() { printf '%s\n' "tests/run.sh: $*" >&2; }
 fail() { say "$@"; exit 1; }
@@ -51,6 +51,9 @@ chmod 755 "$work"
 finish() {
     local status=$?
     trap - EXIT
+    # Emulators are the machine's again.
+    [ -z "${registered:-}" ] || as_root sh -c "echo -1 >$registered" || true
+    [ -z "${mounted:-}" ] || as_root umount "$mounted" || true
     as_root rm -rf -- "$work" 2>/dev/null || rm -rf -- "$work"
     exit $status
 }
@@ -74,6 +77,22 @@ if [ "$can_be_root" = 0 ]; then
 else
     user=$(id -un)
     grep -qs "^$user:" /etc/subuid || fail "the user $user has no subordinate ids: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $user"
+fi
+
+# --- an emulator of arm64 ---------------------------------------------------------------------------------------------
+# Installing the package registers it where systemd runs; elsewhere it is done here, with flag F, and undone in the end.
+binfmt=/proc/sys/fs/binfmt_misc
+if [ "$can_be_root" = 0 ] && [ "$(uname -m)" != aarch64 ]; then
+    if [ ! -e $binfmt/status ] && as_root mount -t binfmt_misc binfmt_misc $binfmt; then
+        mounted=$binfmt
+    fi
+    qemu=$(command -v qemu-aarch64-static || command -v qemu-aarch64 || true)
+    if [ -e $binfmt/register ] && [ ! -e $binfmt/qemu-aarch64 ] && [ -n "$qemu" ]; then
+        magic='\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00'
+        mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
+        as_root sh -c 'printf %s "$1" >"$2"' sh ":qemu-aarch64:M::$magic:$mask:$qemu:F" $binfmt/register &&
+            registered=$binfmt/qemu-aarch64
+    fi
 fi
 
 # --- build once ------------------------------------------------------------------------------------------------------
@@ -170,7 +189,7 @@ filter=("$@")
 for who in root "$user"; do
     mkdir -p "$work/$who/home" "$work/$who/tmp" "$work/$who/run"
 done
-require=run,busybox,corpus,docker-registry,openssl,skopeo,umoci,python3,zstd,xz,bzip2,mmdebstrap,git
+require=run,busybox,corpus,docker-registry,openssl,skopeo,umoci,python3,zstd,xz,bzip2,mmdebstrap,git,emulator
 if [ "$can_be_root" = 0 ]; then
     as_root chown -R "$user:" "$work/$user"
     as_root chown -R 0:0 "$work/root"

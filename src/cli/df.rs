@@ -44,9 +44,8 @@ pub(super) fn run(args: &DfArgs, settings: &Settings) -> Result<ExitCode, Failur
     let store = find::store(settings)?;
     // Folders of mapped ids are closed to others. Where there is no way in, the rest is worth telling.
     if store.path("trees.format").exists()
-        && let Err(failure) = find::enter_ids(settings)
+        && let Err(error) = find::enter_ids(settings)
     {
-        let Failure::Error(error) = failure else { return Err(failure) };
         let note = format!("warning: file trees are not counted: {error:#}\n");
         std::io::stderr().write_all(note.as_bytes())?;
     }
@@ -75,7 +74,8 @@ impl<'a> Counted<'a> {
         let mut sizes = BTreeMap::new();
         for record in store.images().map_err(anyhow::Error::from)? {
             // A damaged image is counted, its layers are not known.
-            let layers = base::base_image(store, &record).map(|image| image.config.rootfs.diff_ids).unwrap_or_default();
+            let all = base::base_images(store, &record).unwrap_or_default();
+            let layers: Vec<_> = all.into_iter().flat_map(|image| image.config.rootfs.diff_ids).collect();
             for layer in &layers {
                 if !sizes.contains_key(layer) {
                     sizes.insert(*layer, store.layer_summary(layer).map_or(0, |summary| summary.files_size));

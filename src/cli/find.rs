@@ -17,7 +17,7 @@ use crate::store::images::{ImageRecord, Lookup};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
 use crate::sys::idmap::IdMap;
-use crate::sys::namespace;
+use crate::sys::{namespace, process};
 
 /// Characters of an id that tables show.
 const SHORT: usize = 12;
@@ -51,22 +51,19 @@ pub(crate) fn boot_id() -> anyhow::Result<String> {
 }
 
 /// Lets this process read file trees, whose files belong to mapped ids: root can, everyone else enters a user namespace,
-/// for which the process must still have one thread.
-pub(crate) fn enter_ids(settings: &Settings) -> Result<(), Failure> {
+/// for which the process must still have one thread. The ids of the namespace, if it was entered now.
+pub(crate) fn enter_ids(settings: &Settings) -> anyhow::Result<Option<IdMap>> {
     if settings.uid == 0 || rustix::process::geteuid().is_root() {
-        return Ok(());
+        return Ok(None);
     }
-    let map = IdMap::of_caller().map_err(anyhow::Error::from)?;
-    Ok(namespace::enter_user_namespace(&map).map_err(anyhow::Error::from)?)
+    let map = IdMap::of_caller()?;
+    namespace::enter_user_namespace(&map)?;
+    Ok(Some(map))
 }
 
 /// What this machine runs.
 pub(crate) fn machine() -> Platform {
-    let architecture = match std::env::consts::ARCH {
-        "powerpc64" => "ppc64le",
-        other => other,
-    };
-    Platform::new("linux", architecture, "")
+    Platform::of_kernel(&process::machine())
 }
 
 /// The image of that name or id.

@@ -16,6 +16,7 @@ use super::settings::Settings;
 use super::stdout::stdout;
 use super::{find, tag};
 use crate::image::assemble::rfc3339;
+use crate::image::platform::Platform;
 use crate::store::base;
 use crate::store::import::{ImportError, ImportOptions, import};
 
@@ -38,10 +39,22 @@ pub(super) fn run(args: &ImportArgs, settings: &Settings) -> Result<ExitCode, Fa
         let file = File::open(settings.cwd.join(&args.file)).with_context(|| format!("cannot open {place}"))?;
         (Box::new(file), place)
     };
+    let platform = match &args.platform {
+        None => find::machine(),
+        Some(text) => {
+            match Platform::parse_list([text.as_str()], &find::machine()).map(|list| <[Platform; 1]>::try_from(list)) {
+                Ok(Ok([one])) => one,
+                Ok(Err(_)) => {
+                    return Err(Failure::Usage(format!("--platform {text}: a root file system is for one platform")));
+                }
+                Err(error) => return Err(Failure::Usage(format!("--platform: {error}"))),
+            }
+        }
+    };
     let store = find::store(settings)?;
     let lease = find::lease(&store, settings)?;
     let created = epoch.map_or_else(|| jiff::Timestamp::now().to_string(), rfc3339);
-    let options = ImportOptions { changes: args.changes.clone(), message: None, platform: find::machine(), created };
+    let options = ImportOptions { changes: args.changes.clone(), message: args.message.clone(), platform, created };
     let mut record = import(&store, &lease, tar, &place, &options).map_err(failure)?;
     record.names.extend(name.map(|name| name.to_string()));
     base::keep(&store, &lease, &record).map_err(anyhow::Error::from)?;

@@ -27,19 +27,11 @@ pub(super) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
         Ok(root) => store(root),
         Err(error) => vec![missing("store", error.to_string(), "name a folder with --root or RBUILD_ROOT")],
     });
-    facts.extend(probe::facts(&Sandbox::default(), root.as_deref().ok()).into_iter().map(with_limits));
+    facts.extend(probe::facts(&Sandbox::default(), root.as_deref().ok()));
     facts.push(isolation(&facts));
     tell_once(&mut facts);
     stdout().write_all(text(&facts).as_bytes())?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// What the machine has and rbuild does not use yet is said, so that nobody sets it up in vain.
-fn with_limits(mut fact: Fact) -> Fact {
-    if fact.name == "emulators" {
-        fact.value.push_str("; RUN for other architectures is not supported yet");
-    }
-    fact
 }
 
 /// What `--isolation=auto` comes to.

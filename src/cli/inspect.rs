@@ -18,6 +18,7 @@ use super::rows::template;
 use super::settings::Settings;
 use super::stdout::stdout;
 use crate::image::reference::Reference;
+use crate::plan::BaseImage;
 use crate::store::images::ImageRecord;
 use crate::store::verify::verify;
 use crate::store::{Store, base};
@@ -70,8 +71,8 @@ pub(super) fn run(args: &InspectArgs, settings: &Settings) -> Result<ExitCode, F
 
 /// What is wrong with the image's bytes.
 fn problems(store: &Store, record: &ImageRecord, name: &str, settings: &Settings) -> Result<Vec<String>, Failure> {
-    let layers = base::base_image(store, record).map(|image| image.config.rootfs.diff_ids).unwrap_or_default();
-    for layer in &layers {
+    let images = base::base_images(store, record).unwrap_or_default();
+    for layer in images.iter().flat_map(|image| &image.config.rootfs.diff_ids) {
         if store.needs_tree_ids(layer).map_err(anyhow::Error::from)? {
             find::enter_ids(settings)?;
         }
@@ -105,6 +106,18 @@ fn describe(store: &Store, record: &ImageRecord) -> Result<Value, Failure> {
         "Descriptor": {"mediaType": record.media_type, "digest": record.manifest, "size": record.manifest_size},
         "ContentDigest": record.content.map(|content| content.to_string()),
     });
+    // One image among several: which there are, and their ids.
+    if record.id.0 == record.manifest {
+        let images = base::base_images(store, record).map_err(anyhow::Error::from)?;
+        let one = |image: &BaseImage| {
+            json!({
+                "Id": image.image_id.to_string(),
+                "Platform": image.platform.to_string(),
+                "Descriptor": image.manifest,
+            })
+        };
+        value["Manifests"] = images.iter().map(one).collect();
+    }
     if record.content.is_none() {
         value["ContentDigestUnknown"] = json!("layers of its base never came to this machine");
     }

@@ -6,7 +6,9 @@
 
 use std::path::PathBuf;
 
+use crate::cli::find;
 use crate::diagnostic::nearest;
+use crate::image::annotation::Annotation;
 
 /// Where one result goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,28 @@ pub struct OutputSpec {
     pub by_digest: bool,
     /// `registry.insecure=true`.
     pub insecure: bool,
+    /// `annotation.KEY=`, `annotation-index.KEY=`…: for this output alone.
+    pub annotations: Vec<Annotation>,
+    /// `platform-split=`: whether a root file system lies in a folder named after its platform; `None` is that it does
+    /// where there are several.
+    pub platform_split: Option<bool>,
+}
+
+impl OutputSpec {
+    /// The output of that kind without options.
+    pub fn new(kind: OutputKind) -> Self {
+        empty(kind)
+    }
+
+    /// Whether it goes to `docker load`.
+    pub fn is_load(&self) -> bool {
+        self.kind == OutputKind::Docker && self.dest.is_none()
+    }
+
+    /// Whether it has a manifest.
+    pub fn has_manifest(&self) -> bool {
+        matches!(self.kind, OutputKind::Image | OutputKind::Registry | OutputKind::Oci | OutputKind::Docker)
+    }
 }
 
 /// What is written.
@@ -114,7 +138,8 @@ impl OutputKind {
                 "oci-mediatypes",
                 EPOCH_KEY,
             ],
-            Self::Tar | Self::Local => &["dest", EPOCH_KEY],
+            Self::Tar => &["dest", EPOCH_KEY],
+            Self::Local => &["dest", "platform-split", EPOCH_KEY],
             Self::CacheOnly => &[],
         }
     }
@@ -124,7 +149,7 @@ const EPOCH_KEY: &str = "rewrite-timestamp";
 const TYPES: [&str; 7] = ["image", "oci", "docker", "tar", "local", "cacheonly", "registry"];
 
 /// Options of BuildKit that rbuild does not carry out, with the value (if any) that asks for nothing.
-const LATER: [(&str, Option<&str>); 12] = [
+const LATER: [(&str, Option<&str>); 11] = [
     ("unpack", Some("false")),
     ("store", Some("true")),
     ("dangling-name-prefix", None),
@@ -134,7 +159,6 @@ const LATER: [(&str, Option<&str>); 12] = [
     ("oci-version", None),
     ("attestation-prefix", None),
     ("attestation-inline", Some("false")),
-    ("platform-split", Some("false")),
     ("mode", Some("copy")),
     ("buildinfo", Some("false")),
 ];
@@ -178,6 +202,8 @@ fn empty(kind: OutputKind) -> OutputSpec {
         push: kind == OutputKind::Registry,
         by_digest: false,
         insecure: false,
+        annotations: Vec::new(),
+        platform_split: None,
     }
 }
 
@@ -250,8 +276,10 @@ pub(super) fn pairs(fields: &[String]) -> Result<Vec<(String, String)>, String> 
                 field => format!("{field} is not key=value"),
             });
         };
-        let key = key.trim().to_lowercase();
-        if pairs.iter().any(|(known, _)| *known == key) {
+        // The keys of annotations are the user's own.
+        let key = if key.trim().starts_with("annotation") { key.trim().to_owned() } else { key.trim().to_lowercase() };
+        // Names add up, as -t does.
+        if key != "name" && pairs.iter().any(|(known, _)| *known == key) {
             return Err(format!("{key} is given twice"));
         }
         pairs.push((key, value.to_owned()));
@@ -269,6 +297,9 @@ fn from_pairs(pairs: &[(String, String)]) -> Result<OutputSpec, String> {
         set(&mut spec, key, value)?;
     }
     check_compression(&spec)?;
+    if !spec.annotations.is_empty() && spec.oci_mediatypes == Some(false) {
+        return Err("Docker's manifests have no annotations; leave oci-mediatypes=false out".to_owned());
+    }
     match (kind, &spec.dest) {
         (OutputKind::Registry, _) if !spec.push => Err("type=registry pushes; push=false asks for nothing".to_owned()),
         (OutputKind::Local, None) => Err("type=local needs dest=DIR".to_owned()),
@@ -278,9 +309,6 @@ fn from_pairs(pairs: &[(String, String)]) -> Result<OutputSpec, String> {
         (OutputKind::Oci | OutputKind::Docker, None | Some(Destination::Stdout)) if !spec.tar => {
             Err("with tar=false the result is a directory: it needs dest=DIR".to_owned())
         }
-        (OutputKind::Docker, None) => Err("not supported yet: type=docker without dest, which hands the image to \
-             `docker load`; give dest=FILE, or dest=- and pipe it to `docker load`"
-            .to_owned()),
         (OutputKind::Oci | OutputKind::Tar, None) => Ok(OutputSpec { dest: Some(Destination::Stdout), ..spec }),
         _ => Ok(spec),
     }
@@ -306,8 +334,11 @@ fn kind(name: &str) -> Result<OutputKind, String> {
 }
 
 fn set(spec: &mut OutputSpec, key: &str, value: &str) -> Result<(), String> {
-    if key.starts_with("annotation") {
-        return Err(format!("not supported yet: {key}"));
+    if spec.has_manifest()
+        && let Some(annotation) = Annotation::parse_option(key, value, &find::machine())
+    {
+        spec.annotations.push(annotation?);
+        return Ok(());
     }
     if let Some((_, nothing)) = LATER.iter().find(|(known, _)| *known == key) {
         let asks_for_nothing = nothing.is_some_and(|nothing| match yes_no(key, value) {
@@ -329,7 +360,8 @@ fn set(spec: &mut OutputSpec, key: &str, value: &str) -> Result<(), String> {
     match key {
         "dest" if value.is_empty() => return Err("dest is empty".to_owned()),
         "dest" => spec.dest = Some(path(value)),
-        "name" => spec.names = value.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        "name" => spec.names.extend(value.split(',').filter(|name| !name.is_empty()).map(str::to_owned)),
+        "platform-split" => spec.platform_split = Some(yes_no(key, value)?),
         "tar" => spec.tar = yes_no(key, value)?,
         "force-compression" => spec.force_compression = yes_no(key, value)?,
         "oci-mediatypes" => spec.oci_mediatypes = Some(yes_no(key, value)?),
@@ -466,11 +498,6 @@ mod tests {
             ("type=local,dest=-", "a directory cannot be written to standard output; type=tar can"),
             ("type=local,dest=", "dest is empty"),
             ("type=oci,tar=false", "with tar=false the result is a directory: it needs dest=DIR"),
-            (
-                "type=docker",
-                "not supported yet: type=docker without dest, which hands the image to `docker load`; \
-                 give dest=FILE, or dest=- and pipe it to `docker load`",
-            ),
             ("type=oci,dst=x", "type=oci has no option dst; did you mean dest?"),
             ("type=tar,name=x", "type=tar has no option name; it takes dest, rewrite-timestamp"),
             ("type=cacheonly,dest=x", "type=cacheonly has no option dest; it takes none"),

@@ -4,6 +4,7 @@
 //! always holds: each image is in it once, with the names that were asked for; all are found before anything is written;
 //! a terminal is never written to.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -12,11 +13,13 @@ use super::args::{ArchiveFormat, SaveArgs};
 use super::failure::Failure;
 use super::find;
 use super::settings::Settings;
+use crate::digest::DiffId;
 use crate::image::config::MAX_CONFIG_SIZE;
-use crate::image::manifest::{MAX_MANIFEST_SIZE, Manifest};
+use crate::image::manifest::{Index, MAX_MANIFEST_SIZE, Manifest};
 use crate::image::reference::Reference;
 use crate::layer::compress::Compression;
-use crate::output::{self, Destination, Output, OutputImage, OutputKind};
+use crate::output::{self, Destination, Output, OutputImage, OutputIndex, OutputKind, Subject};
+use crate::plan::BaseImage;
 use crate::store::images::ImageRecord;
 use crate::store::{Store, base};
 use crate::sys::cancel::{self, Cancel};
@@ -44,10 +47,10 @@ pub(super) fn run(args: &SaveArgs, settings: &Settings) -> Result<ExitCode, Fail
     for (record, mut names) in wanted {
         names.sort_by_key(ToString::to_string);
         names.dedup();
-        images.push(output_image(&store, &record, names)?);
+        images.push(saved(&store, &record, names)?);
     }
-    for layer in images.iter().flat_map(|image| &image.diff_ids) {
-        if store.needs_tree_ids(layer).map_err(anyhow::Error::from)? {
+    for layer in images.iter().flat_map(Saved::diff_ids) {
+        if store.needs_tree_ids(&layer).map_err(anyhow::Error::from)? {
             find::enter_ids(settings)?;
         }
     }
@@ -93,14 +96,65 @@ fn find_all(store: &Store, name: &str) -> Result<Vec<(ImageRecord, Vec<Reference
     Ok(vec![(find::image(store, name)?, Vec::new())])
 }
 
-fn output_image(store: &Store, record: &ImageRecord, names: Vec<Reference>) -> Result<OutputImage, Failure> {
-    let image = base::base_image(store, record).map_err(anyhow::Error::from)?;
+/// What is saved of one record.
+enum Saved {
+    Image(OutputImage),
+    Index(OutputIndex),
+}
+
+impl Saved {
+    fn diff_ids(&self) -> Vec<DiffId> {
+        match self {
+            Self::Image(image) => image.diff_ids.clone(),
+            Self::Index(index) => index.images.iter().flat_map(|image| image.diff_ids.clone()).collect(),
+        }
+    }
+}
+
+impl<'a> From<&'a Saved> for Subject<'a> {
+    fn from(saved: &'a Saved) -> Self {
+        match saved {
+            Saved::Image(image) => Self::Image(image),
+            Saved::Index(index) => Self::Index(index),
+        }
+    }
+}
+
+fn saved(store: &Store, record: &ImageRecord, names: Vec<Reference>) -> Result<Saved, Failure> {
+    let images = base::base_images(store, record).map_err(anyhow::Error::from)?;
+    let usual = find::machine().best(images.iter().map(|image| &image.platform)).unwrap_or(0);
+    let one = |image, names| output_image(store, record, image, names);
+    if record.id.0 != record.manifest {
+        return Ok(Saved::Image(one(&images[usual], names)?));
+    }
+    let stored = store.read_blob(&record.manifest, MAX_MANIFEST_SIZE as u64).map_err(anyhow::Error::from)?;
+    let annotations = Index::parse(&stored).map_err(anyhow::Error::from)?.annotations;
+    Ok(Saved::Index(OutputIndex {
+        images: images.iter().map(|image| one(image, Vec::new())).collect::<Result<_, _>>()?,
+        names,
+        annotations,
+        descriptor_annotations: BTreeMap::new(),
+        stored: Some(stored),
+        usual,
+    }))
+}
+
+fn output_image(
+    store: &Store,
+    record: &ImageRecord,
+    image: &BaseImage,
+    names: Vec<Reference>,
+) -> Result<OutputImage, Failure> {
     let read = |digest, limit: usize| store.read_blob(digest, limit as u64).map_err(anyhow::Error::from);
     let config = read(&image.image_id.0, MAX_CONFIG_SIZE)?;
-    let stored = match &image.manifest {
-        Some(manifest) => read(&manifest.digest, MAX_MANIFEST_SIZE)?,
-        None => read(&record.manifest, MAX_MANIFEST_SIZE)?,
-    };
+    let descriptor = image.manifest.as_ref();
+    let stored = read(descriptor.map_or(&record.manifest, |manifest| &manifest.digest), MAX_MANIFEST_SIZE)?;
     let manifest = Manifest::parse(&stored).map_err(anyhow::Error::from)?;
-    Ok(OutputImage { stored: Some(stored), ..OutputImage::new(config, &image.config, manifest, names) })
+    let descriptor_annotations = descriptor.map(|manifest| manifest.annotations.clone()).unwrap_or_default();
+    Ok(OutputImage {
+        stored: Some(stored),
+        platform: image.platform.clone(),
+        descriptor_annotations,
+        ..OutputImage::new(config, &image.config, manifest, names)
+    })
 }

@@ -16,6 +16,7 @@
 //! rbuild-init is this program itself, started anew, since only a process with one thread may do what it does.
 
 pub mod cgroup;
+pub mod emulator;
 mod etc;
 mod init;
 mod mounts;

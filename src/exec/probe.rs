@@ -16,7 +16,7 @@ use rustix::mount::MountFlags;
 use rustix::thread::UnshareFlags;
 
 use super::init::INIT_NAME;
-use super::{Sandbox, cgroup, network, seccomp};
+use super::{Sandbox, cgroup, emulator, network, seccomp};
 use crate::sys::idmap::{IdMap, user_name};
 use crate::sys::mount::{Overlay, file_system, make_private, unmount};
 use crate::sys::namespace::{enter_user_namespace, find_program, in_initial_user_namespace, unshare};
@@ -69,7 +69,7 @@ pub fn facts(sandbox: &Sandbox, store: Option<&Path>) -> Vec<Fact> {
     facts.extend(trial(sandbox, root, store));
     facts.push(limits());
     facts.push(filter());
-    facts.push(emulators(Path::new("/proc/sys/fs/binfmt_misc")));
+    facts.push(emulators(Path::new(emulator::HANDLERS)));
     facts.push(network());
     facts
 }
@@ -153,24 +153,11 @@ fn filter() -> Fact {
     }
 }
 
-/// Programs of other architectures run where the kernel knows an emulator, and has it open (flag F), since the
-/// emulator is not in the image.
+/// Programs of other architectures run where the kernel knows an emulator.
 fn emulators(at: &Path) -> Fact {
     const REMEDY: &str =
         "to build for other architectures: install qemu-user-static (and binfmt-support), which registers emulators";
-    let mut known = Vec::new();
-    let entries = fs::read_dir(at).into_iter().flatten().filter_map(Result::ok);
-    for entry in entries {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(architecture) = name.strip_prefix("qemu-") else { continue };
-        let text = fs::read_to_string(entry.path()).unwrap_or_default();
-        let enabled = text.lines().any(|line| line == "enabled");
-        let fixed = text.lines().filter_map(|line| line.strip_prefix("flags:")).any(|flags| flags.contains('F'));
-        if enabled && fixed {
-            known.push(architecture.to_owned());
-        }
-    }
-    known.sort();
+    let known = emulator::emulated(at);
     if known.is_empty() { Fact::bad("emulators", "none", REMEDY) } else { Fact::good("emulators", known.join(", ")) }
 }
 
@@ -275,22 +262,6 @@ mod tests {
         {
             assert_eq!(version(release), expected, "{release}");
         }
-    }
-
-    #[test]
-    fn emulators_count_when_they_are_enabled_and_open() {
-        let temp = tempfile::tempdir().expect("a folder");
-        assert!(!emulators(&temp.path().join("nothing")).ok);
-        for (name, text) in [
-            ("qemu-arm", "enabled\ninterpreter /usr/bin/qemu-arm\nflags: OCF\n"),
-            ("qemu-s390x", "disabled\ninterpreter x\nflags: F\n"),
-            ("qemu-mips", "enabled\ninterpreter F\nflags: OC\n"),
-            ("qemu-aarch64", "enabled\nflags: F\n"),
-            ("python", "enabled\nflags: F\n"),
-        ] {
-            fs::write(temp.path().join(name), text).expect("written");
-        }
-        assert_eq!(emulators(temp.path()), Fact::good("emulators", "aarch64, arm"));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use crate::digest::{ContentDigest, DiffId, Digest, Hasher, ImageId};
 use crate::image::config::{History, ImageConfig};
-use crate::image::manifest::{Descriptor, Family, Kind, Manifest};
+use crate::image::manifest::{Descriptor, Family, Index, Kind, Manifest};
+use crate::image::platform::Platform;
 use crate::plan::BaseImage;
 use crate::plan::step::{PlannedHistory, PlannedImage, StepId};
 
@@ -20,6 +21,9 @@ const COMMENT_WITHOUT_INSTRUCTION: &str = "buildkit.exporter.image.v0";
 
 /// The first field of an image's content digest: another way to compute it gets another name.
 const CONTENT_VERSION: &[u8] = b"rbuild image content 1";
+
+/// The same of an index.
+const INDEX_CONTENT_VERSION: &[u8] = b"rbuild index content 1";
 
 /// A layer that a step led to.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +76,41 @@ impl Assembled {
     /// The descriptor of the manifest.
     pub fn descriptor(&self) -> Descriptor {
         Descriptor::of(self.manifest.family().manifest(), &self.manifest_bytes)
+    }
+
+    /// The same image with a manifest of another family, with other blobs of the same layers and with annotations.
+    pub fn listed(&self, family: Family, layers: Vec<Descriptor>, annotations: BTreeMap<String, String>) -> Self {
+        let config = Descriptor { media_type: family.config(), ..self.manifest.config.clone() };
+        let layers = layers.into_iter().map(|blob| in_family(blob, family)).collect();
+        let manifest = Manifest { annotations, ..Manifest::new(family, config, layers) };
+        Self { manifest_bytes: manifest.to_bytes(), manifest, ..self.clone() }
+    }
+}
+
+/// An index over images: its bytes, and what names it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AssembledIndex {
+    /// The index.
+    pub index: Index,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl AssembledIndex {
+    /// The index over these manifests, each for its platform.
+    pub fn new(family: Family, manifests: Vec<(Descriptor, Platform)>, annotations: BTreeMap<String, String>) -> Self {
+        let entry = |(descriptor, platform): (Descriptor, Platform)| Descriptor {
+            platform: Some((&platform).into()),
+            ..descriptor
+        };
+        let mut index = Index::new(family, manifests.into_iter().map(entry).collect());
+        index.annotations = annotations;
+        Self { bytes: index.to_bytes(), index }
+    }
+
+    /// Its descriptor.
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor::of(self.index.family().index(), &self.bytes)
     }
 }
 
@@ -166,6 +205,19 @@ pub fn image_content_digest(config: &ImageConfig, layers: &[ContentDigest]) -> C
         hasher.field(layer.0.as_bytes());
     }
     ContentDigest(hasher.finish())
+}
+
+/// The digest of what several images are, times left out; `None` where one of them is not known.
+pub fn index_content_digest(
+    images: impl IntoIterator<Item = (Platform, Option<ContentDigest>)>,
+) -> Option<ContentDigest> {
+    let mut hasher = Hasher::new();
+    hasher.field(INDEX_CONTENT_VERSION);
+    for (platform, content) in images {
+        hasher.field(platform.normalised().to_string().as_bytes());
+        hasher.field(content?.0.as_bytes());
+    }
+    Some(ContentDigest(hasher.finish()))
 }
 
 /// Seconds since 1970 as RFC 3339 has them. Beyond the years that it can write (no epoch does),

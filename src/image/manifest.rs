@@ -194,9 +194,7 @@ impl Manifest {
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         match Document::parse(bytes)? {
             Document::Manifest(manifest) => Ok(manifest),
-            Document::Index(index) => Err(ManifestError::UnknownKind(
-                index.media_type.map_or_else(|| "none given".to_owned(), |media_type| media_type.to_string()),
-            )),
+            Document::Index(index) => Err(unknown(index.media_type.as_ref())),
         }
     }
 
@@ -208,8 +206,7 @@ impl Manifest {
 
     /// Whose media types it uses.
     pub fn family(&self) -> Family {
-        let docker = Family::Docker.manifest();
-        if self.media_type.as_ref() == Some(&docker) { Family::Docker } else { Family::Oci }
+        Family::of(self.media_type.as_ref(), &Family::Docker.manifest())
     }
 }
 
@@ -257,9 +254,7 @@ impl Index {
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         match Document::parse(bytes)? {
             Document::Index(index) => Ok(index),
-            Document::Manifest(manifest) => Err(ManifestError::UnknownKind(
-                manifest.media_type.map_or_else(|| "none given".to_owned(), |media_type| media_type.to_string()),
-            )),
+            Document::Manifest(manifest) => Err(unknown(manifest.media_type.as_ref())),
         }
     }
 
@@ -268,6 +263,21 @@ impl Index {
         // Proof: no map of this type has keys that are not strings, and writing to a Vec does not fail.
         serde_json::to_vec(self).expect("an index is plain JSON")
     }
+
+    /// Whose media types it uses.
+    pub fn family(&self) -> Family {
+        Family::of(self.media_type.as_ref(), &Family::Docker.index())
+    }
+
+    /// The images in it: not the attestations beside them.
+    pub fn images(&self) -> impl Iterator<Item = &Descriptor> {
+        self.manifests.iter().filter(|entry| entry.is_image())
+    }
+}
+
+/// It is something else, or of the other kind.
+fn unknown(media_type: Option<&MediaType>) -> ManifestError {
+    ManifestError::UnknownKind(media_type.map_or_else(|| "none given".to_owned(), ToString::to_string))
 }
 
 /// What stands where an image is named: one image, or several.
@@ -314,9 +324,7 @@ impl Document {
             (Some(Some(Kind::Index)), false, _) | (None, false, true) => {
                 Ok(Self::Index(serde_json::from_slice(bytes)?))
             }
-            _ => Err(ManifestError::UnknownKind(
-                outline.media_type.map_or_else(|| "none given".to_owned(), |media_type| media_type.to_string()),
-            )),
+            _ => Err(unknown(outline.media_type.as_ref())),
         }
     }
 }
@@ -407,6 +415,11 @@ impl Family {
             (Self::Docker, Encoding::Tar) => MediaType::Other(DOCKER_LAYER.to_owned()),
             (Self::Docker, Encoding::Zstd) => MediaType::Other(format!("{DOCKER_LAYER}.zstd")),
         }
+    }
+
+    /// Docker's where the media type is its own.
+    fn of(media_type: Option<&MediaType>, docker: &MediaType) -> Self {
+        if media_type == Some(docker) { Self::Docker } else { Self::Oci }
     }
 
     fn media_type(self, oci: MediaType) -> MediaType {

@@ -4,6 +4,7 @@
 //! environment or the clock.
 
 pub mod accounts;
+pub mod annotation;
 pub mod assemble;
 pub mod compare;
 pub mod config;

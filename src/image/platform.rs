@@ -7,6 +7,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::diagnostic::nearest;
+
 /// Operating system, architecture, variant; fields that were not given are empty.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Platform {
@@ -31,6 +33,18 @@ pub enum PlatformError {
         "\"{0}\" is neither an operating system nor an architecture: expected os/architecture[/variant], such as linux/amd64"
     )]
     UnknownWord(String),
+    /// An operating system or an architecture that nobody knows, a variant that the architecture does not have.
+    #[error("\"{text}\" is no platform that is known: there is no {what} {part}{}", .meant.as_ref().map_or_else(String::new, |meant| format!("; did you mean {meant}?")))]
+    Unknown {
+        /// The platform.
+        text: String,
+        /// `architecture`…
+        what: &'static str,
+        /// The part that is not known.
+        part: String,
+        /// What may have been meant.
+        meant: Option<String>,
+    },
 }
 
 const SYSTEMS: [&str; 14] = [
@@ -50,10 +64,36 @@ const SYSTEMS: [&str; 14] = [
     "windows",
 ];
 
-const ARCHITECTURES: [&str; 17] = [
-    "386", "amd64", "amd64p32", "arm", "arm64", "armbe", "arm64be", "loong64", "mips", "mipsle", "mips64", "mips64le",
-    "ppc64", "ppc64le", "riscv64", "s390x", "wasm",
+const ARCHITECTURES: [&str; 24] = [
+    "386",
+    "amd64",
+    "amd64p32",
+    "arm",
+    "arm64",
+    "armbe",
+    "arm64be",
+    "loong64",
+    "mips",
+    "mipsle",
+    "mips64",
+    "mips64le",
+    "mips64p32",
+    "mips64p32le",
+    "ppc",
+    "ppc64",
+    "ppc64le",
+    "riscv",
+    "riscv64",
+    "s390",
+    "s390x",
+    "sparc",
+    "sparc64",
+    "wasm",
 ];
+
+/// The variants of architectures that have some; those of others are not looked at.
+const VARIANTS: [(&str, &[&str]); 3] =
+    [("amd64", &["v2", "v3", "v4"]), ("arm", &["v5", "v6", "v7", "v8"]), ("arm64", &["v8", "v9"])];
 
 impl Platform {
     /// A platform of these parts, normalised.
@@ -101,6 +141,56 @@ impl Platform {
         };
         os_version.clone_into(&mut platform.os_version);
         Ok(platform)
+    }
+
+    /// The list of platforms that a user wants, each once: parts of it may be lists with commas, and `local` is `here`. What
+    /// nobody knows is refused.
+    pub fn parse_list<'a>(parts: impl IntoIterator<Item = &'a str>, here: &Self) -> Result<Vec<Self>, PlatformError> {
+        let mut list = Vec::new();
+        for word in parts.into_iter().flat_map(|part| part.split(',')).map(str::trim) {
+            let platform = if word == "local" { here.clone() } else { Self::parse(word, here)?.known(word)? };
+            if !list.contains(&platform) {
+                list.push(platform);
+            }
+        }
+        Ok(list)
+    }
+
+    /// The platform, if there is such a one; `text` is what was written.
+    fn known(self, text: &str) -> Result<Self, PlatformError> {
+        let check = |what, part: &str, known: &[&str], ladder: bool| {
+            let first = part.split('.').next().unwrap_or_default();
+            if known.contains(&part) || ladder && known.contains(&first) {
+                return Ok(());
+            }
+            let meant = nearest(part, known.iter().copied()).map(str::to_owned);
+            Err(PlatformError::Unknown { text: text.to_owned(), what, part: part.to_owned(), meant })
+        };
+        if ARCHITECTURES.contains(&self.os.as_str()) {
+            let (text, part, meant) = (text.to_owned(), self.os.clone(), Some(format!("linux/{text}")));
+            return Err(PlatformError::Unknown { text, what: "operating system", part, meant });
+        }
+        check("operating system", &self.os, &SYSTEMS, false)?;
+        check("architecture", &self.architecture, &ARCHITECTURES, false)?;
+        let variants = VARIANTS.iter().find(|(architecture, _)| *architecture == self.architecture);
+        if let Some((_, variants)) = variants.filter(|_| !self.variant.is_empty()) {
+            check("variant", &self.variant, variants, true)?;
+        }
+        Ok(self)
+    }
+
+    /// Linux on a machine that its kernel calls `machine`: `x86_64`, `aarch64`, `armv7l`…
+    pub fn of_kernel(machine: &str) -> Self {
+        let (architecture, variant) = match machine {
+            "armv5tel" | "armv5tejl" | "armv5te" => ("arm", "v5"),
+            "armv6l" => ("arm", "v6"),
+            // A 32-bit program on a 64-bit processor.
+            "armv7l" | "armv7hl" | "armv8l" => ("arm", "v7"),
+            "i486" | "i586" => ("386", ""),
+            "loongarch64" => ("loong64", ""),
+            other => (other, ""),
+        };
+        Self::new("linux", architecture, variant)
     }
 
     /// The same by the names that Go and the OCI specification use, variants that say nothing left out.
@@ -238,6 +328,51 @@ mod tests {
             assert_eq!(Platform::parse(text, &here), Err(PlatformError::Malformed(text.into())), "{text}");
         }
         assert_eq!(Platform::parse("vax", &here), Err(PlatformError::UnknownWord("vax".into())));
+    }
+
+    #[test]
+    fn lists_hold_each_platform_once() {
+        let here = Platform::new("linux", "arm64", "");
+        for (parts, expected) in [
+            (&["linux/amd64,linux/arm64/v8", "arm64"][..], Ok("linux/amd64 linux/arm64")),
+            (&["linux/x86_64, amd64 ,linux/amd64/v1"], Ok("linux/amd64")),
+            (&["local", "linux/arm/v7,linux/arm"], Ok("linux/arm64 linux/arm/v7")),
+            (&["linux/amd64/v2,linux/amd64"], Ok("linux/amd64/v2 linux/amd64")),
+            (&["linux/arm64/v8.2"], Ok("linux/arm64/v8.2")),
+            (&["windows/amd64"], Ok("windows/amd64")),
+            (&[""], Err("\"\" is no platform: expected")),
+            (&["linux/amd64,"], Err("\"\" is no platform: expected")),
+            (&["linux/amd46"], Err("there is no architecture amd46; did you mean amd64?")),
+            (&["linuks/amd64"], Err("there is no operating system linuks; did you mean linux?")),
+            (&["arm64/v8"], Err("there is no operating system arm64; did you mean linux/arm64/v8?")),
+            (&["linux/vax"], Err("there is no architecture vax")),
+            (&["linux/amd64/v7"], Err("there is no variant v7")),
+            (&["vax"], Err("neither an operating system nor an architecture")),
+        ] {
+            let found = Platform::parse_list(parts.iter().copied(), &here);
+            let found = found.map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+            match (found, expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{parts:?}"),
+                (Err(found), Err(expected)) => assert!(found.to_string().contains(expected), "{parts:?}: {found}"),
+                (found, _) => panic!("{parts:?}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn kernels_have_names_of_their_own() {
+        for (machine, expected) in [
+            ("x86_64", "linux/amd64"),
+            ("i686", "linux/386"),
+            ("i586", "linux/386"),
+            ("aarch64", "linux/arm64"),
+            ("armv6l", "linux/arm/v6"),
+            ("armv8l", "linux/arm/v7"),
+            ("ppc64le", "linux/ppc64le"),
+            ("riscv64", "linux/riscv64"),
+        ] {
+            assert_eq!(Platform::of_kernel(machine).to_string(), expected);
+        }
     }
 
     #[test]

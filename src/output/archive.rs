@@ -43,6 +43,10 @@ impl Sink {
                     io::stdout().as_fd().try_clone_to_owned().map_err(OutputError::io("open", Path::new(&place)))?;
                 return Ok(Self { place, out: Out::Direct(File::from(out)) });
             }
+            Destination::Stream(stream) => {
+                let file = stream.file.try_clone().map_err(OutputError::io("open", Path::new(&stream.name)))?;
+                return Ok(Self { place: stream.name.clone(), out: Out::Direct(file) });
+            }
             Destination::Path(path) => path,
         };
         let place = path.display().to_string();

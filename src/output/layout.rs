@@ -14,8 +14,9 @@ use serde::Serialize;
 
 use super::archive::{ArchiveWriter, Sink};
 use super::blobs::{Source, Wish, layer_blob};
-use super::{Destination, Output, OutputError, OutputImage, OutputKind};
+use super::{Destination, Output, OutputError, OutputImage, OutputIndex, OutputKind, Subject};
 use crate::digest::{DiffId, Digest};
+use crate::image::assemble::AssembledIndex;
 use crate::image::manifest::{Descriptor, Family, Index, Manifest};
 use crate::image::reference::Reference;
 use crate::layer::compress::Compression;
@@ -26,34 +27,72 @@ const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const IMAGE_NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
-/// Writes a layout of these images. The descriptors of their manifests in it.
+/// Writes a layout of these images. The descriptors of their manifests, or indexes, in it; with each, the manifests that it
+/// leads to.
 pub(super) fn write(
     output: &Output,
-    images: &[OutputImage],
+    subjects: &[Subject<'_>],
     store: &Store,
     lease: &Lease,
     epoch: Option<i64>,
-) -> Result<Vec<Descriptor>, OutputError> {
-    let docker = matches!(output.kind, OutputKind::Docker { .. });
+) -> Result<Vec<(Descriptor, Vec<Descriptor>)>, OutputError> {
     // The destination is looked at first: nobody waits for a compression to learn that it cannot be written.
     let target = Target::open(output, epoch)?;
+    let mut content = Content { output, store, lease, blobs: BTreeMap::new(), items: Vec::new() };
+    let mut entries = Vec::with_capacity(subjects.len());
+    for subject in subjects {
+        entries.push(match subject {
+            Subject::Image(image) => {
+                let manifest = content.image(image, Some(&image.names))?;
+                (manifest.clone(), vec![manifest])
+            }
+            Subject::Index(index) => content.index(index)?,
+        });
+    }
+    let names = |subject: &Subject<'_>| match subject {
+        Subject::Image(image) => image.names.clone(),
+        Subject::Index(index) => index.names.clone(),
+    };
+    let named: Vec<(Descriptor, Vec<Reference>)> =
+        entries.iter().map(|(entry, _)| entry.clone()).zip(subjects.iter().map(names)).collect();
+    let Content { blobs, items, .. } = content;
     let mut documents: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    let mut blobs: BTreeMap<Digest, Blob> = BTreeMap::new();
-    let mut manifests = Vec::with_capacity(images.len());
-    let mut items = Vec::with_capacity(images.len());
-    for image in images {
-        let family = output.family.unwrap_or_else(|| image.manifest.family());
+    documents.insert("index.json".into(), target.index(&named)?.to_bytes());
+    documents.insert("oci-layout".into(), OCI_LAYOUT.into());
+    if matches!(output.kind, OutputKind::Docker { .. }) {
+        // Proof: no map of this type has keys that are not strings, and writing to a Vec does not fail.
+        documents.insert("manifest.json".into(), serde_json::to_vec(&items).expect("a list of images is plain JSON"));
+    }
+    target.write(store, lease, &documents, &blobs)?;
+    Ok(entries)
+}
+
+/// What a layout holds, as it is put together.
+struct Content<'a> {
+    output: &'a Output,
+    store: &'a Store,
+    lease: &'a Lease,
+    blobs: BTreeMap<Digest, Blob>,
+    /// For Docker.
+    items: Vec<DockerItem>,
+}
+
+impl Content<'_> {
+    /// Adds an image. `names` are those that it has for `docker load`; `None` keeps it from that.
+    fn image(&mut self, image: &OutputImage, names: Option<&[Reference]>) -> Result<Descriptor, OutputError> {
+        let docker = matches!(self.output.kind, OutputKind::Docker { .. });
+        let family = self.output.family.unwrap_or_else(|| image.manifest.family());
         // `docker save` unpacks what it saves; whoever asks for a compression gets it.
-        let wish = match output.compression {
+        let wish = match self.output.compression {
             None if docker => Wish { compression: Compression::None, force: true, family },
             compression => {
                 let compression = compression.unwrap_or(Compression::GZIP);
-                Wish { compression, force: output.force_compression, family }
+                Wish { compression, force: self.output.force_compression, family }
             }
         };
         let mut layers = Vec::with_capacity(image.diff_ids.len());
         for (diff_id, listed) in image.diff_ids.iter().zip(&image.manifest.layers) {
-            layers.push(layer_blob(store, lease, diff_id, listed, wish)?);
+            layers.push(layer_blob(self.store, self.lease, diff_id, listed, wish)?);
         }
         let config = Descriptor::of(family.config(), &image.config);
         let descriptors: Vec<Descriptor> = layers.iter().map(|layer| layer.descriptor.clone()).collect();
@@ -66,28 +105,51 @@ pub(super) fn write(
                 manifest.to_bytes()
             }
         };
-        manifests.push(Descriptor::of(family.manifest(), &bytes));
-        if docker {
-            items.push(docker_item(image, &config.digest, &descriptors));
+        if let (true, Some(names)) = (docker, names) {
+            self.items.push(docker_item(image, names, &config.digest, &descriptors));
         }
         for layer in &layers {
             let blob = match layer.source {
                 Source::Stored => Blob::Stored(layer.descriptor.size),
                 Source::Tar(diff_id) => Blob::Tar(diff_id, layer.descriptor.size),
             };
-            blobs.insert(layer.descriptor.digest, blob);
+            self.blobs.insert(layer.descriptor.digest, blob);
         }
-        blobs.insert(config.digest, Blob::Bytes(image.config.clone()));
-        blobs.insert(Digest::of(&bytes), Blob::Bytes(bytes));
+        self.blobs.insert(config.digest, Blob::Bytes(image.config.clone()));
+        let mut descriptor = Descriptor::of(family.manifest(), &bytes);
+        self.blobs.insert(descriptor.digest, Blob::Bytes(bytes));
+        descriptor.platform = Some((&image.platform).into());
+        descriptor.annotations.clone_from(&image.descriptor_annotations);
+        Ok(descriptor)
     }
-    documents.insert("index.json".into(), target.index(images, &manifests)?.to_bytes());
-    documents.insert("oci-layout".into(), OCI_LAYOUT.into());
-    if docker {
-        // Proof: no map of this type has keys that are not strings, and writing to a Vec does not fail.
-        documents.insert("manifest.json".into(), serde_json::to_vec(&items).expect("a list of images is plain JSON"));
+
+    /// Adds an index and its images. Its descriptor, and theirs.
+    fn index(&mut self, index: &OutputIndex) -> Result<(Descriptor, Vec<Descriptor>), OutputError> {
+        let mut manifests = Vec::with_capacity(index.images.len());
+        for (number, image) in index.images.iter().enumerate() {
+            let names = (number == index.usual).then_some(index.names.as_slice());
+            manifests.push((self.image(image, names)?, image.platform.clone()));
+        }
+        let family = index.images.first().map_or(Family::Oci, |image| image.manifest.family());
+        let family = self.output.family.unwrap_or(family);
+        let made = AssembledIndex::new(family, manifests, index.annotations.clone());
+        let bytes = match &index.stored {
+            Some(stored) if is_same(stored, &made.index) => stored.clone(),
+            _ => made.bytes,
+        };
+        let mut descriptor = Descriptor::of(family.index(), &bytes);
+        self.blobs.insert(descriptor.digest, Blob::Bytes(bytes));
+        descriptor.annotations.clone_from(&index.descriptor_annotations);
+        Ok((descriptor, made.index.manifests))
     }
-    target.write(store, lease, &documents, &blobs)?;
-    Ok(manifests)
+}
+
+/// Whether an index from outside leads to the same manifests and to nothing else.
+fn is_same(stored: &[u8], made: &Index) -> bool {
+    Index::parse(stored).is_ok_and(|stored| {
+        let digests = |index: &Index| index.manifests.iter().map(|entry| entry.digest).collect::<Vec<_>>();
+        stored.family() == made.family() && digests(&stored) == digests(made)
+    })
 }
 
 /// The bytes of a blob.
@@ -108,8 +170,8 @@ struct DockerItem {
     layer_sources: BTreeMap<String, Descriptor>,
 }
 
-fn docker_item(image: &OutputImage, config: &Digest, layers: &[Descriptor]) -> DockerItem {
-    let tags: Vec<String> = image.names.iter().map(Reference::familiar).collect();
+fn docker_item(image: &OutputImage, names: &[Reference], config: &Digest, layers: &[Descriptor]) -> DockerItem {
+    let tags: Vec<String> = names.iter().map(Reference::familiar).collect();
     let sources = image.diff_ids.iter().zip(layers).map(|(diff_id, layer)| (diff_id.to_string(), layer.clone()));
     DockerItem {
         config: blob_name(config),
@@ -141,7 +203,7 @@ impl Target {
                 let mtime = epoch.and_then(|epoch| u64::try_from(epoch).ok()).unwrap_or(0);
                 Ok(Self::Archive(ArchiveWriter::new(Sink::open(dest)?, mtime)))
             }
-            Destination::Stdout => Err(OutputError::FolderToStdout),
+            Destination::Stdout | Destination::Stream(_) => Err(OutputError::FolderToStdout),
             Destination::Path(path) => {
                 fs::create_dir_all(path).map_err(OutputError::io("make", path))?;
                 let empty = fs::read_dir(path).map_err(OutputError::io("list", path))?.next().is_none();
@@ -154,15 +216,14 @@ impl Target {
     }
 
     /// `index.json` with the images, each once per name; in a folder with those that are there.
-    fn index(&self, images: &[OutputImage], manifests: &[Descriptor]) -> Result<Index, OutputError> {
-        let mut entries = self.others(images, manifests)?;
-        for (image, manifest) in images.iter().zip(manifests) {
-            let mut entry = manifest.clone();
-            entry.platform = Some((&image.platform).into());
-            if image.names.is_empty() {
+    fn index(&self, named: &[(Descriptor, Vec<Reference>)]) -> Result<Index, OutputError> {
+        let mut entries = self.others(named)?;
+        for (descriptor, names) in named {
+            let mut entry = descriptor.clone();
+            if names.is_empty() {
                 entries.push(entry.clone());
             }
-            for name in &image.names {
+            for name in names {
                 entry.annotations.insert(IMAGE_NAME.into(), name.to_string());
                 if let Some(tag) = name.tag() {
                     entry.annotations.insert(REF_NAME.into(), tag.to_owned());
@@ -173,8 +234,8 @@ impl Target {
         Ok(Index::new(Family::Oci, entries))
     }
 
-    /// The entries of a folder's index that stay: those that do not have one of the names of `images`.
-    fn others(&self, images: &[OutputImage], manifests: &[Descriptor]) -> Result<Vec<Descriptor>, OutputError> {
+    /// The entries of a folder's index that stay: those that do not have one of the names.
+    fn others(&self, named: &[(Descriptor, Vec<Reference>)]) -> Result<Vec<Descriptor>, OutputError> {
         let Self::Folder(folder) = self else { return Ok(Vec::new()) };
         let path = folder.join("index.json");
         let bytes = match fs::read(&path) {
@@ -184,7 +245,7 @@ impl Target {
         };
         let index = Index::parse(&bytes)
             .map_err(|error| OutputError::NoLayout { path: folder.clone(), why: format!("its index.json: {error}") })?;
-        let names = || images.iter().flat_map(|image| &image.names);
+        let names = || named.iter().flat_map(|(_, names)| names);
         let full: Vec<String> = names().map(Reference::to_string).collect();
         let tags: Vec<&str> = names().filter_map(Reference::tag).collect();
         let stays = |entry: &Descriptor| {
@@ -192,7 +253,7 @@ impl Target {
             match (name, tag) {
                 (Some(name), _) => !full.contains(name),
                 (None, Some(tag)) => !tags.contains(&tag.as_str()),
-                (None, None) => manifests.iter().all(|manifest| manifest.digest != entry.digest),
+                (None, None) => named.iter().all(|(manifest, _)| manifest.digest != entry.digest),
             }
         };
         Ok(index.manifests.into_iter().filter(stays).collect())

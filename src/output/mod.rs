@@ -16,8 +16,11 @@ mod tar;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::digest::DiffId;
 use crate::image::config::ImageConfig;
@@ -64,7 +67,10 @@ pub enum OutputKind {
     /// The merged root file system, as a tar.
     Tar,
     /// The merged root file system, as files.
-    Local,
+    Local {
+        /// In a folder named after the platform; of several each always is.
+        split: bool,
+    },
 }
 
 /// A place outside the store.
@@ -74,7 +80,26 @@ pub enum Destination {
     Stdout,
     /// A file or a folder.
     Path(PathBuf),
+    /// A file that is open: the standard input of a program.
+    Stream(Stream),
 }
+
+/// An open file that takes one archive.
+#[derive(Debug, Clone)]
+pub struct Stream {
+    /// What messages call it.
+    pub name: String,
+    /// The file.
+    pub file: Arc<File>,
+}
+
+impl PartialEq for Stream {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file)
+    }
+}
+
+impl Eq for Stream {}
 
 /// The image to be written; its layers are in the store.
 #[derive(Debug, Clone, PartialEq)]
@@ -91,13 +116,72 @@ pub struct OutputImage {
     pub names: Vec<Reference>,
     /// The manifest's bytes, where they came from outside: they are kept if they are still right.
     pub stored: Option<Vec<u8>>,
+    /// Annotations of the descriptor that leads to the manifest.
+    pub descriptor_annotations: BTreeMap<String, String>,
+}
+
+/// Images for several platforms, to be written under one index. Their own names are not looked at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputIndex {
+    /// One per platform, in the order of the index.
+    pub images: Vec<OutputImage>,
+    /// Its names, with tags.
+    pub names: Vec<Reference>,
+    /// Annotations of the index.
+    pub annotations: BTreeMap<String, String>,
+    /// Annotations of the descriptor that leads to the index.
+    pub descriptor_annotations: BTreeMap<String, String>,
+    /// The bytes of the index, where they came from outside: they are kept if they are still right.
+    pub stored: Option<Vec<u8>>,
+    /// Which of the images `docker load` takes where it knows no index.
+    pub usual: usize,
+}
+
+/// What is written: one image, or several under an index.
+#[derive(Debug, Clone, Copy)]
+pub enum Subject<'a> {
+    /// One image.
+    Image(&'a OutputImage),
+    /// Several.
+    Index(&'a OutputIndex),
+}
+
+impl<'a> From<&'a OutputImage> for Subject<'a> {
+    fn from(image: &'a OutputImage) -> Self {
+        Self::Image(image)
+    }
+}
+
+impl<'a> From<&'a OutputIndex> for Subject<'a> {
+    fn from(index: &'a OutputIndex) -> Self {
+        Self::Index(index)
+    }
+}
+
+impl<'a> Subject<'a> {
+    /// Its images.
+    fn images(self) -> &'a [OutputImage] {
+        match self {
+            Self::Image(image) => std::slice::from_ref(image),
+            Self::Index(index) => &index.images,
+        }
+    }
+
+    /// The folders of its root file systems: for several platforms one each, such as `linux_arm_v7`.
+    fn root_filesystems(self, split: bool) -> Vec<(Option<String>, &'a OutputImage)> {
+        let folder = |image: &OutputImage| image.platform.to_string().replace('/', "_");
+        let split = split || matches!(self, Self::Index(_));
+        self.images().iter().map(|image| (split.then(|| folder(image)), image)).collect()
+    }
 }
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Written {
-    /// The manifest that was written; a root file system has none.
+    /// The manifest or index that was written; a root file system has none.
     pub manifest: Option<Descriptor>,
+    /// The manifests in an index; of an image, its own.
+    pub manifests: Vec<Descriptor>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -203,47 +287,78 @@ impl OutputImage {
             platform: parsed.platform(),
             names,
             stored: None,
+            descriptor_annotations: BTreeMap::new(),
         }
     }
 }
 
-/// Writes the image. `epoch` is the time of everything in a root file system, and of the members of an archive.
-pub fn write(
+/// Writes an image, or several under an index. `epoch` is the time of everything in a root file system, and of the members
+/// of an archive.
+pub fn write<'a>(
     output: &Output,
-    image: &OutputImage,
+    subject: impl Into<Subject<'a>>,
     store: &Store,
     lease: &Lease,
     epoch: Option<i64>,
 ) -> Result<Written, OutputError> {
-    check_layers(image)?;
+    let subject = subject.into();
+    subject.images().iter().try_for_each(check_layers)?;
     match (output.kind, &output.dest) {
         (OutputKind::Tar, dest) => {
             let sink = Sink::open(dest)?;
-            tar::write(&RootFs::new(store, lease, &image.diff_ids)?, sink, epoch)?;
+            let mut tar = tar::Writer::new(sink, epoch);
+            for (folder, image) in subject.root_filesystems(false) {
+                tar.add(&RootFs::new(store, lease, &image.diff_ids)?, folder.as_deref())?;
+            }
+            tar.finish()?;
             Ok(Written::default())
         }
-        (OutputKind::Local, Destination::Path(dest)) => {
-            let notes = local::write(&RootFs::new(store, lease, &image.diff_ids)?, dest, epoch)?;
-            Ok(Written { manifest: None, notes })
+        (OutputKind::Local { split }, Destination::Path(dest)) => {
+            let mut notes = Vec::new();
+            for (folder, image) in subject.root_filesystems(split) {
+                let dest = folder.map_or_else(|| dest.clone(), |folder| dest.join(folder));
+                notes.extend(local::write(&RootFs::new(store, lease, &image.diff_ids)?, &dest, epoch)?);
+            }
+            notes.dedup();
+            Ok(Written { notes, ..Written::default() })
         }
-        (OutputKind::Local, Destination::Stdout) => Err(OutputError::FolderToStdout),
+        (OutputKind::Local { .. }, _) => Err(OutputError::FolderToStdout),
         (OutputKind::Oci { .. } | OutputKind::Docker { .. }, _) => {
-            let mut manifests = layout::write(output, std::slice::from_ref(image), store, lease, epoch)?;
-            Ok(Written { manifest: manifests.pop(), notes: Vec::new() })
+            let mut written = layout::write(output, &[subject], store, lease, epoch)?;
+            let (manifest, manifests) = written.pop().unzip();
+            Ok(Written { manifest, manifests: manifests.unwrap_or_default(), notes: Vec::new() })
         }
     }
 }
 
-/// Writes several images into one layout: `output` is of kind `Oci` or `Docker`. The descriptors of their manifests.
-pub fn write_several(
+/// Writes several images into one layout: `output` is of kind `Oci` or `Docker`. The descriptors of their manifests, or
+/// indexes.
+pub fn write_several<'a>(
     output: &Output,
-    images: &[OutputImage],
+    subjects: impl IntoIterator<Item: Into<Subject<'a>>>,
     store: &Store,
     lease: &Lease,
     epoch: Option<i64>,
 ) -> Result<Vec<Descriptor>, OutputError> {
-    images.iter().try_for_each(check_layers)?;
-    layout::write(output, images, store, lease, epoch)
+    let subjects: Vec<Subject<'a>> = subjects.into_iter().map(Into::into).collect();
+    subjects.iter().flat_map(|subject| subject.images()).try_for_each(check_layers)?;
+    let written = layout::write(output, &subjects, store, lease, epoch)?;
+    Ok(written.into_iter().map(|(descriptor, _)| descriptor).collect())
+}
+
+/// The blobs of an image's layers under a compression, made where they are missing: for a manifest that the store keeps.
+/// `wish` is the compression, whether blobs from outside are compressed anew, and whose media types are used.
+pub fn compress(
+    store: &Store,
+    lease: &Lease,
+    diff_ids: &[DiffId],
+    listed: &[Descriptor],
+    wish: (Compression, bool, Family),
+) -> Result<Vec<Descriptor>, OutputError> {
+    let (compression, force, family) = wish;
+    let wish = blobs::Wish { compression, force, family };
+    let layers = diff_ids.iter().zip(listed);
+    layers.map(|(layer, listed)| Ok(blobs::layer_blob(store, lease, layer, listed, wish)?.descriptor)).collect()
 }
 
 fn check_layers(image: &OutputImage) -> Result<(), OutputError> {

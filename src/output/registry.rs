@@ -49,6 +49,32 @@ pub struct Target<'a> {
 }
 
 impl Target<'_> {
+    /// The names, by registry and repository.
+    fn repositories(&self) -> BTreeMap<(&str, &str), Vec<&Reference>> {
+        let mut repositories: BTreeMap<(&str, &str), Vec<&Reference>> = BTreeMap::new();
+        for name in self.names {
+            repositories.entry((name.registry(), name.repository())).or_default().push(name);
+        }
+        repositories
+    }
+
+    /// Sends a manifest or an index whose parts are there, under its names or by its digest alone.
+    fn name(
+        &self,
+        push: &Push<'_>,
+        names: &[&Reference],
+        descriptor: &Descriptor,
+        bytes: &[u8],
+    ) -> Result<(), OutputError> {
+        if self.by_digest {
+            push.manifest(None, descriptor, bytes)?;
+        }
+        for name in names.iter().filter(|_| !self.by_digest) {
+            push.manifest(name.tag(), descriptor, bytes)?;
+        }
+        Ok(())
+    }
+
     fn wish(&self, image: &OutputImage) -> Wish {
         Wish {
             compression: self.compression.unwrap_or(Compression::GZIP),
@@ -56,6 +82,16 @@ impl Target<'_> {
             family: self.family.unwrap_or_else(|| image.manifest.family()),
         }
     }
+}
+
+/// Pushes an index whose images are there.
+pub fn push_index(target: &Target<'_>, descriptor: &Descriptor, bytes: &[u8]) -> Result<(), OutputError> {
+    for names in target.repositories().values() {
+        // Proof: an entry is made with the first of its names.
+        let push = target.registries.push(names[0], target.listener)?;
+        target.name(&push, names, descriptor, bytes)?;
+    }
+    Ok(())
 }
 
 /// Whether file trees must be read to push the image.
@@ -94,14 +130,10 @@ pub fn push(target: &Target<'_>, image: &OutputImage, store: &Store, lease: &Lea
         return Err(OutputError::Layers { diff_ids, layers });
     }
     let wish = target.wish(image);
-    let mut repositories: BTreeMap<(&str, &str), Vec<&Reference>> = BTreeMap::new();
-    for name in target.names {
-        repositories.entry((name.registry(), name.repository())).or_default().push(name);
-    }
     let ready: Vec<OnceLock<Ready>> = (0..layers).map(|_| OnceLock::new()).collect();
     let config = Descriptor::of(wish.family.config(), &image.config);
     let mut descriptor = None;
-    for names in repositories.values() {
+    for names in target.repositories().values() {
         // Proof: an entry is made with the first of its names.
         let first = names[0];
         let push = target.registries.push(first, target.listener)?;
@@ -109,12 +141,7 @@ pub fn push(target: &Target<'_>, image: &OutputImage, store: &Store, lease: &Lea
         push.blob(&config, &BlobSource::Bytes(&image.config), &[])?;
         let listed = ready.iter().filter_map(|ready| Some(ready.get()?.descriptor.clone())).collect();
         let (bytes, as_descriptor) = manifest(target, image, wish.family, config.clone(), listed);
-        if target.by_digest {
-            push.manifest(None, &as_descriptor, &bytes)?;
-        }
-        for name in names.iter().filter(|_| !target.by_digest) {
-            push.manifest(name.tag(), &as_descriptor, &bytes)?;
-        }
+        target.name(&push, names, &as_descriptor, &bytes)?;
         descriptor = Some(as_descriptor);
     }
     descriptor.ok_or(OutputError::NoName)

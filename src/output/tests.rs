@@ -205,7 +205,8 @@ fn a_root_file_system_is_written_as_files() {
     fs::write(dest.join("bin"), "a file").unwrap();
     fs::create_dir(dest.join("pipe")).unwrap();
     fs::write(dest.join("mine"), "mine").unwrap();
-    let output = Output { dest: Destination::Path(dest.clone()), ..place.archive(OutputKind::Local, "") };
+    let output =
+        Output { dest: Destination::Path(dest.clone()), ..place.archive(OutputKind::Local { split: false }, "") };
     for epoch in [None, Some(9)] {
         assert_eq!(place.write(&output, &image, epoch).unwrap().notes, [""; 0]);
         for (path, kind, content) in MERGED {
@@ -436,7 +437,7 @@ fn destinations_are_replaced_whole_or_not_at_all() {
         let error = place.write(&output(name), &image, None).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
-    let stdout = Output { dest: Destination::Stdout, ..place.archive(OutputKind::Local, "") };
+    let stdout = Output { dest: Destination::Stdout, ..place.archive(OutputKind::Local { split: false }, "") };
     assert!(matches!(place.write(&stdout, &image, None), Err(OutputError::FolderToStdout)));
 
     // A base blob that the store has lost: what was there before stays.

@@ -14,7 +14,7 @@ use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 
 use super::scope::{Variables, global_arguments};
-use super::{BaseRequest, PlanOptions, lint};
+use super::{BaseRequest, PlanOptions, lint, platforms};
 
 /// The stages of a Dockerfile, names resolved.
 #[derive(Debug, Clone)]
@@ -37,6 +37,8 @@ pub struct StageGraph {
     names: Vec<Option<String>>,
     /// Every stage counts as needed.
     all: bool,
+    /// The same for each platform but the first.
+    pub(super) further: Vec<StageGraph>,
 }
 
 /// A stage.
@@ -86,17 +88,14 @@ pub struct Outside {
     pub context: bool,
 }
 
-/// Resolves the stages of `dockerfile`. What comes instead of a graph is all that there is to say: every error, not
-/// the first, and the warnings.
+/// Resolves the stages of `dockerfile` for each platform. What comes instead of a graph is all that there is to say:
+/// every error, not the first, and the warnings.
 pub fn graph(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGraph, Vec<Diagnostic>> {
-    if options.platforms.len() > 1 {
-        let list = options.platforms.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let mut error =
-            Diagnostic::error(Span::default(), format!("not supported yet: several platforms at once ({list})"))
-                .help("build each with a --platform of its own");
-        error.span = None;
-        return Err(vec![error]);
-    }
+    platforms::graphs(options, |options| graph_of_one(dockerfile, options))
+}
+
+/// The same for the one platform of the options.
+fn graph_of_one(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGraph, Vec<Diagnostic>> {
     let target_name = match (&options.target, dockerfile.stages.last()) {
         (Some(name), _) if !name.is_empty() => name.to_lowercase(),
         (_, Some(Stage { name: Some(name), .. })) => name.text.clone(),
@@ -113,6 +112,7 @@ pub fn graph(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGrap
         global_names: BTreeSet::new(),
         names: dockerfile.stages.iter().map(|stage| stage.name.as_ref().map(|name| name.text.clone())).collect(),
         all: options.all_stages,
+        further: Vec::new(),
     };
     graph.warnings = lint::default_images(dockerfile, options, &target_name);
     graph.declare(&dockerfile.global_args);
@@ -457,7 +457,7 @@ impl StageGraph {
 /// The distinct images and named contexts that the build needs, as far as the Dockerfile alone tells. Triggers of
 /// base images can name more: see [`super::Outcome::NeedBases`].
 pub fn base_requests(graph: &StageGraph, options: &PlanOptions) -> Vec<BaseRequest> {
-    graph.requests(&graph.needed(), &[], options)
+    platforms::requests(graph, options, |graph, options| graph.requests(&graph.needed(), &[], options))
 }
 
 /// The `--from` of COPY and the `from=` of mounts in an instruction.

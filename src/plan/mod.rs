@@ -14,6 +14,7 @@ pub mod graph;
 pub mod limits;
 pub mod lint;
 mod mounts;
+mod platforms;
 pub mod print;
 pub mod remote;
 mod run;
@@ -49,7 +50,7 @@ pub struct PlanOptions {
     pub target: Option<String>,
     /// `--label`, in order.
     pub labels: Vec<(String, String)>,
-    /// `--platform`; empty is the platform of this machine, and the image is for what its base is for.
+    /// `--platform`, each once; empty is the platform of this machine, and the image is for what its base is for.
     pub platforms: Vec<Platform>,
     /// The platform of this machine.
     pub build_platform: Platform,
@@ -107,7 +108,7 @@ impl Default for PlanOptions {
 }
 
 impl PlanOptions {
-    /// The platform that the image is for.
+    /// The platform that the image is for; of several, the first.
     pub fn platform(&self) -> &Platform {
         self.platforms.first().unwrap_or(&self.build_platform)
     }
@@ -180,9 +181,14 @@ pub enum Outcome {
     NeedBases(Vec<BaseRequest>),
 }
 
-/// Plans the build of the target. What comes instead of an outcome is all that there is to say: every error, not the
-/// first, and the warnings.
+/// Plans the build of the target, for each platform. What comes instead of an outcome is all that there is to say: every
+/// error, not the first, and the warnings.
 pub fn plan(graph: &StageGraph, bases: &Bases, options: &PlanOptions) -> Result<Outcome, Vec<Diagnostic>> {
+    platforms::plan(graph, options, |graph, options| plan_one(graph, bases, options))
+}
+
+/// The same for the one platform of the options.
+fn plan_one(graph: &StageGraph, bases: &Bases, options: &PlanOptions) -> Result<Outcome, Vec<Diagnostic>> {
     // Triggers of base images can need further stages and images, whose triggers can again.
     let mut triggers: BTreeMap<usize, Vec<Trigger>> = BTreeMap::new();
     let mut uses = Vec::new();

@@ -33,6 +33,9 @@ pub fn text(plan: &Plan) -> String {
         let _ = writeln!(out, "\nstep {index}: {}", step["name"].as_str().unwrap_or_default());
         fields(&mut out, step, &["name"]);
     }
+    if plan.index {
+        out.push_str("\nindex of the images\n");
+    }
     for image in value["images"].as_array().into_iter().flatten() {
         let _ = writeln!(out, "\nimage {}", image["platform"].as_str().unwrap_or_default());
         fields(&mut out, image, &["platform", "config", "history"]);
@@ -80,12 +83,16 @@ pub fn to_json(plan: &Plan) -> Value {
         value["history"] = image.history.iter().map(history).collect();
         value
     });
-    json!({
+    let mut value = json!({
         "bases": bases.collect::<Vec<_>>(),
         "contexts": contexts.collect::<Vec<_>>(),
         "steps": plan.steps.iter().map(step).collect::<Vec<_>>(),
         "images": images.collect::<Vec<_>>(),
-    })
+    });
+    if plan.index {
+        value["index"] = json!(true);
+    }
+    value
 }
 
 fn history(entry: &PlannedHistory) -> Value {
@@ -342,7 +349,7 @@ fn copy(op: &CopyOp) -> Value {
 }
 
 /// The stage graph for Graphviz: stages are boxes (grey when the target does not need them), images ellipses, named
-/// contexts folders; solid lines are FROM, dashed ones copies.
+/// contexts folders; solid lines are FROM, dashed ones copies. Of several platforms it is the graph of the first.
 pub fn dot(graph: &StageGraph) -> String {
     let mut out = String::from("digraph stages {\n  rankdir=LR\n  node [shape=box]\n");
     let quote = |text: &str| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""));

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::diagnostic::{Diagnostic, nearest};
+use crate::diagnostic::{Diagnostic, Span, nearest};
 use crate::dockerfile::ast::{ArgDeclaration, Escape, Instruction, InstructionKind};
 use crate::dockerfile::word;
 
@@ -29,17 +29,35 @@ const CONTROLS: [&str; 11] = [
     "BUILDKIT_CACHE_MOUNT_NS",
     "BUILDKIT_CONTEXT_KEEP_GIT_DIR",
     "BUILDKIT_DOCKERFILE_CHECK",
-    "BUILDKIT_INLINE_CACHE",
-    "BUILDKIT_MULTI_PLATFORM",
+    INLINE_CACHE,
+    MULTI_PLATFORM,
     HOSTNAME,
     "BUILDKIT_SBOM_SCAN_CONTEXT",
     "BUILDKIT_SBOM_SCAN_STAGE",
-    "BUILDKIT_SYNTAX",
+    SYNTAX,
     SOURCE_DATE_EPOCH,
 ];
 
 /// The argument that names the host which RUN sees.
 const HOSTNAME: &str = "BUILDKIT_SANDBOX_HOSTNAME";
+
+/// The argument that makes the result an index whatever the platforms.
+pub(super) const MULTI_PLATFORM: &str = "BUILDKIT_MULTI_PLATFORM";
+
+/// The argument that puts the cache into the image.
+const INLINE_CACHE: &str = "BUILDKIT_INLINE_CACHE";
+
+/// The argument that names another frontend.
+const SYNTAX: &str = "BUILDKIT_SYNTAX";
+
+/// A yes or a no, in the spellings of Go's `strconv.ParseBool`, which is what Docker's flags and arguments take.
+pub fn yes_no(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
 
 /// Variables in the order of their first appearance.
 ///
@@ -112,6 +130,29 @@ impl PlanOptions {
         self.argument(HOSTNAME).filter(|name| !name.is_empty()).or_else(|| self.hostname.clone())
     }
 
+    /// What there is to say of arguments that tell the builder something.
+    pub(super) fn check_controls(&self) -> Vec<Diagnostic> {
+        let mut list = Vec::new();
+        let mut say = |mut diagnostic: Diagnostic, help: &str| {
+            diagnostic.span = None;
+            list.push(diagnostic.help(help));
+        };
+        let given = |name| self.argument(name).filter(|value| !value.is_empty());
+        if let Some(value) = given(INLINE_CACHE).filter(|value| yes_no(value) != Some(false)) {
+            let message = format!("not supported yet: --build-arg {INLINE_CACHE}={value}, a cache inside of the image");
+            say(
+                Diagnostic::error(Span::default(), message),
+                "leave it out; layers that are in the store are found again",
+            );
+        }
+        if let Some(value) = given(SYNTAX).filter(|value| !is_own_syntax(value)) {
+            let message = format!("--build-arg {SYNTAX}={value} names a frontend that rbuild does not run");
+            let help = "the Dockerfile is read as docker/dockerfile:1 would read it";
+            say(Diagnostic::warning(Span::default(), "UnknownSyntax", message), help);
+        }
+        list
+    }
+
     /// The proxy arguments that were given, in both spellings as programs look for either: what RUN gets beside the
     /// variables of `declared`.
     pub(super) fn undeclared_proxies(&self, declared: &Variables) -> Vec<String> {
@@ -135,7 +176,7 @@ impl PlanOptions {
             self.build_args.iter().map(|(name, _)| name.as_str()).filter(|name| !known(name)).collect();
         let warn = |name: &str| {
             let mut warning = Diagnostic::warning(
-                crate::diagnostic::Span::default(),
+                Span::default(),
                 "UnusedBuildArg",
                 format!("build argument {name} is not used: no ARG declares it"),
             );
@@ -147,6 +188,15 @@ impl PlanOptions {
         };
         unused.into_iter().map(warn).collect()
     }
+}
+
+/// Whether a frontend is the one whose language rbuild reads.
+fn is_own_syntax(reference: &str) -> bool {
+    let name = reference.split_whitespace().next().unwrap_or_default();
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    ["docker/dockerfile", "docker/dockerfile-upstream", "dockerfile.v0"]
+        .iter()
+        .any(|own| name.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '@'])))
 }
 
 fn is_proxy(name: &str) -> bool {

@@ -144,6 +144,7 @@ impl<'a> Planner<'a> {
     /// What FROM gives.
     fn begin(&mut self, index: usize) -> State {
         let stage = &self.graph.stages[index];
+        let mut platform = stage.platform.clone();
         let (stack, base, folded) = match &stage.from {
             Origin::Stage(earlier) => {
                 // Proof: stages are planned in order, and what a stage needs is reached and earlier.
@@ -151,23 +152,54 @@ impl<'a> Planner<'a> {
                 return State { folded: parent.folded.child(), epoch_told: false, ..parent.clone() };
             }
             Origin::Scratch => (Stack::Scratch, None, Folded::scratch(&stage.platform)),
-            Origin::Outside(outside) => self.begin_outside(index, outside),
+            Origin::Outside(outside) => {
+                if let Some(found) = self.other_platform(index, outside) {
+                    platform = found;
+                }
+                self.begin_outside(index, outside)
+            }
         };
         let mut variables = Variables::default();
         for entry in &folded.config.config.env {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
             variables.set(name, value);
         }
-        let (platform, arguments) = (stage.platform.clone(), Variables::default());
+        let arguments = Variables::default();
         let assumed = match &stage.from {
             Origin::Outside(outside) => {
-                let key = (outside.name.clone(), platform.to_string());
+                let key = (outside.name.clone(), stage.platform.to_string());
                 matches!(self.bases.get(&key), Some(Resolved::Absent))
             }
             _ => false,
         };
         let (epoch_told, workdir_set) = (false, false);
         State { stack, base, platform, folded, variables, arguments, epoch_told, workdir_set, assumed }
+    }
+
+    /// Warns of a base that is for another machine than the stage; the platform of its programs.
+    fn other_platform(&mut self, index: usize, outside: &Outside) -> Option<Platform> {
+        let stage = &self.graph.stages[index];
+        let key = (outside.name.clone(), stage.platform.to_string());
+        let Some(Resolved::Image(image)) = self.bases.get(&key) else { return None };
+        let (wanted, found) = (&stage.platform, &image.platform);
+        let unknown = found.os.is_empty() || found.architecture.is_empty();
+        if unknown || (&wanted.os, &wanted.architecture) == (&found.os, &found.architecture) {
+            return None;
+        }
+        let message = format!(
+            "Base image {} was pulled with platform \"{found}\", expected \"{wanted}\" for current build",
+            stage.image
+        );
+        let help = if self.options.platforms.is_empty() {
+            format!("give --platform={found} if that is what it is to be for, or bring in the image for {wanted}")
+        } else {
+            format!(
+                "the result says that it is for {wanted}, with programs of {found} in it: bring in the image for {wanted}"
+            )
+        };
+        let warning = Diagnostic::warning(stage.image_span, "InvalidBaseImagePlatform", message);
+        self.diagnostics.push(warning.help(help));
+        Some(found.clone())
     }
 
     fn begin_outside(&mut self, index: usize, outside: &Outside) -> (Stack, Option<BaseId>, Folded) {
@@ -499,7 +531,8 @@ pub(super) fn plain_copy() -> CopyOp {
     }
 }
 
-fn position_or_push<T: PartialEq>(list: &mut Vec<T>, item: T) -> usize {
+/// The place of `item` in `list`, at whose end it is put where it is missing.
+pub(super) fn position_or_push<T: PartialEq>(list: &mut Vec<T>, item: T) -> usize {
     list.iter().position(|known| *known == item).unwrap_or_else(|| {
         list.push(item);
         list.len() - 1

@@ -23,6 +23,8 @@ pub struct Plan {
     pub images: Vec<PlannedImage>,
     /// Where `--shell-at` wants a shell.
     pub shell: Option<Box<ShellPoint>>,
+    /// The result is an index, even if it is of one image.
+    pub index: bool,
 }
 
 /// A place in a stage where a shell can be had.
@@ -98,7 +100,7 @@ pub struct Step {
 }
 
 /// What a step does to the file system.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
     /// RUN.
     Run(RunOp),
@@ -106,6 +108,55 @@ pub enum Op {
     Copy(CopyOp),
     /// WORKDIR.
     MakeDir(MakeDirOp),
+}
+
+impl Op {
+    /// The same operation in another plan, where stacks and contexts have other numbers.
+    pub(super) fn moved(self, stack: impl Fn(Stack) -> Stack, context: impl Fn(ContextId) -> ContextId) -> Self {
+        match self {
+            // All fields are named, so that one which holds such a number cannot be overlooked.
+            Self::Run(RunOp {
+                args,
+                script,
+                env,
+                proxy_env,
+                cwd,
+                user,
+                network,
+                hostname,
+                mut mounts,
+                security,
+                limits,
+                shell,
+            }) => {
+                for path in mounts.iter_mut().filter_map(|mount| mount.kind.input_mut()) {
+                    path.stack = stack(path.stack);
+                }
+                Self::Run(RunOp {
+                    args,
+                    script,
+                    env,
+                    proxy_env,
+                    cwd,
+                    user,
+                    network,
+                    hostname,
+                    mounts,
+                    security,
+                    limits,
+                    shell,
+                })
+            }
+            Self::Copy(copy) => Self::Copy(CopyOp {
+                from: match copy.from {
+                    CopyFrom::Context(from) => CopyFrom::Context(context(from)),
+                    CopyFrom::Stack(from) => CopyFrom::Stack(stack(from)),
+                },
+                ..copy
+            }),
+            Self::MakeDir(make) => Self::MakeDir(make),
+        }
+    }
 }
 
 /// RUN.
@@ -248,6 +299,15 @@ impl MountOp {
         match self {
             Self::Bind(path) => Some(path),
             Self::Cache { seed, .. } => seed.as_ref(),
+            Self::Tmpfs { .. } | Self::Secret { .. } | Self::Ssh { .. } => None,
+        }
+    }
+
+    /// The same, to be changed.
+    fn input_mut(&mut self) -> Option<&mut MountPath> {
+        match self {
+            Self::Bind(path) => Some(path),
+            Self::Cache { seed, .. } => seed.as_mut(),
             Self::Tmpfs { .. } | Self::Secret { .. } | Self::Ssh { .. } => None,
         }
     }

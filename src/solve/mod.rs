@@ -34,8 +34,10 @@ use crate::context::local::LocalContext;
 use crate::diagnostic::Span;
 use crate::digest::{ContentDigest, DiffId, StackId};
 use crate::event::{Event, EventSink};
+use crate::exec::emulator::{self, NoEmulator};
 use crate::exec::{ExecError, Exit, LeftStub, ProcessSpec, RootFs, Sandbox};
 use crate::fetch::{Fetch, FetchError};
+use crate::image::platform::Platform;
 use crate::layer::apply::{ApplyError, TreeOptions};
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::WriteError;
@@ -226,6 +228,9 @@ pub enum Cause {
     /// A file of the context changed while it was read, twice.
     #[error("{} changes while it is being copied; try again when nothing writes to it", .0.display())]
     Unsteady(PathBuf),
+    /// The commands are for another architecture.
+    #[error(transparent)]
+    Emulator(#[from] Box<NoEmulator>),
     /// Trees cannot be made on this machine by this user.
     #[error("{0}")]
     Trees(String),
@@ -360,6 +365,7 @@ impl<'a> Solver<'a> {
             }
             return Ok(());
         };
+        self.check_emulators(&done)?;
         if trees || self.needs_trees(&done) {
             // The one to name when that fails: RUN is what most often wants a tree.
             let runs = |index: &usize| !done[*index] && matches!(plan.steps[*index].op, Op::Run(_));
@@ -458,6 +464,21 @@ impl<'a> Solver<'a> {
             stacks.push(self.plan.steps[step].parent);
         }
         true
+    }
+
+    /// Whether the commands that are left can be run here: said before the first of them is run, and of those that the cache
+    /// has not at all.
+    fn check_emulators(&self, done: &[bool]) -> Result<(), StepError> {
+        let mut seen: Vec<&Platform> = Vec::new();
+        for (index, step) in self.plan.steps.iter().enumerate() {
+            if done[index] || !matches!(step.op, Op::Run(_)) || seen.contains(&&step.platform) {
+                continue;
+            }
+            emulator::check(&step.platform, self.engine.lease.folder())
+                .map_err(|error| StepError::new(StepId(index), error.into()))?;
+            seen.push(&step.platform);
+        }
+        Ok(())
     }
 
     fn prepare_trees(&self) -> Result<(), Cause> {

@@ -474,13 +474,15 @@ impl Solver<'_> {
         let mut hasher = Hasher::new();
         hasher.field(self.engine.identity.as_bytes());
         hasher.field(self.plan.steps[id.0].platform.to_string().as_bytes());
-        // The stage and the ordinal in it (`[build 2/5]`): they outlive edits of the instruction itself.
+        // The stage and the ordinal in it (`[build 2/5]`): they outlive edits of the instruction itself. Of several
+        // platforms one stands before them.
         let name = &self.plan.steps[id.0].name;
         if name.starts_with(INTERNAL) {
             hasher.field(name.as_bytes());
             return hasher.finish();
         }
-        let place = name.split_once('/').map_or(name.as_str(), |(place, _)| place);
+        let bracket = name.split_once(']').map_or(name.as_str(), |(bracket, _)| bracket);
+        let place = bracket.rsplit_once('/').map_or(bracket, |(place, _)| place);
         hasher.field(place.as_bytes());
         hasher.finish()
     }

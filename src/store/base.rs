@@ -8,29 +8,66 @@ use super::images::ImageRecord;
 use super::lease::Lease;
 use super::{Store, StoreError};
 use crate::digest::{ChainId, ContentDigest, Digest, ImageId};
-use crate::image::assemble::image_content_digest;
+use crate::image::assemble::{image_content_digest, index_content_digest};
 use crate::image::config::{ImageConfig, MAX_CONFIG_SIZE};
 use crate::image::manifest::{Descriptor, Document, Family, MAX_MANIFEST_SIZE, Manifest};
+use crate::image::platform::Platform;
 use crate::plan::BaseImage;
+use crate::sys::process;
 
-/// The image that a record stands for.
+/// The image that a record stands for: of several platforms the one for this machine, else the first.
 pub fn base_image(store: &Store, record: &ImageRecord) -> Result<BaseImage, StoreError> {
-    let damaged = |digest, why: String| StoreError::Damaged { path: store.blob_path(digest), why };
+    let mut images = base_images(store, record)?;
+    let here = Platform::of_kernel(&process::machine());
+    let best = here.best(images.iter().map(|image| &image.platform)).unwrap_or(0);
+    Ok(images.swap_remove(best))
+}
+
+/// All images that a record stands for, in order: one, or one for each platform of an index. There is at least one.
+pub fn base_images(store: &Store, record: &ImageRecord) -> Result<Vec<BaseImage>, StoreError> {
     let bytes = store.read_blob(&record.manifest, MAX_MANIFEST_SIZE as u64)?;
-    let manifest = Manifest::parse(&bytes).map_err(|error| damaged(&record.manifest, error.to_string()))?;
+    let damaged = |why: String| StoreError::Damaged { path: store.blob_path(&record.manifest), why };
+    let name = record.names.first().cloned().unwrap_or_else(|| record.id.to_string());
+    match Document::parse(&bytes).map_err(|error| damaged(error.to_string()))? {
+        Document::Manifest(manifest) => {
+            let descriptor = Descriptor::new(record.media_type.as_str().into(), record.manifest, bytes.len() as u64);
+            Ok(vec![image_of(store, descriptor, manifest, name)?])
+        }
+        Document::Index(index) => {
+            let images = index.images().map(|entry| entry_image(store, entry, name.clone()));
+            let images = images.collect::<Result<Vec<_>, _>>()?;
+            if images.is_empty() { Err(damaged("it is an index without images".to_owned())) } else { Ok(images) }
+        }
+    }
+}
+
+/// The image of an entry of an index.
+fn entry_image(store: &Store, entry: &Descriptor, name: String) -> Result<BaseImage, StoreError> {
+    let bytes = store.read_blob(&entry.digest, MAX_MANIFEST_SIZE as u64)?;
+    let manifest = Manifest::parse(&bytes)
+        .map_err(|error| StoreError::Damaged { path: store.blob_path(&entry.digest), why: error.to_string() })?;
+    let mut image = image_of(store, entry.clone(), manifest, name)?;
+    if let Some(platform) = &entry.platform {
+        image.platform = Platform::from(platform).normalised();
+    }
+    Ok(image)
+}
+
+/// The image of a manifest that was read.
+fn image_of(store: &Store, descriptor: Descriptor, manifest: Manifest, name: String) -> Result<BaseImage, StoreError> {
+    let damaged = |digest, why: String| StoreError::Damaged { path: store.blob_path(digest), why };
     let digest = manifest.config.digest;
     let config = store.read_blob(&digest, MAX_CONFIG_SIZE as u64)?;
     let config = ImageConfig::parse(&config).map_err(|error| damaged(&digest, error.to_string()))?;
     if manifest.layers.len() != config.rootfs.diff_ids.len() {
-        return Err(damaged(&record.manifest, "it does not list as many layers as its config".to_owned()));
+        return Err(damaged(&descriptor.digest, "it does not list as many layers as its config".to_owned()));
     }
-    let media_type = record.media_type.as_str().into();
     Ok(BaseImage {
-        name: record.names.first().cloned().unwrap_or_else(|| record.id.to_string()),
+        name,
         platform: config.platform(),
         config,
         image_id: ImageId(digest),
-        manifest: Some(Descriptor::new(media_type, record.manifest, bytes.len() as u64)),
+        manifest: Some(descriptor),
         layers: manifest.layers,
     })
 }
@@ -113,6 +150,23 @@ pub fn record(store: &Store, image: &BaseImage) -> Result<ImageRecord, StoreErro
         size,
         platform: image.platform.to_string(),
     })
+}
+
+/// The record of an index over images: `records` are theirs, in order. It has no names.
+pub fn index_record(index: &Descriptor, records: &[(Platform, ImageRecord)]) -> ImageRecord {
+    let platforms: Vec<String> = records.iter().map(|(platform, _)| platform.to_string()).collect();
+    ImageRecord {
+        id: ImageId(index.digest),
+        names: Vec::new(),
+        manifest: index.digest,
+        media_type: index.media_type.to_string(),
+        manifest_size: index.size,
+        content: index_content_digest(records.iter().map(|(platform, record)| (platform.clone(), record.content))),
+        // The same format in all, so that the last in the alphabet is the last in time.
+        created: records.iter().filter_map(|(_, record)| record.created.clone()).max(),
+        size: records.iter().map(|(_, record)| record.size).sum(),
+        platform: platforms.join(","),
+    }
 }
 
 /// Puts config and a new manifest of an image in, whose layers are in the store.

@@ -75,6 +75,12 @@ impl Store {
         Ok(bytes)
     }
 
+    /// The size of a blob.
+    pub fn blob_size(&self, digest: &Digest) -> Result<u64, StoreError> {
+        let path = self.blob_path(digest);
+        Ok(std::fs::metadata(&path).map_err(StoreError::io("look at", &path))?.len())
+    }
+
     /// The error for something that is named and not here.
     pub(crate) fn missing(&self, what: String) -> StoreError {
         StoreError::Missing { what, root: self.root().to_owned() }

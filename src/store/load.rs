@@ -259,8 +259,8 @@ pub fn bring_layout(
     }
 }
 
-/// Brings all images of an archive in; `place` is its name in messages. Of an image with several platforms it is the one for
-/// `platform`. They get no names in the store: see [`Loaded::names`].
+/// Brings all images of an archive in; `place` is its name in messages. An image with several platforms comes with all of
+/// them if the archive has all, else it is the one for `platform`. They get no names in the store: see [`Loaded::names`].
 pub fn load(
     store: &Store,
     lease: &Lease,
@@ -271,19 +271,30 @@ pub fn load(
     let files = Files::archive(archive, place, lease)?;
     let listed = if layout::is_layout(&files)? { layout::list(&files, platform)? } else { Vec::new() };
     let mut loaded: Vec<Loaded> = Vec::new();
-    let mut add = |image: BaseImage, names: Vec<Reference>| -> Result<(), LoadError> {
-        match loaded.iter_mut().find(|known| known.record.id == image.image_id) {
+    let mut add =
+        |record: ImageRecord, names: Vec<Reference>| match loaded.iter_mut().find(|known| known.record.id == record.id)
+        {
             Some(known) => known.names.extend(names),
-            None => loaded.push(Loaded { record: base::record(store, &image)?, names }),
-        }
-        Ok(())
-    };
+            None => loaded.push(Loaded { record, names }),
+        };
     for image in &listed {
-        add(bring_listed(store, lease, &files, &image.manifest)?, image.names.clone())?;
+        let mut records = Vec::with_capacity(image.manifests.len());
+        for manifest in &image.manifests {
+            let brought = bring_listed(store, lease, &files, manifest)?;
+            let platform = manifest.platform.as_ref().map_or_else(|| brought.platform.clone(), Platform::from);
+            records.push((platform.normalised(), base::record(store, &brought)?));
+        }
+        match &image.index {
+            Some((index, bytes)) => {
+                store.put_blob(lease, bytes)?;
+                add(base::index_record(index, &records), image.names.clone());
+            }
+            None => records.into_iter().for_each(|(_, record)| add(record, image.names.clone())),
+        }
     }
     if listed.is_empty() {
         for image in docker::list(&files)?.ok_or_else(|| no_image(&files))? {
-            add(bring_saved(store, lease, &files, &image)?, image.names)?;
+            add(base::record(store, &bring_saved(store, lease, &files, &image)?)?, image.names);
         }
     }
     for image in &mut loaded {

@@ -6,33 +6,60 @@
 
 use std::io;
 
-use super::base::base_image;
+use super::base::base_images;
 use super::images::ImageRecord;
 use super::lease::Lease;
 use super::{Store, StoreError};
 use crate::digest::{ContentDigest, DiffId, Digest, HashingReader};
-use crate::image::assemble::image_content_digest;
+use crate::image::assemble::{image_content_digest, index_content_digest};
 use crate::image::manifest::Descriptor;
 use crate::layer::compress;
 use crate::layer::scan::scan;
+use crate::plan::BaseImage;
 
 /// Checks the image. Problems are returned; an error is what kept it from looking.
 pub fn verify(store: &Store, lease: &Lease, record: &ImageRecord) -> Result<Vec<String>, StoreError> {
-    let mut problems = Vec::new();
-    let image = match base_image(store, record) {
-        Ok(image) => image,
+    let images = match base_images(store, record) {
+        Ok(images) => images,
         Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => return Ok(vec![error.to_string()]),
         Err(StoreError::Io { source, .. }) if is_damage(&source) => {
             return Ok(vec![source.to_string()]);
         }
         Err(error) => return Err(error),
     };
-    if image.image_id != record.id {
-        problems.push(format!("its config is {}, not {}", image.image_id, record.id));
+    let mut problems = Vec::new();
+    let manifest_size = store.blob_size(&record.manifest)?;
+    if manifest_size != record.manifest_size {
+        problems.push(format!("its manifest has {manifest_size} bytes, not {}", record.manifest_size));
     }
-    if let Some(manifest) = image.manifest.as_ref().filter(|manifest| manifest.size != record.manifest_size) {
-        problems.push(format!("its manifest has {} bytes, not {}", manifest.size, record.manifest_size));
+    let mut contents = Vec::with_capacity(images.len());
+    for image in &images {
+        contents.push((image.platform.clone(), image_problems(store, lease, image, &mut problems)?));
     }
+    let content = match images.as_slice() {
+        [image] if record.id.0 != record.manifest => {
+            if image.image_id != record.id {
+                problems.push(format!("its config is {}, not {}", image.image_id, record.id));
+            }
+            contents[0].1
+        }
+        _ => index_content_digest(contents),
+    };
+    if let (Some(known), Some(content)) = (record.content, content)
+        && known != content
+    {
+        problems.push(format!("its content digest is {content}"));
+    }
+    Ok(problems)
+}
+
+/// Checks the layers of an image; its content digest, if all of them could be read.
+fn image_problems(
+    store: &Store,
+    lease: &Lease,
+    image: &BaseImage,
+    problems: &mut Vec<String>,
+) -> Result<Option<ContentDigest>, StoreError> {
     let mut contents: Vec<ContentDigest> = Vec::new();
     for (layer, blob) in image.config.rootfs.diff_ids.iter().zip(&image.layers) {
         if blob.digest != layer.0 {
@@ -43,13 +70,8 @@ pub fn verify(store: &Store, lease: &Lease, record: &ImageRecord) -> Result<Vec<
             Err(problem) => problems.push(problem),
         }
     }
-    if contents.len() == image.layers.len() {
-        let content = image_content_digest(&image.config, &contents);
-        if record.content.is_some_and(|known| known != content) {
-            problems.push(format!("its content digest is {content}"));
-        }
-    }
-    Ok(problems)
+    let complete = contents.len() == image.layers.len();
+    Ok(complete.then(|| image_content_digest(&image.config, &contents)))
 }
 
 /// Whether an error says that bytes are wrong, not that they could not be read. Decoders do not agree on how to say so.

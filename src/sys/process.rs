@@ -24,6 +24,11 @@ pub enum Forked {
     Child,
 }
 
+/// What the kernel calls the processor that it offers to programs: `x86_64`, `aarch64`, `armv7l`…
+pub fn machine() -> String {
+    rustix::system::uname().machine().to_string_lossy().into_owned()
+}
+
 /// How many threads this process has.
 pub fn thread_count() -> io::Result<u64> {
     // The kernel counts a folder per thread in the link count: one call, where reading the folder takes four.

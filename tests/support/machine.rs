@@ -23,6 +23,8 @@ pub enum Need {
     Corpus,
     /// Debian's buildah, another builder to compare with.
     Buildah,
+    /// An emulator of arm64 that the kernel has open; tests/run.sh registers Debian's.
+    Emulator,
     /// A program of this name.
     Program(&'static str),
 }
@@ -37,6 +39,7 @@ impl Need {
             Self::User => "user",
             Self::Corpus => "corpus",
             Self::Buildah => "buildah",
+            Self::Emulator => "emulator",
             Self::Program(name) => name,
         }
     }
@@ -54,6 +57,7 @@ impl Need {
             Self::Buildah => {
                 find_program("buildah").is_none().then(|| "no program buildah (Debian package buildah)".to_owned())
             }
+            Self::Emulator => emulator_lacking(),
             Self::Program(name) => find_program(name).is_none().then(|| format!("no program {name} in PATH")),
         }
     }
@@ -83,6 +87,22 @@ pub fn needs(test: &str, needs: &[Need]) -> bool {
         return false;
     }
     true
+}
+
+/// Why programs of arm64 do not run in a sandbox here.
+fn emulator_lacking() -> Option<String> {
+    if std::env::consts::ARCH == "aarch64" {
+        return None; // it needs none
+    }
+    let path = "/proc/sys/fs/binfmt_misc/qemu-aarch64";
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            return Some(format!("{path}: {error} (Debian package qemu-user-static, and binfmt_misc mounted)"));
+        }
+    };
+    let open = text.lines().any(|line| line.starts_with("flags:") && line.contains('F'));
+    (!open || !text.starts_with("enabled")).then(|| format!("{path} is switched off, or lacks the flag F"))
 }
 
 /// One line on the real standard error: the test harness captures what `eprintln!` writes in a test that passes.

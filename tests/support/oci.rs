@@ -35,6 +35,10 @@ pub struct Image {
     pub config: Value,
     /// The uncompressed layers, lowest first.
     pub layers: Vec<Vec<u8>>,
+    /// The descriptor that leads to the manifest.
+    pub descriptor: Value,
+    /// The index that it stands in, with its descriptor; nothing for what `index.json` lists itself.
+    pub index: Option<(Value, Value)>,
 }
 
 /// Something in the merged tree.
@@ -114,14 +118,27 @@ impl Image {
         let index = json("index.json");
         assert_eq!(index["schemaVersion"], 2);
         let mut images: Vec<Self> = Vec::new();
-        for descriptor in index["manifests"].as_array().expect("an index has manifests") {
-            let digest = descriptor["digest"].as_str().expect("a digest").to_owned();
+        let children = |index: &Value| index["manifests"].as_array().expect("an index has manifests").clone();
+        let mut leaves = Vec::new();
+        for descriptor in children(&index) {
             let name = descriptor["annotations"]["io.containerd.image.name"].as_str().map(str::to_owned);
+            if descriptor["mediaType"].as_str().is_some_and(|kind| kind.contains("index") || kind.contains("list")) {
+                let index: Value = serde_json::from_slice(&blob(&descriptor)).expect("an index is JSON");
+                assert_eq!(index["mediaType"], descriptor["mediaType"]);
+                for child in children(&index) {
+                    leaves.push((child, name.clone(), Some((descriptor.clone(), index.clone()))));
+                }
+            } else {
+                leaves.push((descriptor, name, None));
+            }
+        }
+        for (descriptor, name, index) in leaves {
+            let digest = descriptor["digest"].as_str().expect("a digest").to_owned();
             if let Some(known) = images.iter_mut().find(|image| image.digest == digest) {
                 known.names.extend(name);
                 continue;
             }
-            let manifest: Value = serde_json::from_slice(&blob(descriptor)).expect("a manifest is JSON");
+            let manifest: Value = serde_json::from_slice(&blob(&descriptor)).expect("a manifest is JSON");
             assert_eq!(manifest["schemaVersion"], 2);
             let config = blob(&manifest["config"]);
             let layers = manifest["layers"].as_array().expect("a manifest has layers");
@@ -133,6 +150,8 @@ impl Image {
                 config: serde_json::from_slice(&config).expect("a config is JSON"),
                 manifest,
                 layers,
+                descriptor,
+                index,
             });
         }
         let held: BTreeSet<String> =
@@ -175,6 +194,8 @@ impl Image {
             config: serde_json::from_slice(&config).expect("a config is JSON"),
             manifest: entries[0].clone(),
             layers,
+            descriptor: Value::Null,
+            index: None,
         };
         image.validate();
         image

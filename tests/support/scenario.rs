@@ -96,6 +96,7 @@ fn need(word: &str) -> Option<Need> {
         "run" => Need::Run,
         "busybox" => Need::Busybox,
         "root" => Need::Root,
+        "emulator" => Need::Emulator,
         _ => return None,
     })
 }

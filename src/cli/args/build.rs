@@ -17,8 +17,10 @@ use super::registry::Pull;
 use super::run::{RunArgs, RunFlags};
 use super::secrets::{self, SecretArg, SecretSpec, SshArg};
 use super::values::{NamedContext, build_arg, build_context, bytes, count, host, label, some, yes_no};
-use crate::cli::output_spec::{self, Destination, OutputSpec};
+use crate::cli::find;
+use crate::cli::output_spec::{self, Destination, OutputKind, OutputSpec};
 use crate::cli::settings::Settings;
+use crate::image::annotation::Annotation;
 use crate::plan::remote::{self, Remote};
 use crate::plan::step::Network;
 
@@ -40,15 +42,18 @@ pub struct BuildArgs {
     /// `--build-context`, in order.
     pub build_contexts: Vec<(String, NamedContext)>,
     /// `--platform`, else `DOCKER_DEFAULT_PLATFORM`, as written.
-    pub platform: Option<String>,
+    pub platforms: Vec<String>,
     /// `--no-cache`.
     pub no_cache: bool,
     /// `--no-cache-filter`: stages, as written.
     pub no_cache_filter: Vec<String>,
     /// `--offline`: nothing is asked for on the network.
     pub offline: bool,
-    /// `-o`; where it is empty, the image goes to the local store.
+    /// `-o`, and `--load`, which is one of type docker without a destination; where it is empty, the image goes to the
+    /// local store.
     pub outputs: Vec<OutputSpec>,
+    /// `--annotation`, in order: for all outputs that have manifests.
+    pub annotations: Vec<Annotation>,
     /// How progress is shown; `-q` is [`Progress::Quiet`].
     pub progress: Progress,
     /// `-q`: the image id alone goes to standard output.
@@ -210,8 +215,8 @@ pub(super) struct BuildFlags {
     /// URL of a git repository or a tar
     #[arg(long, value_name = "NAME=VALUE", value_parser = build_context, help_heading = CONTEXT)]
     build_context: Vec<(String, NamedContext)>,
-    /// Build for this platform, such as linux/arm64
-    #[arg(long, value_name = "PLATFORM", value_delimiter = ',', value_parser = some, help_heading = CONTEXT)]
+    /// Build for these platforms, such as linux/amd64,linux/arm64 [default: $DOCKER_DEFAULT_PLATFORM, this machine's]
+    #[arg(long, value_name = "PLATFORMS", value_delimiter = ',', value_parser = some, help_heading = CONTEXT)]
     platform: Vec<String>,
 
     /// A name for the result (can be repeated)
@@ -220,6 +225,9 @@ pub(super) struct BuildFlags {
     /// Set a label of the image
     #[arg(long, value_name = "KEY=VALUE", value_parser = label, help_heading = RESULT)]
     label: Vec<(String, String)>,
+    /// Annotate the manifest, or index:KEY=VALUE, manifest[linux/amd64]:KEY=VALUE…
+    #[arg(long, value_name = "KEY=VALUE", value_parser = some, help_heading = RESULT)]
+    annotation: Vec<String>,
     /// Where the result goes: DIR, - or type=image|registry|oci|docker|tar|local|cacheonly[,dest=PATH][,…]
     /// [default: the local image store]
     #[arg(short, long, value_name = "SPEC", value_parser = some, help_heading = RESULT)]
@@ -227,6 +235,9 @@ pub(super) struct BuildFlags {
     /// Send the image to the registry of its name
     #[arg(long, help_heading = RESULT)]
     push: bool,
+    /// Hand the result to `docker load` or `podman load`
+    #[arg(long, help_heading = RESULT)]
+    load: bool,
     /// Write the image id to this file
     #[arg(long, value_name = "FILE", help_heading = RESULT)]
     iidfile: Option<PathBuf>,
@@ -363,11 +374,12 @@ impl BuildFlags {
             build_args,
             labels: self.label,
             build_contexts: self.build_context,
-            platform: platform(self.platform, settings)?,
+            platforms: platforms(self.platform, settings)?,
             no_cache: self.no_cache,
             no_cache_filter: self.no_cache_filter,
             offline: self.offline,
-            outputs: outputs(&self.output, self.push, self.quiet, settings)?,
+            outputs: outputs(&self.output, self.push, self.load, self.quiet, settings)?,
+            annotations: annotations(&self.annotation)?,
             progress: progress(self.progress, self.quiet, settings)?,
             quiet: self.quiet,
             iidfile: self.iidfile,
@@ -461,17 +473,21 @@ fn build_args(given: &[(String, Option<String>)], settings: &Settings) -> Result
     Ok(all)
 }
 
-fn platform(given: Vec<String>, settings: &Settings) -> Result<Option<String>, String> {
-    let mut given = given;
-    given.dedup();
-    if given.len() > 1 {
-        return Err(format!("not supported yet: --platform {}: several platforms in one build", given.join(",")));
-    }
-    if let Some(platform) = given.pop() {
-        return Ok(Some(platform));
+fn platforms(given: Vec<String>, settings: &Settings) -> Result<Vec<String>, String> {
+    if !given.is_empty() {
+        return Ok(given);
     }
     let usual = settings.var("DOCKER_DEFAULT_PLATFORM").map_err(|error| error.to_string())?;
-    Ok(usual.filter(|platform| !platform.is_empty()))
+    Ok(usual.into_iter().filter(|platform| !platform.is_empty()).collect())
+}
+
+fn annotations(given: &[String]) -> Result<Vec<Annotation>, String> {
+    let here = find::machine();
+    let mut all = Vec::new();
+    for text in given {
+        all.extend(Annotation::parse_flag(text, &here).map_err(|why| format!("--annotation {text}: {why}"))?);
+    }
+    Ok(all)
 }
 
 fn progress(given: Option<Progress>, quiet: bool, settings: &Settings) -> Result<Progress, String> {
@@ -494,8 +510,22 @@ fn progress(given: Option<Progress>, quiet: bool, settings: &Settings) -> Result
     Ok(Progress::Auto)
 }
 
-fn outputs(given: &[String], push: bool, quiet: bool, settings: &Settings) -> Result<Vec<OutputSpec>, String> {
+fn outputs(
+    given: &[String],
+    push: bool,
+    load: bool,
+    quiet: bool,
+    settings: &Settings,
+) -> Result<Vec<OutputSpec>, String> {
     let mut outputs = given.iter().map(|spec| output_spec::parse(spec)).collect::<Result<Vec<_>, _>>()?;
+    if load {
+        if outputs.is_empty() {
+            outputs.push(OutputSpec::new(OutputKind::Image));
+        }
+        if !outputs.iter().any(OutputSpec::is_load) {
+            outputs.push(OutputSpec::new(OutputKind::Docker));
+        }
+    }
     if push {
         output_spec::push(&mut outputs);
     }

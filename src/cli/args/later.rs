@@ -17,14 +17,10 @@ enum Takes {
 }
 
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 7] = [
-    ("build", "load", None, Takes::YesNo, "`docker load`; -o type=docker,dest=- writes what it reads"),
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 3] = [
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),
-    ("build", "annotation", None, Takes::Value, "annotations of the manifest; --label sets labels of the image"),
     ("build", "squash", None, Takes::YesNo, "one layer out of all"),
-    ("import", "message", Some('m'), Takes::Value, "a comment in the history"),
-    ("import", "platform", None, Takes::Value, "images for another platform than this machine's"),
 ];
 
 /// Adds all of it to `command`, out of the help's sight.

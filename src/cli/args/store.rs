@@ -244,4 +244,10 @@ pub struct ImportArgs {
     /// A Dockerfile instruction for the image's config, such as "CMD bash"
     #[arg(short, long = "change", value_name = "INSTRUCTION", value_parser = some)]
     pub changes: Vec<String>,
+    /// A comment for the history
+    #[arg(short, long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// What the image is for [default: this machine]
+    #[arg(long, value_name = "PLATFORM", value_parser = some)]
+    pub platform: Option<String>,
 }

@@ -1,8 +1,10 @@
 //! Command lines in, commands or messages out.
 
 use super::*;
-use crate::cli::output_spec::{Destination, OutputKind};
+use crate::cli::output_spec::{Destination, OutputKind, OutputSpec};
 use crate::exec::cgroup::{Resources, Swap};
+use crate::image::annotation::Annotation;
+use crate::image::platform::Platform;
 use crate::plan::limits::Ulimit;
 use crate::plan::step::Network;
 
@@ -50,11 +52,12 @@ fn plain(dir: &str) -> BuildArgs {
         build_args: vec![],
         labels: vec![],
         build_contexts: vec![],
-        platform: None,
+        platforms: vec![],
         no_cache: false,
         no_cache_filter: vec![],
         offline: false,
         outputs: vec![],
+        annotations: vec![],
         progress: Progress::Auto,
         quiet: false,
         iidfile: None,
@@ -127,8 +130,26 @@ fn builds() {
                 ..base()
             },
         ),
-        ("--platform linux/arm64 .", BuildArgs { platform: Some("linux/arm64".into()), ..base() }),
-        ("--platform a,a .", BuildArgs { platform: Some("a".into()), ..base() }),
+        ("--platform linux/arm64 .", BuildArgs { platforms: vec!["linux/arm64".into()], ..base() }),
+        (
+            "--annotation index:a=b --annotation c=d .",
+            BuildArgs {
+                annotations: ["index:a=b", "c=d"]
+                    .iter()
+                    .flat_map(|text| Annotation::parse_flag(text, &Platform::default()).unwrap())
+                    .collect(),
+                ..base()
+            },
+        ),
+        (
+            "--load .",
+            BuildArgs {
+                outputs: vec![OutputSpec::new(OutputKind::Image), OutputSpec::new(OutputKind::Docker)],
+                ..base()
+            },
+        ),
+        ("--load -o type=docker .", BuildArgs { outputs: vec![OutputSpec::new(OutputKind::Docker)], ..base() }),
+        ("--platform a,b --platform c .", BuildArgs { platforms: vec!["a".into(), "b".into(), "c".into()], ..base() }),
         ("--no-cache .", BuildArgs { no_cache: true, ..base() }),
         ("--no-cache=true .", BuildArgs { no_cache: true, ..base() }),
         ("--no-cache --no-cache=false .", base()),
@@ -236,8 +257,8 @@ fn the_environment_gives_defaults() {
         assert_eq!(build_with(line, &Settings::for_test(&env)).progress, expected, "{line} {env:?}");
     }
     let settings = Settings::for_test(&[("DOCKER_DEFAULT_PLATFORM", "linux/arm64"), ("SOURCE_DATE_EPOCH", "7")]);
-    assert_eq!(build_with(".", &settings).platform.as_deref(), Some("linux/arm64"));
-    assert_eq!(build_with("--platform x .", &settings).platform.as_deref(), Some("x"));
+    assert_eq!(build_with(".", &settings).platforms, ["linux/arm64"]);
+    assert_eq!(build_with("--platform x .", &settings).platforms, ["x"]);
     let epoch = |line| build_with(line, &settings).epoch.and_then(|epoch| epoch.seconds);
     assert_eq!(epoch("."), Some(7));
     assert_eq!(epoch("--build-arg SOURCE_DATE_EPOCH=6 ."), Some(6));
@@ -308,11 +329,15 @@ fn store_commands() {
         ("load", Command::Load(LoadArgs::default())),
         ("load -qi f", Command::Load(LoadArgs { input: Some("f".into()), quiet: true })),
         ("import - x:1", {
-            Command::Import(ImportArgs { file: "-".into(), reference: Some("x:1".into()), changes: vec![] })
+            Command::Import(ImportArgs { file: "-".into(), reference: Some("x:1".into()), ..ImportArgs::default() })
         }),
         ("import -c 'CMD [\"sh\"]' --change 'ENV A=b' f", {
             let changes = texts(&["CMD [\"sh\"]", "ENV A=b"]);
-            Command::Import(ImportArgs { file: "f".into(), reference: None, changes })
+            Command::Import(ImportArgs { file: "f".into(), changes, ..ImportArgs::default() })
+        }),
+        ("import -m text --platform p f", {
+            let (message, platform) = (Some("text".into()), Some("p".into()));
+            Command::Import(ImportArgs { file: "f".into(), message, platform, ..ImportArgs::default() })
         }),
         ("save a -o f b", {
             let format = ArchiveFormat::Docker;
@@ -367,18 +392,13 @@ fn the_root_may_stand_anywhere() {
 #[test]
 fn what_comes_later_is_refused_by_name() {
     for (line, expected) in [
-        ("--load .", "--load (`docker load`; -o type=docker,dest=- writes what it reads)"),
         ("--cache-from x .", "--cache-from (a cache that is shared between machines)"),
         ("--cache-to type=gha .", "--cache-to (a cache that is shared between machines)"),
-        ("--annotation a=b .", "--annotation (annotations of the manifest; --label sets labels of the image)"),
         ("--call outline .", "--call=outline; --print graph shows the stages, --print ast the instructions"),
-        ("--platform a,b .", "--platform a,b: several platforms in one build"),
         ("--provenance .", "--provenance=true; rbuild makes no attestations"),
         ("--provenance=mode=max .", "--provenance=mode=max; rbuild makes no attestations"),
         ("--sbom=true .", "--sbom=true; rbuild makes no attestations"),
         ("--attest type=sbom .", "--attest type=sbom; rbuild makes no attestations"),
-        ("import -m x f", "--message (a comment in the history)"),
-        ("import --platform p f", "--platform (images for another platform than this machine's)"),
     ] {
         assert_eq!(read(line), Err(format!("not supported yet: {expected}")), "{line}");
     }

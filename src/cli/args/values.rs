@@ -9,13 +9,9 @@ use std::path::PathBuf;
 pub(crate) use crate::plan::bytes;
 use crate::plan::remote::{self, Remote};
 
-/// A yes or a no, in the spellings of Go's `strconv.ParseBool`, which is what Docker's flags take.
+/// A yes or a no, as Docker's flags take it.
 pub(crate) fn yes_no(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err("expected true or false".to_owned()),
-    }
+    crate::plan::scope::yes_no(text).ok_or_else(|| "expected true or false".to_owned())
 }
 
 /// A number of things that there must be.

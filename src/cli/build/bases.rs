@@ -187,10 +187,25 @@ fn local_image(
         Some(digest) => store.image_by_manifest(&digest),
         None => store.image_by_name(name),
     };
-    let Some(record) = found.map_err(failed)? else { return Ok(None) };
-    let image = base::base_image(store, &record).map_err(failed)?;
-    base::pin(lease, &image).map_err(failed)?;
-    Ok(Some(Arc::new(image)))
+    match found.map_err(failed)? {
+        Some(record) => {
+            let mut images = base::base_images(store, &record).map_err(failed)?;
+            let offered = images.iter().map(|image| &image.platform);
+            let best = request.platform.best(offered.clone());
+            // The only one was asked for by name: that it is for another machine is warned of.
+            let Some(best) = best.or((images.len() == 1).then_some(0)) else {
+                let list = offered.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                let message = format!("the image {} has nothing for {}", shown(name), request.platform);
+                return Err(Diagnostic::error(request.span, message)
+                    .label(format!("it is for {list}"))
+                    .help("the platform is that of --platform, of FROM --platform or of DOCKER_DEFAULT_PLATFORM"));
+            };
+            let image = images.swap_remove(best);
+            base::pin(lease, &image).map_err(failed)?;
+            Ok(Some(Arc::new(image)))
+        }
+        None => Ok(None),
+    }
 }
 
 fn unusable(name: &str, request: &BaseRequest, error: &anyhow::Error) -> Diagnostic {

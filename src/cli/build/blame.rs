@@ -7,6 +7,7 @@
 use crate::diagnostic::{Diagnostic, Source, Span};
 use crate::dockerfile::ast::{self, Dockerfile, Instruction, InstructionKind, Stage, Word};
 use crate::exec::Exit;
+use crate::exec::emulator::NoEmulator;
 use crate::plan::remote::without_password;
 use crate::plan::step::{ContextId, CopyFrom, CopyOp, CopySource, Op, RunOp, Stack, Step};
 use crate::solve::copy::CopyError;
@@ -37,6 +38,7 @@ pub(super) fn diagnostic<'a>(
             help.iter().fold(diagnostic, |diagnostic, help| diagnostic.help(help.as_str()))
         }
         (Cause::User(why), _) => user(why, step, place, source),
+        (Cause::Emulator(error), _) => emulator(error, step.span),
         (other, _) => Diagnostic::error(step.span, other.to_string()),
     };
     let diagnostic = with_causes(diagnostic, error);
@@ -70,6 +72,14 @@ fn with_causes(mut diagnostic: Diagnostic, error: &Cause) -> Diagnostic {
         cause = next.source();
     }
     diagnostic
+}
+
+/// A command for another architecture.
+fn emulator(error: &NoEmulator, span: Span) -> Diagnostic {
+    let NoEmulator { platform, here, why, help } = error;
+    Diagnostic::error(span, format!("RUN for {platform} needs an emulator on a machine that is {here}: {why}"))
+        .help(help)
+        .help("the platform is that of the stage's FROM, of --platform or of DOCKER_DEFAULT_PLATFORM; a stage that begins with FROM --platform=$BUILDPLATFORM needs none")
 }
 
 /// A command that did not succeed.

@@ -1,49 +1,79 @@
-//! The end of a build: documents, forms under an epoch, outputs, names, and what the user is told.
+//! The end of a build: documents, forms under an epoch, and what the user is told.
 //!
-//! In: a solution. Out: an image in the store and in files, and a [`Report`]. What always holds: what was made is
-//! durable before a name leads to it; a build with nothing new writes nothing.
+//! In: a solution. Out: the documents of its images, which go where they belong, and a [`Report`]. What always holds:
+//! what was made is durable before a name leads to it; a build with nothing new writes nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::Context as _;
 use serde_json::json;
 
 use super::Job;
+use super::load::Loader;
+use super::outputs;
 use crate::cli::args::BuildArgs;
 use crate::cli::failure::Failure;
-use crate::cli::output_spec::{CompressionName, Destination, OutputKind, OutputSpec};
+use crate::cli::output_spec::{OutputKind, OutputSpec};
 use crate::cli::render::Built;
 use crate::cli::stdout::stdout;
 use crate::digest::{ContentDigest, DiffId, ImageId};
 use crate::event::{Event, EventSink};
-use crate::image::assemble::{self, Assembled, NewLayer, Parts};
+use crate::image::assemble::{self, Assembled, NewLayer, Parts, index_content_digest};
 use crate::image::manifest::{Descriptor, Encoding, Family};
+use crate::image::platform::Platform;
 use crate::image::reference::Reference;
-use crate::layer::compress::Compression;
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::{epoch_index, write_form};
-use crate::output::{self, Output, OutputImage};
 use crate::plan::BaseImage;
-use crate::plan::step::Stack;
+use crate::plan::step::{PlannedImage, Stack};
 use crate::solve::{Solution, Solved};
-use crate::store::images::ImageRecord;
+use crate::store::Store;
 use crate::store::layers::Form;
-use crate::store::{Store, base};
 
 /// Docker does not load images with more layers.
 const DOCKERS_MOST_LAYERS: usize = 127;
 
+/// What a build made: an image, or one for each platform under an index.
+pub(super) struct Made {
+    /// In the order of the index.
+    pub(super) images: Vec<(Platform, Assembled)>,
+    /// They stand under an index.
+    pub(super) index: bool,
+    /// What names lead to.
+    pub(super) names: Vec<Reference>,
+}
+
+impl Made {
+    /// What it holds, times left out.
+    pub(super) fn content(&self) -> Option<ContentDigest> {
+        match self.images.as_slice() {
+            [(_, image)] if !self.index => image.content,
+            images => index_content_digest(images.iter().map(|(platform, image)| (platform.clone(), image.content))),
+        }
+    }
+}
+
+/// What an output came to: the manifest or the index that it has.
+#[derive(Debug, Clone)]
+pub(super) struct Listed {
+    /// Its descriptor.
+    pub(super) descriptor: Descriptor,
+    /// The descriptors of the manifests in an index; of an image, its own.
+    pub(super) manifests: Vec<Descriptor>,
+}
+
 /// What a build came to.
 pub(super) struct Report {
+    made: Made,
+    /// What counts as the result: what is in the store, else what went out.
     id: ImageId,
-    content: Option<ContentDigest>,
-    manifest: Descriptor,
-    names: Vec<Reference>,
+    /// The manifest or index that counts for others: what went out, else what is in the store.
+    listed: Listed,
     /// Per step of the plan.
     steps: Vec<StepReport>,
 }
@@ -65,8 +95,8 @@ impl Report {
 
     /// What the user is told last.
     pub(super) fn built(&self) -> Built {
-        let names = self.names.iter().map(Reference::familiar).collect();
-        Built { image: self.id, content: self.content, names }
+        let names = self.made.names.iter().map(Reference::familiar).collect();
+        Built { image: self.id, content: self.made.content(), names }
     }
 
     /// Writes what goes to standard output and to files.
@@ -86,8 +116,9 @@ impl Report {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The document of `--metadata-file`: Docker's keys, and rbuild's own under `rbuild.`.
+    /// The document of `--metadata-file`: BuildKit's keys, and rbuild's own under `rbuild.`.
     pub(super) fn metadata(&self) -> serde_json::Value {
+        let Self { made, listed, .. } = self;
         let steps = self.steps.iter().map(|step| {
             json!({
                 "name": step.name,
@@ -98,27 +129,70 @@ impl Report {
             })
         });
         let mut document = json!({
-            "containerimage.config.digest": self.id,
-            "containerimage.descriptor": self.manifest,
-            "containerimage.digest": self.manifest.digest,
+            "containerimage.descriptor": listed.descriptor,
+            "containerimage.digest": listed.descriptor.digest,
+            "rbuild.image": self.id,
             "rbuild.steps": steps.collect::<Vec<_>>(),
         });
-        if !self.names.is_empty() {
-            let names: Vec<String> = self.names.iter().map(ToString::to_string).collect();
+        if made.index {
+            let images = made.images.iter().zip(&listed.manifests).map(|((platform, image), manifest)| {
+                json!({
+                    "platform": platform.to_string(),
+                    "containerimage.config.digest": image.image_id,
+                    "containerimage.digest": manifest.digest,
+                    "rbuild.content.digest": image.content,
+                })
+            });
+            document["rbuild.images"] = images.collect();
+        } else if let [(_, image)] = made.images.as_slice() {
+            document["containerimage.config.digest"] = json!(image.image_id);
+        }
+        if !made.names.is_empty() {
+            let names: Vec<String> = made.names.iter().map(ToString::to_string).collect();
             document["image.name"] = names.join(",").into();
         }
-        if let Some(content) = self.content {
+        if let Some(content) = made.content() {
             document["rbuild.content.digest"] = content.to_string().into();
         }
         document
     }
 }
 
-/// Makes the image of a solution and puts it where it belongs.
-pub(super) fn finish(job: &Job<'_>, solution: &Solution) -> Result<Report, Failure> {
-    let [planned] = job.plan.images.as_slice() else {
-        return Err(anyhow!("internal error: a plan has one image, not {}", job.plan.images.len()).into());
+/// Makes the images of a solution and puts them where they belong.
+pub(super) fn finish(job: &Job<'_>, solution: &Solution, loader: Option<Loader>) -> Result<Report, Failure> {
+    let mut images = Vec::with_capacity(job.plan.images.len());
+    for planned in &job.plan.images {
+        images.push((planned.platform.clone(), assemble(job, solution, planned)?));
+    }
+    let height = images.iter().map(|(_, image)| image.config.rootfs.diff_ids.len()).max().unwrap_or(0);
+    if height > DOCKERS_MOST_LAYERS {
+        let note = format!("warning: the image has {height} layers; Docker refuses more than {DOCKERS_MOST_LAYERS}");
+        job.reporter.event(Event::Note(&note));
+    }
+    let made = Made { images, index: job.plan.index, names: names(job.args)? };
+    let (kept, sent) = outputs::write(job, &made, loader)?;
+    let listed = match sent.as_ref().or(kept.as_ref()) {
+        Some(listed) => listed.clone(),
+        // A root file system, or nothing, went out: the documents that the store would have.
+        None => outputs::documents(job, &made, None)?.listed(),
     };
+    let counts = kept.as_ref().unwrap_or(&listed);
+    let id = match made.images.as_slice() {
+        [(_, image)] if !made.index => image.image_id,
+        _ => ImageId(counts.descriptor.digest),
+    };
+    let steps = job.plan.steps.iter().zip(&solution.steps).map(|(step, solved)| StepReport {
+        name: step.name.clone(),
+        layer: solved.layer,
+        content: solved.content,
+        cached: solved.cached,
+        took: solved.took,
+    });
+    Ok(Report { id, listed, steps: steps.collect(), made })
+}
+
+/// The documents of one image.
+fn assemble(job: &Job<'_>, solution: &Solution, planned: &PlannedImage) -> Result<Assembled, Failure> {
     let epoch = job.epoch();
     let base = planned.base.map(|base| job.bases[base.0].as_ref());
     let mut layers = BTreeMap::new();
@@ -133,51 +207,9 @@ pub(super) fn finish(job: &Job<'_>, solution: &Solution) -> Result<Report, Failu
         job.remotes.complete(base, job.reporter)?;
     }
     let contents = base.map(|base| base_contents(job.store, base)).transpose()?.flatten();
-    let assembled = assemble::assemble(&Parts {
-        image: planned,
-        base,
-        base_contents: contents.as_deref(),
-        layers: &layers,
-        epoch,
-        family: Family::Oci,
-    })
-    .map_err(anyhow::Error::from)?;
-
-    let height = assembled.config.rootfs.diff_ids.len();
-    if height > DOCKERS_MOST_LAYERS {
-        let note = format!("warning: the image has {height} layers; Docker refuses more than {DOCKERS_MOST_LAYERS}");
-        job.reporter.event(Event::Note(&note));
-    }
-    let names = names(job.args)?;
-    let wants_store =
-        job.args.outputs.is_empty() || job.args.outputs.iter().any(|output| output.kind == OutputKind::Image);
-    let absent = assembled.config.rootfs.diff_ids.iter().any(|layer| !job.store.has_layer(layer));
-    if wants_store && absent {
-        let note = "the image is pushed and not kept in the local store: layers of its base never came here";
-        job.reporter.event(Event::Note(note));
-    } else if wants_store {
-        if let Some(base) = base {
-            job.remotes.complete(base, job.reporter)?;
-        }
-        keep(job, &assembled, &names)?;
-    }
-    let mut manifest = assembled.descriptor();
-    for spec in &job.args.outputs {
-        if spec.push {
-            let (compression, family) = form(spec);
-            // The digest by which others get it.
-            manifest = super::push::push(job, spec, compression, family, &assembled, &names)?;
-        }
-        write_output(job, spec, &assembled, &names)?;
-    }
-    let steps = job.plan.steps.iter().zip(&solution.steps).map(|(step, solved)| StepReport {
-        name: step.name.clone(),
-        layer: solved.layer,
-        content: solved.content,
-        cached: solved.cached,
-        took: solved.took,
-    });
-    Ok(Report { id: assembled.image_id, content: assembled.content, manifest, names, steps: steps.collect() })
+    let parts =
+        Parts { image: planned, base, base_contents: contents.as_deref(), layers: &layers, epoch, family: Family::Oci };
+    Ok(assemble::assemble(&parts).map_err(anyhow::Error::from)?)
 }
 
 /// The layer of a step in the form that the image lists.
@@ -240,80 +272,4 @@ pub(super) fn tag(name: &str) -> Result<Reference, Failure> {
         )));
     }
     Ok(reference)
-}
-
-/// Puts the image's documents into the store, makes all durable, and gives the names.
-fn keep(job: &Job<'_>, image: &Assembled, names: &[Reference]) -> Result<(), Failure> {
-    let (store, lease) = (job.store, job.lease);
-    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    let descriptor = image.descriptor();
-    let known = store.image_by_manifest(&descriptor.digest).map_err(anyhow::Error::from)?;
-    let known = known.filter(|known| known.id == image.image_id);
-    if known.as_ref().is_some_and(|known| names.iter().all(|name| known.names.contains(name))) {
-        return Ok(());
-    }
-    // Of a known image too: what nobody names may be collected until this lease lists it.
-    store.put_blob(lease, &image.config_bytes).map_err(anyhow::Error::from)?;
-    store.put_blob(lease, &image.manifest_bytes).map_err(anyhow::Error::from)?;
-    let record = match known {
-        Some(known) => ImageRecord { names, ..known },
-        None => {
-            let mut size = 0;
-            for layer in &image.config.rootfs.diff_ids {
-                size += store.layer_summary(layer).map_err(anyhow::Error::from)?.files_size;
-            }
-            ImageRecord {
-                id: image.image_id,
-                names,
-                manifest: descriptor.digest,
-                media_type: descriptor.media_type.to_string(),
-                manifest_size: descriptor.size,
-                content: image.content,
-                created: image.config.created.clone(),
-                size,
-                platform: image.config.platform().to_string(),
-            }
-        }
-    };
-    base::keep(store, lease, &record).map_err(anyhow::Error::from)?;
-    Ok(())
-}
-
-/// How layers are compressed, and whose media types they have.
-fn form(spec: &OutputSpec) -> (Option<Compression>, Option<Family>) {
-    let level = |usual: u8| spec.level.and_then(|level| u8::try_from(level).ok()).unwrap_or(usual);
-    let compression = spec.compression.map(|name| match (name, Compression::GZIP, Compression::ZSTD) {
-        (CompressionName::Gzip, Compression::Gzip(usual), _) => Compression::Gzip(level(usual)),
-        (CompressionName::Zstd, _, Compression::Zstd(usual)) => Compression::Zstd(level(usual)),
-        _ => Compression::None,
-    });
-    let family = spec.oci_mediatypes.map(|oci| if oci { Family::Oci } else { Family::Docker });
-    (compression, family)
-}
-
-fn write_output(job: &Job<'_>, spec: &OutputSpec, image: &Assembled, names: &[Reference]) -> Result<(), Failure> {
-    let kind = match spec.kind {
-        OutputKind::Image | OutputKind::Registry | OutputKind::CacheOnly => return Ok(()),
-        OutputKind::Oci => output::OutputKind::Oci { tar: spec.tar },
-        OutputKind::Docker => output::OutputKind::Docker { tar: spec.tar },
-        OutputKind::Tar => output::OutputKind::Tar,
-        OutputKind::Local => output::OutputKind::Local,
-    };
-    let dest = match &spec.dest {
-        Some(Destination::Path(path)) => output::Destination::Path(job.settings.cwd.join(path)),
-        Some(Destination::Stdout) | None => output::Destination::Stdout,
-    };
-    let (compression, family) = form(spec);
-    let output = Output { kind, dest, compression, force_compression: spec.force_compression, family };
-    let label = format!("exporting to {}", spec.kind.name());
-    job.reporter.event(Event::Began(&label));
-    let began = Instant::now();
-    let manifest = image.manifest.clone();
-    let image = OutputImage::new(image.config_bytes.clone(), &image.config, manifest, names.to_vec());
-    let written = output::write(&output, &image, job.store, job.lease, job.epoch()).map_err(anyhow::Error::from)?;
-    for note in &written.notes {
-        job.reporter.event(Event::Note(note));
-    }
-    job.reporter.event(Event::Ended(&label, began.elapsed()));
-    Ok(())
 }

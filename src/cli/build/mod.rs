@@ -11,6 +11,8 @@ mod finish;
 mod hints;
 mod input;
 mod limit;
+mod load;
+mod outputs;
 mod push;
 mod remote;
 mod secrets;
@@ -29,6 +31,8 @@ use self::remote::Remotes;
 use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
 use super::check;
 use super::failure::Failure;
+use super::find;
+use super::output_spec::OutputSpec;
 use super::render::Reporter;
 use super::settings::Settings;
 use super::stdout::stdout;
@@ -119,7 +123,8 @@ fn build(
         write!(stdout(), "{text}")?;
         return Ok(ExitCode::SUCCESS);
     }
-    foreign_platforms(&plan, &options.build_platform).map_err(refuse)?;
+
+    outputs::check(args, &plan)?;
     let warnings = told.warnings(more, ignored(&plan, &root, &file)?, &built)?;
 
     reporter.set_source(file.source.clone());
@@ -291,6 +296,8 @@ impl Job<'_> {
             self.recover(suspects)?;
         }
         let contexts = self.contexts(now)?;
+        // It starts as whoever started rbuild, not in the user namespace of the build.
+        let loader = load::Loader::start(self)?;
         let secrets = secrets::secrets(self.args, self.settings)?;
         let agents = secrets::agents(self.args, self.settings)?;
         let hosts: Vec<(String, String)> =
@@ -335,7 +342,9 @@ impl Job<'_> {
             }
         }
         match solved {
-            Ok(Solved::All(solution)) => finish::finish(self, &solution).map(|report| Ended::Built(Box::new(report))),
+            Ok(Solved::All(solution)) => {
+                finish::finish(self, &solution, loader).map(|report| Ended::Built(Box::new(report)))
+            }
             Ok(Solved::Place(inside)) => {
                 let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
                 self.shell_at(*inside, place).map(Ended::Shell)
@@ -359,7 +368,12 @@ impl Job<'_> {
         if self.plan.shell.is_some() {
             return Exports::Nothing;
         }
-        if self.args.outputs.iter().any(|output| output.push || !matches!(output.kind, Image | CacheOnly)) {
+        let only_store = |output: &OutputSpec| match output.kind {
+            CacheOnly => true,
+            Image => !output.push && output.compression.is_none(),
+            _ => false,
+        };
+        if !self.args.outputs.iter().all(only_store) {
             return Exports::Bytes;
         }
         self.epoch().map_or(Exports::Nothing, Exports::Epoch)
@@ -418,9 +432,7 @@ impl Job<'_> {
             }
             // Root of a container: the kernel lets it have neither trusted attributes nor devices.
             claim("root of a user namespace, attributes user.overlay")?;
-        } else if !rustix::process::geteuid().is_root() {
-            let map = IdMap::of_caller().map_err(|error| text(error.into()))?;
-            namespace::enter_user_namespace(&map).map_err(|error| text(error.into()))?;
+        } else if let Some(map) = find::enter_ids(self.settings).map_err(text)? {
             claim(&format!("{}, attributes user.overlay", describe(&map)))?;
             // What an earlier build left of mapped ids can be removed only from here.
             self.store.empty_trash().map_err(|error| text(error.into()))?;
@@ -485,11 +497,9 @@ fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
 }
 
 pub(super) fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Failure> {
-    let build_platform = Platform::new("linux", architecture(), "");
-    let platforms = match &args.platform {
-        Some(text) => vec![Platform::parse(text, &build_platform).map_err(|error| Failure::Usage(error.to_string()))?],
-        None => Vec::new(),
-    };
+    let build_platform = find::machine();
+    let platforms = Platform::parse_list(args.platforms.iter().map(String::as_str), &build_platform)
+        .map_err(|error| Failure::Usage(format!("--platform: {error}")))?;
     let mut build_args = args.build_args.clone();
     if let Some(epoch) = &args.epoch {
         // The one that won is what stages see, wherever it came from.
@@ -526,17 +536,6 @@ pub(super) fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<Plan
         shell_at: None,
         all_stages: false,
     })
-}
-
-/// This machine's architecture by its name in images.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "x86" => "386",
-        "aarch64" => "arm64",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
 }
 
 type Planned = (Plan, Vec<Arc<BaseImage>>, Vec<Diagnostic>);
@@ -578,17 +577,4 @@ fn describe(map: &IdMap) -> String {
         extents.iter().map(one).collect::<String>()
     };
     format!("users{}, groups{}", extents(&map.uids), extents(&map.gids))
-}
-
-/// RUN for another architecture takes an emulator, which is not used yet.
-fn foreign_platforms(plan: &Plan, own: &Platform) -> Result<(), Vec<Diagnostic>> {
-    let mut runs = plan.steps.iter().filter(|step| matches!(step.op, Op::Run(_)));
-    match runs.find(|step| step.platform.architecture != own.architecture || step.platform.os != own.os) {
-        None => Ok(()),
-        Some(step) => {
-            let message = format!("not supported yet: RUN for {} on a machine that is {own}", step.platform);
-            let help = "the platform is that of the stage's FROM, of --platform or of DOCKER_DEFAULT_PLATFORM";
-            Err(vec![Diagnostic::error(step.span, message).help(help)])
-        }
-    }
 }

@@ -38,7 +38,7 @@ const MOST_FILES: usize = 100;
 /// What a build leaves for the comparison: part of the document of `--metadata-file`.
 #[derive(Debug, Deserialize)]
 struct Results {
-    #[serde(rename = "containerimage.config.digest")]
+    #[serde(rename = "rbuild.image")]
     image: String,
     #[serde(rename = "rbuild.content.digest", default)]
     content: Option<String>,

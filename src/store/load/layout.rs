@@ -38,11 +38,16 @@ pub enum Selector {
 /// One image of a layout, with the names that it has there.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Listed {
-    /// Of an image manifest.
-    pub(super) manifest: Descriptor,
+    /// Its manifest; of an index that is here with all its images, theirs.
+    pub(super) manifests: Vec<Descriptor>,
+    /// The index, and its bytes.
+    pub(super) index: Option<(Descriptor, Vec<u8>)>,
     /// Full names; an image may have none.
     pub(super) names: Vec<Reference>,
 }
+
+/// The manifests in an index, and its bytes.
+type WholeIndex = (Vec<Descriptor>, Vec<u8>);
 
 /// Whether the files are a layout.
 pub(super) fn is_layout(files: &Files) -> Result<bool, LoadError> {
@@ -88,17 +93,27 @@ pub(super) fn select(files: &Files, wanted: &Selector, platform: &Platform) -> R
     search.resolve(&chosen, platform)
 }
 
-/// All images, each once; of one with several platforms the one for `platform`.
+/// All images, each once. One with several platforms is an index if all of them are there (`docker save` may leave some
+/// out), else the image for `platform`.
 pub(super) fn list(files: &Files, platform: &Platform) -> Result<Vec<Listed>, LoadError> {
     let entries = read_index(files)?;
     let mut search = Search { files, documents: 0 };
     let mut images: Vec<Listed> = Vec::new();
     for entry in entries.iter().filter(|entry| is_image_or_index(entry)) {
-        let manifest = search.resolve(entry, platform)?;
+        let (manifests, index) = match search.whole_index(entry)? {
+            Some((manifests, bytes)) => (manifests, Some((entry.clone(), bytes))),
+            None => (vec![search.resolve(entry, platform)?], None),
+        };
         let names = names(entry);
-        match images.iter_mut().find(|image| image.manifest.digest == manifest.digest) {
+        // Each name has an entry, with annotations of its own.
+        let key = |index: &Option<(Descriptor, Vec<u8>)>, manifests: &[Descriptor]| {
+            let index = index.as_ref().map(|(index, _)| index.digest);
+            (index, manifests.iter().map(|manifest| manifest.digest).collect::<Vec<_>>())
+        };
+        let same = |image: &&mut Listed| key(&image.index, &image.manifests) == key(&index, &manifests);
+        match images.iter_mut().find(same) {
             Some(image) => image.names.extend(names),
-            None => images.push(Listed { manifest, names }),
+            None => images.push(Listed { manifests, index, names }),
         }
     }
     Ok(images)
@@ -234,6 +249,44 @@ impl Search<'_> {
         self.choose(leaves, platform)
     }
 
+    /// The images of an entry that is an index, and its bytes: if it is of images alone or of several, and if all that they
+    /// are made of is there.
+    fn whole_index(&mut self, entry: &Descriptor) -> Result<Option<WholeIndex>, LoadError> {
+        if Kind::of(&entry.media_type) != Some(Kind::Index) {
+            return Ok(None);
+        }
+        let bytes = read_blob(self.files, entry, MAX_MANIFEST_SIZE, "index")?;
+        // What is wrong with it is told by whoever looks for one image in it.
+        let Ok(index) = Index::parse(&bytes) else { return Ok(None) };
+        let images: Vec<Descriptor> = index.images().cloned().collect();
+        // One image with an attestation beside it is an image: every build of Docker is such an index.
+        let is_index = images.len() > 1 || images.len() == 1 && index.manifests.len() == 1;
+        let nested = index.manifests.iter().any(|entry| Kind::of(&entry.media_type) == Some(Kind::Index));
+        if !is_index || nested || images.len() > MAX_DOCUMENTS {
+            return Ok(None);
+        }
+        for image in &images {
+            if !self.is_complete(image)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some((images, bytes)))
+    }
+
+    /// Whether the files of an image are there: manifest, config and layers.
+    fn is_complete(&self, image: &Descriptor) -> Result<bool, LoadError> {
+        let Some(bytes) = read_small(self.files, &blob_name(&image.digest), MAX_MANIFEST_SIZE)? else {
+            return Ok(false);
+        };
+        let Ok(manifest) = Manifest::parse(&bytes) else { return Ok(false) };
+        for blob in std::iter::once(&manifest.config).chain(&manifest.layers) {
+            if self.files.open(&blob_name(&blob.digest))?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// All image manifests that an entry leads to.
     fn leaves(&mut self, entry: &Descriptor, depth: usize, leaves: &mut Vec<Descriptor>) -> Result<(), LoadError> {
         let place = || self.files.place().to_owned();
@@ -267,6 +320,17 @@ impl Search<'_> {
 
     /// The manifest that serves `platform` best. A single one is taken whatever it is for: it was asked for by name.
     fn choose(&mut self, mut leaves: Vec<Descriptor>, platform: &Platform) -> Result<Descriptor, LoadError> {
+        if leaves.len() > 1 {
+            // An archive need not hold all that its index lists.
+            let mut here = Vec::with_capacity(leaves.len());
+            for leaf in &leaves {
+                here.push(self.files.open(&blob_name(&leaf.digest))?.is_some());
+            }
+            if here.contains(&true) {
+                let mut here = here.into_iter();
+                leaves.retain(|_| here.next() == Some(true));
+            }
+        }
         if leaves.len() == 1 {
             return Ok(leaves.remove(0));
         }

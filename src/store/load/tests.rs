@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::digest::HashingWriter;
+use crate::digest::{ContentDigest, HashingWriter};
 use crate::layer::compress::{Compression, Encoder};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -181,6 +181,78 @@ fn a_layout_comes_in_and_is_not_read_twice() {
     assert!(error.contains("is incomplete") && error.contains("the layer sha256:"), "{error}");
 }
 
+/// The image with its platform in the descriptor.
+fn for_platform(image: &Value, architecture: &str) -> Value {
+    let mut image = image.clone();
+    image["platform"] = json!({"os": "linux", "architecture": architecture});
+    image
+}
+
+#[test]
+fn an_index_comes_in_whole_or_is_one_image() {
+    let mut sample = Sample::default();
+    let (arm, amd) = (sample.image("arm64", &["one", "two"]), sample.image("amd64", &["one", "three"]));
+    let mut attestation = sample.blob(MANIFEST, b"{}");
+    attestation["platform"] = json!({"os": "unknown", "architecture": "unknown"});
+    let (arm, amd) = (for_platform(&arm, "arm64"), for_platform(&amd, "amd64"));
+    let names = [(IMAGE_NAME, "docker.io/library/x:1")];
+    let load_index = |manifests: &[Value], without: Option<&Value>| {
+        let mut sample = sample.clone();
+        let index = sample.index(manifests);
+        sample.list(index.clone(), &names).list(index.clone(), &[(IMAGE_NAME, "docker.io/library/y:2")]);
+        if let Some(blob) = without {
+            let digest: Digest = blob["digest"].as_str().unwrap().parse().unwrap();
+            sample.files.remove(&layout::blob_name(&digest));
+        }
+        let place = Place::new();
+        let mut loaded = place.load(&archive_of(&sample.all())).unwrap();
+        assert_eq!(loaded.len(), 1);
+        let loaded = loaded.remove(0);
+        assert_eq!(loaded.names.len(), 2);
+        let lease = place.store.lease("boot").unwrap();
+        let problems = crate::store::verify::verify(&place.store, &lease, &loaded.record).unwrap();
+        assert_eq!(problems, [""; 0]);
+        let images = base::base_images(&place.store, &loaded.record).unwrap();
+        let platforms: Vec<String> = images.iter().map(|image| image.platform.to_string()).collect();
+        (index["digest"] == loaded.record.id.to_string(), platforms.join(" "), loaded.record.size)
+    };
+    let both = [arm.clone(), amd.clone()];
+    assert_eq!(load_index(&both, None), (true, "linux/arm64 linux/amd64".into(), 14));
+    assert_eq!(load_index(&[arm.clone(), attestation.clone(), amd.clone()], None).1, "linux/arm64 linux/amd64");
+    assert_eq!(load_index(std::slice::from_ref(&amd), None), (true, "linux/amd64".into(), 8));
+    // As every build of Docker has it.
+    assert_eq!(load_index(&[amd.clone(), attestation], None), (false, "linux/amd64".into(), 8));
+    // As `docker save` leaves it where one platform was pulled.
+    assert_eq!(load_index(&both, Some(&arm)), (false, "linux/amd64".into(), 8));
+    assert_eq!(load_index(&both, Some(&amd)), (false, "linux/arm64".into(), 6));
+}
+
+#[test]
+fn damage_to_one_image_of_an_index_is_found() {
+    let mut sample = Sample::default();
+    let (arm, amd) = (sample.image("arm64", &["one"]), sample.image("amd64", &["two"]));
+    let index = sample.index(&[for_platform(&arm, "arm64"), for_platform(&amd, "amd64")]);
+    sample.list(index, &[]);
+    let archive = archive_of(&sample.all());
+    type Harm<'a> = &'a dyn Fn(&Place, &mut Loaded);
+    let arm: Digest = arm["digest"].as_str().unwrap().parse().unwrap();
+    let cases: [(Harm<'_>, &str); 4] = [
+        (&|_, _| (), ""),
+        (&|place, _| fs::remove_file(place.store.blob_path(&arm)).unwrap(), "not in the store"),
+        (&|place, loaded| fs::write(place.store.blob_path(&loaded.record.manifest), "{}").unwrap(), "is damaged"),
+        (&|_, loaded| loaded.record.content = Some(ContentDigest(arm)), "its content digest is sha256:"),
+    ];
+    for (harm, expected) in cases {
+        let place = Place::new();
+        let mut loaded = place.load(&archive).unwrap().remove(0);
+        harm(&place, &mut loaded);
+        let lease = place.store.lease("boot").unwrap();
+        let problems = crate::store::verify::verify(&place.store, &lease, &loaded.record).unwrap().join("; ");
+        assert_eq!(problems.is_empty(), expected.is_empty(), "{problems}");
+        assert!(problems.contains(expected), "{problems}");
+    }
+}
+
 #[test]
 fn archives_may_be_compressed_and_lie_in_pipes() {
     let mut sample = Sample::default();
@@ -297,17 +369,12 @@ fn the_wanted_image_is_found() {
     let a = sample.image("amd64", &["a"]);
     let b = sample.image("amd64", &["b"]);
     let arm = sample.image("arm64", &["arm"]);
-    let with_platform = |image: &Value, architecture: &str| {
-        let mut image = image.clone();
-        image["platform"] = json!({"os": "linux", "architecture": architecture});
-        image
-    };
     let mut attestation = sample.image("unknown", &["attestation"]);
     attestation["platform"] = json!({"os": "unknown", "architecture": "unknown"});
-    let both = [with_platform(&arm, "arm64"), with_platform(&b, "amd64"), attestation.clone()];
+    let both = [for_platform(&arm, "arm64"), for_platform(&b, "amd64"), attestation.clone()];
     let multi = sample.index(&both);
     let nested = sample.index(std::slice::from_ref(&multi));
-    let arm_only = sample.index(&[with_platform(&arm, "arm64"), with_platform(&arm, "s390x")]);
+    let arm_only = sample.index(&[for_platform(&arm, "arm64"), for_platform(&arm, "s390x")]);
     let mut deep = sample.index(std::slice::from_ref(&a));
     for _ in 0..20 {
         deep = sample.index(std::slice::from_ref(&deep));

@@ -316,12 +316,14 @@ pub fn users(data: &[u8]) {
     let who = String::from_utf8_lossy(parts.next().unwrap_or_default());
     let (passwd, group) = (parts.next(), parts.next());
     if let Ok(found) = accounts::user(&who, passwd, group) {
-        assert!(found.groups.contains(&found.gid) && found.uid <= i32::MAX as u32 && found.gid <= i32::MAX as u32);
+        assert!(
+            found.groups.contains(&found.gid) && i32::try_from(found.uid).is_ok() && i32::try_from(found.gid).is_ok()
+        );
         assert_eq!(found.groups.iter().collect::<BTreeSet<_>>().len(), found.groups.len(), "a group twice");
     }
     let (name, of) = who.split_once(':').map_or((&*who, None), |(name, of)| (name, Some(of)));
     if let Ok(found) = accounts::owner(name, of, passwd, group) {
-        assert!(found.uid <= i32::MAX as u32 && found.gid <= i32::MAX as u32);
+        assert!(i32::try_from(found.uid).is_ok() && i32::try_from(found.gid).is_ok());
     }
 }
 

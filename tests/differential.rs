@@ -177,7 +177,7 @@ fn compare(case: &Case, warm: &TestEnv, cold: &TestEnv, other: &Buildah) -> Resu
     match (first, other.build(cold)) {
         (Ok((ours, ..)), Ok(theirs)) => {
             let mut found = differences(&ours, &theirs);
-            found.retain(|difference| !known::reason(difference).is_some());
+            found.retain(|difference| known::reason(difference).is_none());
             if found.is_empty() {
                 return Ok(Outcome::Same);
             }

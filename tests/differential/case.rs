@@ -246,7 +246,7 @@ impl Case {
             }
         }
         if stage > 0 {
-            for _ in 0..1 + random.below(2) {
+            for _ in 0..=random.below(2) {
                 let from = random.pick(&["/etc", "/home", "/t", "/o", "/hl", "/real", "/to", "/etc/passwd", "/m"]);
                 let flags = random.pick(&["", "", "--chown=builder ", "--chown=5:6 ", "--chmod=640 "]);
                 let to = random.pick(&["/f/", "/f/new", "/t", "/o/", "/to/dir", "rel/"]);

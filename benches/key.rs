@@ -18,6 +18,9 @@ fn run(size: usize) -> Op {
         user: String::new(),
         network: Network::Default,
         hostname: None,
+        security: rbuild::plan::limits::Security::Sandbox,
+        limits: rbuild::plan::limits::RunLimits::default(),
+        shell: Vec::new(),
         mounts: Vec::new(),
     })
 }

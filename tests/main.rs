@@ -31,4 +31,5 @@ mod rootless;
 mod save;
 mod scenarios;
 mod seeds;
+mod shell;
 mod signals;

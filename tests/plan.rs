@@ -17,6 +17,7 @@ use rbuild::image::assemble::{NewLayer, Parts, assemble};
 use rbuild::image::config::ImageConfig;
 use rbuild::image::manifest::{Descriptor, Encoding, Family};
 use rbuild::image::platform::Platform;
+use rbuild::plan::limits::{Allowed, Ulimit};
 use rbuild::plan::step::{CopyFrom, Network, Op, Plan, Stack, StepId};
 use rbuild::plan::{self, BaseImage, BaseRequest, Bases, NoCache, Outcome, PlanOptions, Resolved, print};
 
@@ -149,6 +150,11 @@ fn option(options: &mut PlanOptions, line: &str) {
         "epoch" => options.epoch = Some(value.parse().unwrap()),
         "network" => options.network = if value == "host" { Network::Host } else { Network::None },
         "hostname" => options.hostname = Some(value.to_owned()),
+        "allow" if value == "network.host" => options.allowed.network_host = true,
+        "allow" => options.allowed.security_insecure = true,
+        "ulimit" => options.limits.ulimits.push(Ulimit::parse(value).unwrap()),
+        "shm-size" => options.limits.shm_size = value.parse().unwrap(),
+        "cgroup-parent" => options.limits.cgroup_parent = Some(value.to_owned()),
         "context" => drop(options.named_contexts.insert(value.to_owned())),
         other => panic!("unknown option {other}"),
     }
@@ -382,7 +388,9 @@ fn corpus(test: &str) -> Option<PathBuf> {
 
 /// What planning every stage of a file says: where which variables are undefined, and the errors.
 fn plan_all_stages(source: Source) -> (Case, BTreeSet<(String, usize)>, Vec<Diagnostic>) {
-    let mut case = Case { source, options: PlanOptions::default(), bases: BTreeMap::new() };
+    let allowed = Allowed { network_host: true, security_insecure: true };
+    let options = PlanOptions { allowed, ..PlanOptions::default() };
+    let mut case = Case { source, options, bases: BTreeMap::new() };
     let parsed = parse(&case.source);
     let mut said: Vec<Diagnostic> = Vec::new();
     if parsed.has_errors() {
@@ -498,7 +506,10 @@ fn check_golden(folder: &Path, case: &serde_json::Value, golden: &serde_json::Va
     let text = fs::read_to_string(folder.join("Dockerfile")).map_err(|error| error.to_string())?;
     let mut made = Case {
         source: Source { name: "Dockerfile".into(), text },
-        options: PlanOptions::default(),
+        options: PlanOptions {
+            allowed: Allowed { network_host: true, security_insecure: true },
+            ..PlanOptions::default()
+        },
         bases: BTreeMap::new(),
     };
     for (image, name, cmd) in

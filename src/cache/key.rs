@@ -12,6 +12,8 @@
 //! | what is bound or seeds a cache | [`run_key`]: as [`MountId::Stack`] with its path, or as [`MountId::Content`] |
 //! | what caches hold, values of secrets, keys of agents, where in the Dockerfile a mount stands | nowhere |
 //! | undeclared proxy arguments | nowhere: where the network is reached is no input |
+//! | `--security`, ulimits, size of `/dev/shm`, parent of the cgroup | [`op_digest`] of RUN, where they are not as usual |
+//! | limits of memory and processors, seccomp off | nowhere |
 //! | destination, `--chown`, `--chmod`, `--link`, `--parents`, `--exclude`, unpacking | [`op_digest`] of COPY |
 //! | sources of COPY as written | [`SourceId::Stack`] only; the content digest has their names where they matter |
 //! | bytes, modes, links of what is copied | [`SourceId::Content`] |
@@ -21,6 +23,7 @@
 
 use crate::digest::{CacheKey, ChainId, ContentDigest, Digest, Hasher, StackId};
 use crate::image::platform::Platform;
+use crate::plan::limits::{RunLimits, Security, Ulimit};
 use crate::plan::step::{
     Chmod, Chown, CopyOp, CopySource, FileOwner, MakeDirOp, ModeClause, MountOp, Network, Op, RunMount, RunOp,
 };
@@ -79,7 +82,8 @@ trait Keyed {
 
 impl Keyed for RunOp {
     fn feed(&self, key: &mut KeyHasher) {
-        let Self { args, script, env, proxy_env: _, cwd, user, network, hostname, mounts } = self;
+        let Self { args, script, env, proxy_env: _, cwd, user, network, hostname, security, limits, shell: _, mounts } =
+            self;
         key.texts(args);
         key.option(script.as_ref(), |key, (name, body)| {
             key.text(name);
@@ -94,6 +98,28 @@ impl Keyed for RunOp {
             Network::Host => 2,
         });
         key.option(hostname.as_deref(), KeyHasher::text);
+        // Only where they are not as usual, each after its name: keys of the usual RUN stay what they were.
+        if *security == Security::Insecure {
+            key.text("insecure");
+        }
+        let RunLimits { ulimits, shm_size, cgroup_parent } = limits;
+        if !ulimits.is_empty() {
+            key.text("ulimits");
+            key.number(ulimits.len() as u64);
+            for Ulimit { name, soft, hard } in ulimits {
+                key.text(name);
+                key.number(*soft);
+                key.number(*hard);
+            }
+        }
+        if *shm_size > 0 {
+            key.text("shm size");
+            key.number(*shm_size);
+        }
+        if let Some(parent) = cgroup_parent {
+            key.text("cgroup parent");
+            key.text(parent);
+        }
         if !mounts.is_empty() {
             key.text("mounts");
             key.number(mounts.len() as u64);
@@ -318,6 +344,9 @@ mod tests {
             user: String::new(),
             network: Network::Default,
             hostname: None,
+            security: Security::Sandbox,
+            limits: RunLimits::default(),
+            shell: Vec::new(),
             mounts: Vec::new(),
         }
     }
@@ -394,6 +423,12 @@ mod tests {
             |op| op.network = Network::None,
             |op| op.network = Network::Host,
             |op| op.hostname = Some("h".into()),
+            |op| op.security = Security::Insecure,
+            |op| op.limits.shm_size = 1,
+            |op| op.limits.cgroup_parent = Some("a".into()),
+            |op| op.limits.ulimits = vec![Ulimit { name: "core", soft: 0, hard: 0 }],
+            |op| op.limits.ulimits = vec![Ulimit { name: "core", soft: 0, hard: 1 }],
+            |op| op.limits.ulimits = vec![Ulimit { name: "cpu", soft: 0, hard: 1 }],
         ];
         let alter_copy: &[fn(&mut CopyOp)] = &[
             |_| {},
@@ -508,6 +543,8 @@ mod tests {
         assert_eq!(digest(&Op::Run(at(bind(), 0))), digest(&Op::Run(at(elsewhere, 5))), "its content is the input");
         let proxied = RunOp { proxy_env: vec!["http_proxy=http://p".into()], ..run() };
         assert_eq!(digest(&Op::Run(proxied)), digest(&Op::Run(run())));
+        let in_bash = RunOp { shell: vec!["/bin/bash".into()], ..run() };
+        assert_eq!(digest(&Op::Run(in_bash)), digest(&Op::Run(run())), "SHELL counts in the words that it gives");
         let renamed = CopyOp { sources: vec![CopySource::Path("dir/a".into())], ..copy() };
         assert_eq!(digest(&Op::Copy(renamed)), digest(&Op::Copy(copy())));
         for op in [Op::Copy(copy()), Op::MakeDir(make())] {

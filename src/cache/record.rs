@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{ContentDigest, DiffId, Digest, StackId};
+use crate::plan::limits::Security;
 use crate::plan::print;
 use crate::plan::remote::without_password;
 use crate::plan::step::{Chmod, CopySource, Op};
@@ -83,6 +84,19 @@ pub fn parts(op: &Op, platform: &str) -> BTreeMap<String, String> {
             put("user", run.user.clone());
             put("network", format!("{:?}", run.network).to_lowercase());
             put("host name", run.hostname.clone().unwrap_or_default());
+            // Only where they are not as usual: records of before have none of them.
+            if run.security == Security::Insecure {
+                put("security", "insecure".to_owned());
+            }
+            for limit in &run.limits.ulimits {
+                put(&format!("limit {}", limit.name), format!("{}:{}", limit.soft, limit.hard));
+            }
+            if run.limits.shm_size > 0 {
+                put("size of /dev/shm", run.limits.shm_size.to_string());
+            }
+            if let Some(parent) = &run.limits.cgroup_parent {
+                put("parent of the cgroup", parent.clone());
+            }
             for mount in &run.mounts {
                 let (target, options) = print::mount_in_words(mount);
                 put(&format!("mount at {target}"), options);

@@ -9,6 +9,7 @@ mod check;
 pub(crate) mod epoch;
 mod later;
 mod prune;
+mod run;
 mod secrets;
 mod store;
 pub(crate) mod values;
@@ -25,6 +26,7 @@ pub use check::ReportForm;
 pub use epoch::Epoch;
 pub(crate) use prune::until;
 pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};
+pub use run::RunArgs;
 pub use secrets::{SecretArg, SecretFrom, SshArg};
 pub use store::{
     ArchiveFormat, CompletionArgs, DfArgs, DiffArgs, DiffFormat, HistoryArgs, ImagesArgs, ImportArgs, InspectArgs,

@@ -31,10 +31,9 @@ pub(crate) fn store(settings: &Settings) -> Result<Store, Failure> {
 
 /// Takes a lease, for a command that makes something.
 pub(crate) fn lease(store: &Store, settings: &Settings) -> Result<Lease, Failure> {
-    let boot = std::fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
-    let boot = boot.trim();
-    let swept = store.sweep(boot).map_err(anyhow::Error::from)?;
-    let lease = store.lease(boot).map_err(anyhow::Error::from)?;
+    let boot = boot_id()?;
+    let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
+    let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
     if !swept.suspects.is_empty() {
         if store.recovering_takes_ids(&swept.suspects) {
             enter_ids(settings)?;
@@ -43,6 +42,12 @@ pub(crate) fn lease(store: &Store, settings: &Settings) -> Result<Lease, Failure
         store.forget().map_err(anyhow::Error::from)?;
     }
     Ok(lease)
+}
+
+/// Which start of the machine this is: what dead commands of another one left may have suffered from a power cut.
+pub(crate) fn boot_id() -> anyhow::Result<String> {
+    let id = std::fs::read_to_string(BOOT_ID).with_context(|| format!("cannot read {BOOT_ID}"))?;
+    Ok(id.trim().to_owned())
 }
 
 /// Lets this process read file trees, whose files belong to mapped ids: root can, everyone else enters a user namespace,

@@ -15,16 +15,20 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::root::{self, failed};
 use super::wire::{Failure, Order, Report};
-use super::{MountSource, ProcessSpec, probe};
+use super::{MountSource, ProcessSpec, network, probe, shell};
+use crate::plan::limits::{Security, Ulimit};
 use crate::sys::namespace::unshare;
 use crate::sys::process::{self, DEFAULT_CAPABILITIES, Forked, end, exec, fork};
 
 /// The name (argument 0) under which rbuild starts itself as the init of a sandbox.
 pub(super) const INIT_NAME: &str = "rbuild-init";
+
+/// What failed when there is no shell to give to a person.
+pub(super) const NO_SHELL: &str = "find a shell";
 
 /// The PATH of a command whose environment has none: Docker's.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -44,6 +48,9 @@ pub fn init_main() -> ! {
         Some(word) if word == probe::ARGUMENT => {
             probe::init(arguments.next().map(PathBuf::from).as_deref(), std::io::stdout().lock())
         }
+        Some(word) if word == network::ARGUMENT => {
+            network::keep(&arguments.next().map(PathBuf::from).unwrap_or_default())
+        }
         _ => supervise().map(|never| match never {}),
     };
     end(i32::from(said.is_err()))
@@ -57,6 +64,11 @@ fn supervise() -> Result<Infallible, std::io::Error> {
     rustix::process::setsid()?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let order = Order::receive(&control)?;
+    if order.network_follows {
+        let (_, network) = shell::receive(&control, &mut [0])?;
+        let network = network.ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+    }
     process::join_own_keyring();
     let first =
         unshare(UnshareFlags::NEWPID).map_err(failed("unshare", "")).and_then(|()| fork().map_err(failed("fork", "")));
@@ -120,6 +132,10 @@ fn sandbox(order: &Order, control: &UnixStream) -> Result<Report, Failure> {
     let errno = |call| move |errno: Errno| failed(call, "")(errno.into());
     // Should rbuild-init be killed alone.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(errno("prctl"))?;
+    for join in &order.cgroups {
+        // 0 is the process that writes.
+        std::fs::write(join, "0").map_err(failed("join the control group", join))?;
+    }
     rustix::process::umask(Mode::empty());
     let most = order.rootfs.mounts.iter().map(|mount| match &mount.source {
         MountSource::Stack { lower, .. } => lower.len(),
@@ -128,10 +144,11 @@ fn sandbox(order: &Order, control: &UnixStream) -> Result<Report, Failure> {
     let trees = order.rootfs.lower.len() + most.max().unwrap_or(0) + order.rootfs.mounts.len();
     let limit = make_room_for(trees).map_err(errno("setrlimit"))?;
     root::enter(order, &mut |stub| Report::Stub(stub).send(control))?;
+    let terminal = if order.terminal { Some(open_terminal(control)?) } else { None };
     let children = process::child_events().map_err(failed("signalfd", ""))?;
     let command = match fork().map_err(failed("fork", ""))? {
         Forked::Parent(command) => command,
-        Forked::Child => match become_command(&order.process, limit) {
+        Forked::Child => match become_command(order, limit, terminal) {
             Ok(code) => end(code),
             Err(failure) => {
                 let told = Report::Failed(failure).send(control);
@@ -139,7 +156,16 @@ fn sandbox(order: &Order, control: &UnixStream) -> Result<Report, Failure> {
             }
         },
     };
+    drop(terminal);
     supervise_command(control, children, command)
+}
+
+/// Makes the terminal of the command, and sends its other end to rbuild.
+fn open_terminal(control: &UnixStream) -> Result<OwnedFd, Failure> {
+    let errno = |call| move |errno: Errno| failed(call, "a terminal")(errno.into());
+    let (ours, other) = shell::open_terminal().map_err(errno("open"))?;
+    shell::send_with(control, &Report::Terminal.encode(), other.as_fd()).map_err(errno("send"))?;
+    Ok(ours)
 }
 
 /// Waits for the command, and for whatever else ends.
@@ -185,15 +211,46 @@ fn make_room_for(trees: usize) -> Result<Option<Rlimit>, Errno> {
     }
 }
 
+/// Sets one of `--ulimit`.
+fn set_limit(Ulimit { name, soft, hard }: &Ulimit) -> Result<(), Errno> {
+    let resource = match *name {
+        "core" => Resource::Core,
+        "cpu" => Resource::Cpu,
+        "data" => Resource::Data,
+        "fsize" => Resource::Fsize,
+        "locks" => Resource::Locks,
+        "memlock" => Resource::Memlock,
+        "msgqueue" => Resource::Msgqueue,
+        "nice" => Resource::Nice,
+        "nofile" => Resource::Nofile,
+        "nproc" => Resource::Nproc,
+        "rss" => Resource::Rss,
+        "rtprio" => Resource::Rtprio,
+        "rttime" => Resource::Rttime,
+        "sigpending" => Resource::Sigpending,
+        "stack" => Resource::Stack,
+        _ => return Err(Errno::INVAL),
+    };
+    let limit = |value: u64| (value != Ulimit::UNLIMITED).then_some(value);
+    rustix::process::setrlimit(resource, Rlimit { current: limit(*soft), maximum: limit(*hard) })
+}
+
 /// Makes this process the command. Returns the exit code where there is nothing to execute, having said why on the
 /// command's standard error.
-fn become_command(spec: &ProcessSpec, limit: Option<Rlimit>) -> Result<i32, Failure> {
-    let ProcessSpec { args, env, cwd, uid, gid, groups, .. } = spec;
+fn become_command(order: &Order, limit: Option<Rlimit>, terminal: Option<OwnedFd>) -> Result<i32, Failure> {
+    let ProcessSpec { args, env, cwd, uid, gid, groups, .. } = &order.process;
     let errno = |call| move |errno: Errno| failed(call, "")(errno.into());
     rustix::process::setsid().map_err(errno("setsid"))?;
-    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| failed("open", "/dev/null")(errno.into()))?;
-    rustix::stdio::dup2_stdin(&null).map_err(errno("dup2"))?;
+    if let Some(terminal) = terminal {
+        rustix::process::ioctl_tiocsctty(&terminal).map_err(errno("take the terminal"))?;
+        rustix::stdio::dup2_stdin(&terminal).map_err(errno("dup2"))?;
+        rustix::stdio::dup2_stdout(&terminal).map_err(errno("dup2"))?;
+        rustix::stdio::dup2_stderr(&terminal).map_err(errno("dup2"))?;
+    } else {
+        let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| failed("open", "/dev/null")(errno.into()))?;
+        rustix::stdio::dup2_stdin(&null).map_err(errno("dup2"))?;
+    }
     // So that the command can open /dev/stdout and /dev/stderr by name, whoever it runs as.
     let user = rustix::fs::Uid::from_raw(*uid);
     for output in [rustix::stdio::stdout(), rustix::stdio::stderr()] {
@@ -204,36 +261,41 @@ fn become_command(spec: &ProcessSpec, limit: Option<Rlimit>) -> Result<i32, Fail
     }
     rustix::process::umask(Mode::from_raw_mode(0o022));
     rustix::process::chdir(cwd.as_str()).map_err(|errno| failed("chdir", cwd)(errno.into()))?;
-    process::limit_bounding_set(DEFAULT_CAPABILITIES).map_err(failed("drop capabilities", ""))?;
+    for ulimit in &order.process.ulimits {
+        set_limit(ulimit).map_err(|errno| failed("set the limit", ulimit.name)(errno.into()))?;
+    }
+    let capabilities = match order.process.security {
+        Security::Sandbox => DEFAULT_CAPABILITIES,
+        Security::Insecure => u64::MAX,
+    };
+    process::limit_bounding_set(capabilities).map_err(failed("drop capabilities", ""))?;
     process::clear_inheritable().map_err(failed("capset", ""))?;
+    if !order.seccomp.is_empty() {
+        // While this process may do so without giving up set-user-id programs.
+        process::filter_calls(&order.seccomp).map_err(failed("seccomp", ""))?;
+    }
     let groups: Vec<_> = groups.iter().map(|group| rustix::fs::Gid::from_raw(*group)).collect();
     rustix::thread::set_thread_groups(&groups).map_err(errno("setgroups"))?;
     let group = rustix::fs::Gid::from_raw(*gid);
     rustix::thread::set_thread_res_gid(group, group, group).map_err(errno("setgid"))?;
     rustix::thread::set_thread_res_uid(user, user, user).map_err(errno("setuid"))?;
-    process::set_capabilities(DEFAULT_CAPABILITIES).map_err(failed("capset", ""))?;
+    process::set_capabilities(capabilities).map_err(failed("capset", ""))?;
     process::reset_signals().map_err(failed("sigprocmask", ""))?;
-    Ok(execute(args, env))
+    if order.terminal { Err(execute_shell(args, env)) } else { Ok(execute(args, env)) }
 }
 
-/// Looks up and executes the program. Returns if that failed: with the exit code that a shell would give.
+/// Executes the shell, or `/bin/sh`. Returns if neither can be.
+fn execute_shell(args: &[String], env: &[String]) -> Failure {
+    for args in [args, &["/bin/sh".to_owned()]] {
+        attempt(args, env);
+    }
+    failed(NO_SHELL, "")(Errno::NOENT.into())
+}
+
+/// Executes the program. Returns if that failed: with the exit code that a shell would give.
 fn execute(args: &[String], env: &[String]) -> i32 {
-    // The other side has made sure that no word has a NUL byte.
-    let words = |words: &[String]| -> Vec<CString> {
-        words.iter().filter_map(|word| CString::new(word.as_bytes()).ok()).collect()
-    };
-    let (args_owned, env_owned) = (words(args), words(env));
-    let pointers = |words: &[CString]| -> Vec<&'static CStr> {
-        // The process ends or is replaced: leaking lends them for as long as it lives.
-        words.iter().map(|word| &*Box::leak(word.clone().into_boxed_c_str())).collect()
-    };
-    let (arg_pointers, env_pointers) = (pointers(&args_owned), pointers(&env_owned));
     let program = args.first().map_or("", String::as_str);
-    let error = search(program, env, &mut |file| match CString::new(file) {
-        Ok(file) => Errno::from_io_error(&exec(&file, &arg_pointers, &env_pointers)).unwrap_or(Errno::IO),
-        Err(_) => Errno::INVAL,
-    });
-    let (code, why) = match error {
+    let (code, why) = match attempt(args, env) {
         Missing::NotInPath => (127, "executable file not found in $PATH".to_owned()),
         Missing::Refused(Errno::NOENT) => (127, "no such file or directory".to_owned()),
         Missing::NoInterpreter => {
@@ -250,6 +312,25 @@ fn execute(args: &[String], env: &[String]) -> i32 {
         // There is nobody else to tell.
         Ok(_) | Err(_) => code,
     }
+}
+
+/// Looks up and executes the program. Returns why that failed.
+fn attempt(args: &[String], env: &[String]) -> Missing {
+    // The other side has made sure that no word has a NUL byte.
+    let words = |words: &[String]| -> Vec<CString> {
+        words.iter().filter_map(|word| CString::new(word.as_bytes()).ok()).collect()
+    };
+    let (args_owned, env_owned) = (words(args), words(env));
+    let pointers = |words: &[CString]| -> Vec<&'static CStr> {
+        // The process ends or is replaced: leaking lends them for as long as it lives.
+        words.iter().map(|word| &*Box::leak(word.clone().into_boxed_c_str())).collect()
+    };
+    let (arg_pointers, env_pointers) = (pointers(&args_owned), pointers(&env_owned));
+    let program = args.first().map_or("", String::as_str);
+    search(program, env, &mut |file| match CString::new(file) {
+        Ok(file) => Errno::from_io_error(&exec(&file, &arg_pointers, &env_pointers)).unwrap_or(Errno::IO),
+        Err(_) => Errno::INVAL,
+    })
 }
 
 /// Why nothing was executed.

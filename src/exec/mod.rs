@@ -15,25 +15,33 @@
 //!
 //! rbuild-init is this program itself, started anew, since only a process with one thread may do what it does.
 
+pub mod cgroup;
 mod etc;
 mod init;
 mod mounts;
+mod network;
 mod place;
 pub mod probe;
 mod remedy;
 mod root;
 mod sandbox;
+mod seccomp;
+mod shell;
 mod wire;
 
 use std::io;
 use std::path::PathBuf;
 
+use crate::plan::limits::{Security, Ulimit};
 use crate::plan::step::Network;
 
 pub use init::{init_hook, init_main};
 pub(crate) use mounts::holds_another;
 pub use mounts::{LeftStub, Mount, MountSource, remove_stubs};
+pub use network::SharedNetwork;
+pub use root::DEFAULT_SHM;
 pub use sandbox::{Sandbox, run};
+pub use shell::Terminal;
 
 /// The file system of a command: an overlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +81,12 @@ pub struct ProcessSpec {
     pub extra_hosts: Vec<(String, String)>,
     /// Size of `/dev/shm` in bytes; 0 is 64 MiB.
     pub shm_size: u64,
+    /// How it is confined.
+    pub security: Security,
+    /// Its limits for [`setrlimit(2)`](https://man7.org/linux/man-pages/man2/setrlimit.2.html).
+    pub ulimits: Vec<Ulimit>,
+    /// The control group below which its own is made, from the root of all on.
+    pub cgroup_parent: Option<String>,
 }
 
 /// How a command ended.
@@ -136,6 +150,12 @@ pub enum ExecError {
         "the sandbox was killed from outside ({0}): if memory ran out, the kernel's log has a line about it (`dmesg`)"
     )]
     Lost(String),
+    /// A limit cannot be enforced.
+    #[error(transparent)]
+    Limit(#[from] cgroup::CgroupError),
+    /// There is no program to give to a person who asked for a shell.
+    #[error("the image has no shell: there is neither {} nor /bin/sh in it", .0.join(" "))]
+    NoShell(Vec<String>),
     /// Something that does not fail.
     #[error("cannot talk to the sandbox: {call}: {source}")]
     Talk {

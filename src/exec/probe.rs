@@ -15,8 +15,8 @@ use std::process::{Command, Stdio};
 use rustix::mount::MountFlags;
 use rustix::thread::UnshareFlags;
 
-use super::Sandbox;
 use super::init::INIT_NAME;
+use super::{Sandbox, cgroup, network, seccomp};
 use crate::sys::idmap::{IdMap, user_name};
 use crate::sys::mount::{Overlay, file_system, make_private, unmount};
 use crate::sys::namespace::{enter_user_namespace, find_program, in_initial_user_namespace, unshare};
@@ -67,7 +67,8 @@ pub fn facts(sandbox: &Sandbox, store: Option<&Path>) -> Vec<Fact> {
         facts.push(mappers());
     }
     facts.extend(trial(sandbox, root, store));
-    facts.push(cgroups(Path::new("/sys/fs/cgroup")));
+    facts.push(limits());
+    facts.push(filter());
     facts.push(emulators(Path::new("/proc/sys/fs/binfmt_misc")));
     facts.push(network());
     facts
@@ -128,13 +129,27 @@ fn mappers() -> Fact {
     Fact::bad("id mapping programs", format!("no {}", missing.join(", no ")), remedy)
 }
 
-fn cgroups(at: &Path) -> Fact {
-    if at.join("cgroup.controllers").exists() {
-        Fact::good("cgroups", "version 2")
-    } else if at.join("unified").exists() || at.join("memory").exists() {
-        Fact::good("cgroups", "version 1")
-    } else {
-        Fact::bad("cgroups", "none", "limits of memory and processors cannot be set: mount cgroup2 at /sys/fs/cgroup")
+/// Which limits of `--memory`, `--cpus` and their kind can be enforced.
+fn limits() -> Fact {
+    match cgroup::survey() {
+        Ok(value) => Fact::good("cgroups", value),
+        Err((value, remedy)) => Fact::bad("cgroups", value, remedy),
+    }
+}
+
+/// Whether RUN meets a filter of system calls.
+fn filter() -> Fact {
+    const NAME: &str = "system calls";
+    if seccomp::program().is_empty() {
+        return Fact::good(NAME, "not filtered: there is no table for this architecture");
+    }
+    match fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail") {
+        Ok(_) => Fact::good(NAME, "filtered as Docker's usual profile does"),
+        Err(_) => Fact::bad(
+            NAME,
+            "this kernel has no seccomp filters",
+            "a kernel with CONFIG_SECCOMP_FILTER; or build with --security-opt seccomp=unconfined",
+        ),
     }
 }
 
@@ -160,7 +175,11 @@ fn emulators(at: &Path) -> Fact {
 }
 
 fn network() -> Fact {
-    Fact::good("network of RUN", "this machine's own; none with --network=none (one of its own is not supported yet)")
+    const NAME: &str = "network of RUN";
+    match network::usable() {
+        Ok(program) => Fact::good(NAME, format!("one of its own, through {}", program.display())),
+        Err((why, remedy)) => Fact::bad(NAME, format!("this machine's own, loopback and all: {why}"), remedy),
+    }
 }
 
 /// Tries, in a process of its own, to become root and to mount an overlay that can remove files.
@@ -278,15 +297,5 @@ mod tests {
     fn the_lines_of_an_error_are_value_and_remedy() {
         assert_eq!(Fact::of_error("x", &"why\ndo this\nand that"), Fact::bad("x", "why", "do this\nand that"));
         assert_eq!(Fact::of_error("x", &"why").remedy, None);
-    }
-
-    #[test]
-    fn versions_of_cgroups_are_told_apart() {
-        let temp = tempfile::tempdir().expect("a folder");
-        assert!(!cgroups(temp.path()).ok);
-        fs::create_dir(temp.path().join("memory")).expect("a folder");
-        assert_eq!(cgroups(temp.path()).value, "version 1");
-        fs::write(temp.path().join("cgroup.controllers"), "").expect("a file");
-        assert_eq!(cgroups(temp.path()).value, "version 2");
     }
 }

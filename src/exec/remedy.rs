@@ -41,6 +41,15 @@ pub(super) fn of(failure: &Failure, order: &Order) -> String {
             "the root of this machine is an initramfs, which cannot be left: boot from a disk, or switch_root to a tmpfs first".to_owned()
         }
         ("sethostname", libc::EINVAL) => "a host name has at most 64 characters".to_owned(),
+        ("set the limit", libc::EPERM) => {
+            "the limit is above the hard one that rbuild itself has, and only root of the machine (CAP_SYS_RESOURCE) can raise that: give a smaller one, or run rbuild as root".to_owned()
+        }
+        ("seccomp", _) => {
+            "this kernel has no filters of system calls (CONFIG_SECCOMP_FILTER): --security-opt seccomp=unconfined does without".to_owned()
+        }
+        ("join the control group", libc::EACCES | libc::EPERM) => {
+            "limits take control groups that are this user's: run rbuild as root, or where they are delegated (with systemd: `systemd-run --user --scope -p Delegate=yes rbuild …`)".to_owned()
+        }
         ("setgroups", libc::EINVAL) => unmapped("one of the groups", format!("{:?}", process.groups)),
         ("setgid", libc::EINVAL) => unmapped("group", process.gid.to_string()),
         ("give a file of a mount to its user", libc::EINVAL) => {

@@ -20,6 +20,7 @@ use super::RootFs;
 use super::mounts::Mounts;
 use super::place::{self, Kind};
 use super::wire::{Failure, Order, Stub};
+use crate::plan::limits::Security;
 use crate::plan::step::Network;
 use crate::sys::mount::{MountError, Overlay, Restrict, Tree, file_system, make_private, pivot};
 use crate::sys::namespace::{bring_up_loopback, unshare};
@@ -55,7 +56,8 @@ const MASKED: [&str; 12] = [
 
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-const DEFAULT_SHM: u64 = 64 << 20;
+/// The size of `/dev/shm` unless something else is asked for.
+pub const DEFAULT_SHM: u64 = 64 << 20;
 
 /// A shorthand for errors: what was tried on what.
 pub(super) fn failed(call: &'static str, path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Failure {
@@ -172,7 +174,10 @@ impl Parts {
             write(&at.join(&name), 0o644, text.as_bytes())?;
             files.push(copy(&name, Restrict::DATA)?);
         }
-        let (sys, cgroups) = sys()?;
+        let (sys, cgroups) = sys(match order.process.security {
+            Security::Sandbox => Restrict::DATA,
+            Security::Insecure => Restrict::INERT,
+        })?;
         let dev = copy(Path::new("dev"), Restrict::NO_SUID)?;
         let empty = copy(Path::new("empty"), Restrict::READ_ONLY)?;
         let more = Mounts::collect(at, folder.as_fd(), &order.rootfs.mounts, order.user_xattr)?;
@@ -193,7 +198,11 @@ impl Parts {
             Cgroups::Nothing => {}
             // Programs find the limits that hold for them at its root.
             Cgroups::Unified => {
-                file_system(("mount cgroup2", "cgroup2"), cgroup, inert() | MountFlags::RDONLY, "")?;
+                let flags = match order.process.security {
+                    Security::Sandbox => inert() | MountFlags::RDONLY,
+                    Security::Insecure => inert(),
+                };
+                file_system(("mount cgroup2", "cgroup2"), cgroup, flags, "")?;
             }
             Cgroups::Copied(tree) => tree.attach(cgroup)?,
         }
@@ -211,10 +220,12 @@ impl Parts {
             Err(error) if error.source.raw_os_error() == Some(libc::ENODEV) => {}
             done => done?,
         }
-        self.mask()?;
-        for path in READ_ONLY.map(Path::new) {
-            if let Some(tree) = Tree::copy_if_there(CWD, path, true)? {
-                tree.restrict(Restrict::READ_ONLY, true)?.attach(path)?;
+        if order.process.security == Security::Sandbox {
+            self.mask()?;
+            for path in READ_ONLY.map(Path::new) {
+                if let Some(tree) = Tree::copy_if_there(CWD, path, true)? {
+                    tree.restrict(Restrict::READ_ONLY, true)?.attach(path)?;
+                }
             }
         }
         for ((path, _), tree) in order.files.iter().zip(&self.files) {
@@ -259,13 +270,13 @@ fn proc() -> Result<Tree, MountError> {
     }
 }
 
-/// A read-only /sys. A fresh one shows the network namespace, and only its owner may mount it: with the machine's
+/// A /sys, read-only as a rule. A fresh one shows the network namespace, and only its owner may mount it: with the machine's
 /// network, an ordinary user gets a copy of what is mounted.
-fn sys() -> Result<(Tree, Cgroups), MountError> {
+fn sys(restrict: Restrict) -> Result<(Tree, Cgroups), MountError> {
     const CGROUP2_MAGIC: i128 = 0x6367_7270;
-    let fresh = match Tree::of_file_system(("mount sysfs", "sysfs"), Restrict::DATA) {
+    let fresh = match Tree::of_file_system(("mount sysfs", "sysfs"), restrict) {
         Err(error) if refused(&error) => {
-            let copy = Tree::copy(CWD, Path::new("/sys"), true)?.restrict(Restrict::DATA, true)?;
+            let copy = Tree::copy(CWD, Path::new("/sys"), true)?.restrict(restrict, true)?;
             return Ok((copy, Cgroups::Nothing));
         }
         done => done?,
@@ -273,7 +284,7 @@ fn sys() -> Result<(Tree, Cgroups), MountError> {
     let folder = Path::new("/sys/fs/cgroup");
     let cgroups = match rustix::fs::statfs(folder) {
         Ok(system) if i128::from(system.f_type) == CGROUP2_MAGIC => Cgroups::Unified,
-        Ok(_) => Cgroups::Copied(Tree::copy(CWD, folder, true)?.restrict(Restrict::DATA, true)?),
+        Ok(_) => Cgroups::Copied(Tree::copy(CWD, folder, true)?.restrict(restrict, true)?),
         Err(_) => Cgroups::Nothing,
     };
     Ok((fresh, cgroups))

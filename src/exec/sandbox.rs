@@ -3,6 +3,7 @@
 //! In: [`RootFs`], [`ProcessSpec`], a receiver of output. Out: [`Exit`]. What always holds: the calling thread waits
 //! here until the last process of the sandbox is gone, so it is also the one whose end would take the sandbox along.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::Shutdown;
@@ -14,11 +15,16 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, MemfdFlags, SealFlags};
+use rustix::io::Errno;
 
-use super::init::INIT_NAME;
+use super::cgroup::{Cgroup, Resources};
+use super::init::{INIT_NAME, NO_SHELL};
 use super::wire::{Order, Report, Stub};
-use super::{ExecError, Exit, LeftStub, MountSource, ProcessSpec, RootFs, etc, place, remedy};
+use super::{
+    ExecError, Exit, LeftStub, MountSource, ProcessSpec, RootFs, SharedNetwork, etc, place, remedy, seccomp, shell,
+};
 use crate::event::Stream;
+use crate::plan::limits::Security;
 use crate::sys::cancel::Cancel;
 use crate::sys::mount::{Restrict, Tree};
 use crate::sys::namespace::in_initial_user_namespace;
@@ -28,12 +34,23 @@ use crate::sys::namespace::in_initial_user_namespace;
 pub struct Sandbox {
     /// The program that becomes the sandbox's init.
     pub init: PathBuf,
+    /// Limits of memory and processors.
+    pub resources: Resources,
+    /// Whether commands that are no insecure ones meet the filter of system calls.
+    pub filter: bool,
+    /// The network that commands share which ask for no other.
+    pub network: SharedNetwork,
 }
 
 impl Default for Sandbox {
     /// This very program.
     fn default() -> Self {
-        Self { init: PathBuf::from("/proc/self/exe") }
+        Self {
+            init: PathBuf::from("/proc/self/exe"),
+            resources: Resources::default(),
+            filter: true,
+            network: SharedNetwork::default(),
+        }
     }
 }
 
@@ -68,10 +85,17 @@ impl Sandbox {
         output: &(dyn Fn(Stream, &[u8]) + Sync),
         cancel: &Cancel,
     ) -> Result<(Exit, Vec<LeftStub>), ExecError> {
-        check(process)?;
         if cancel.is_canceled() {
             return Ok((Exit::Canceled, Vec::new()));
         }
+        let mut running = self.start(rootfs, process, false)?;
+        let listened = running.heard.listen(&mut running.init, &running.control, output, cancel);
+        running.end(rootfs, listened, cancel)
+    }
+
+    /// Starts the init and gives it its order.
+    pub(super) fn start(&self, rootfs: &RootFs, process: &ProcessSpec, terminal: bool) -> Result<Running, ExecError> {
+        check(process)?;
         if !rustix::process::geteuid().is_root() {
             return Err(ExecError::NotRoot);
         }
@@ -79,22 +103,64 @@ impl Sandbox {
         let initial = in_initial_user_namespace()
             .map_err(|source| ExecError::Read { path: "/proc/self/ns/user".to_owned(), source })?;
         let files = etc::files(process).map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
-        let order = Order { rootfs: rootfs.clone(), process: process.clone(), files, user_xattr: !initial };
-        let (control, theirs) = UnixStream::pair().map_err(talk("socketpair"))?;
-        let mut init = spawn(&self.init, theirs.into())?;
-        let mut heard = Heard::default();
-        let listened = match order.send(&control) {
-            Ok(()) => heard.listen(&mut init, &control, output, cancel),
-            // It died before it had read all: what it said, if anything, is still to be heard.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
-                heard.listen(&mut init, &control, output, cancel)
-            }
-            Err(error) => Err(talk("send the order")(error)),
+        let resolv_conf = files.first().map_or("", |(_, text)| text.as_str());
+        let network = self.network.namespace(&self.init, process, resolv_conf);
+        let cgroup = Cgroup::make(&self.resources, process.cgroup_parent.as_deref())?;
+        let confined = self.filter && process.security == Security::Sandbox;
+        let order = Order {
+            rootfs: rootfs.clone(),
+            process: process.clone(),
+            files,
+            user_xattr: !initial,
+            terminal,
+            seccomp: if confined { seccomp::program().to_vec() } else { Vec::new() },
+            cgroups: cgroup.as_ref().map(Cgroup::joins).unwrap_or_default(),
+            network_follows: network.is_some(),
         };
+        let (control, theirs) = UnixStream::pair().map_err(talk("socketpair"))?;
+        let init = spawn(&self.init, theirs.into(), &[])?;
+        let mut running = Running { init, control, order, heard: Heard::default(), cgroup };
+        let sent = running.order.send(&running.control).and_then(|()| match network {
+            Some(network) => Ok(shell::send_with(&running.control, &[0], network.as_fd())?),
+            None => Ok(()),
+        });
+        match sent {
+            Ok(()) => Ok(running),
+            // It died before it had read all: what it said, if anything, is still to be heard.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(running),
+            Err(error) => {
+                drop(running.control);
+                running.init.wait().map_err(talk("wait for the sandbox"))?;
+                Err(talk("send the order")(error))
+            }
+        }
+    }
+}
+
+/// A sandbox at work.
+pub(super) struct Running {
+    init: Child,
+    pub(super) control: UnixStream,
+    order: Order,
+    pub(super) heard: Heard,
+    /// Removed when the sandbox has ended.
+    cgroup: Option<Cgroup>,
+}
+
+impl Running {
+    /// Ends it, tidies up, and says how the command ended.
+    pub(super) fn end(
+        mut self,
+        rootfs: &RootFs,
+        listened: Result<(), ExecError>,
+        cancel: &Cancel,
+    ) -> Result<(Exit, Vec<LeftStub>), ExecError> {
         // Whatever happened, nothing in there lives longer than this call.
-        drop(control);
-        let status = init.wait().map_err(talk("wait for the sandbox"))?;
-        place::remove(&rootfs.upper, &heard.stubs)?;
+        drop(self.control);
+        let waited = self.init.wait();
+        drop(self.cgroup);
+        let status = waited.map_err(|source| ExecError::Talk { call: "wait for the sandbox", source })?;
+        place::remove(&rootfs.upper, &self.heard.stubs)?;
         place::clear(&rootfs.work)?;
         for mount in &rootfs.mounts {
             if let MountSource::Stack { writes: Some((_, work)), .. } = &mount.source {
@@ -102,19 +168,22 @@ impl Sandbox {
             }
         }
         listened?;
-        let exit = match heard.verdict {
+        let exit = match self.heard.verdict {
             Some(Report::Exited(code)) => Ok(Exit::Code(code)),
             Some(Report::Signaled(signal)) => Ok(Exit::Signal(signal)),
             _ if cancel.is_canceled() => Ok(Exit::Canceled),
+            Some(Report::Failed(failure)) if failure.call == NO_SHELL => {
+                Err(ExecError::NoShell(self.order.process.args))
+            }
             Some(Report::Failed(failure)) => Err(ExecError::SetUp {
                 what: format!("{} {}", failure.call, failure.path).trim_end().to_owned(),
                 source: io::Error::from_raw_os_error(failure.errno),
-                help: remedy::of(&failure, &order),
+                help: remedy::of(&failure, &self.order),
             }),
             Some(Report::Lost(signal)) => Err(ExecError::Lost(format!("signal {signal}"))),
-            Some(Report::Stub(_)) | None => Err(ExecError::Lost(status.to_string())),
+            Some(Report::Stub(_) | Report::Terminal) | None => Err(ExecError::Lost(status.to_string())),
         };
-        exit.map(|exit| (exit, heard.left))
+        exit.map(|exit| (exit, self.heard.left))
     }
 }
 
@@ -136,7 +205,7 @@ fn check(process: &ProcessSpec) -> Result<(), ExecError> {
 }
 
 /// Starts the init with `control` as its standard input.
-fn spawn(init: &Path, control: OwnedFd) -> Result<Child, ExecError> {
+pub(super) fn spawn(init: &Path, control: OwnedFd, args: &[&OsStr]) -> Result<Child, ExecError> {
     let error = |source: io::Error| {
         let help = match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => remedy::NOT_ALLOWED.to_owned(),
@@ -147,6 +216,7 @@ fn spawn(init: &Path, control: OwnedFd) -> Result<Child, ExecError> {
     let program = unwritable(init).map_err(error)?;
     Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg0(INIT_NAME)
+        .args(args)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(control))
@@ -187,11 +257,15 @@ fn unwritable(program: &Path) -> io::Result<OwnedFd> {
 
 /// What came out of a sandbox.
 #[derive(Default)]
-struct Heard {
+pub(super) struct Heard {
     stubs: Vec<Stub>,
     left: Vec<LeftStub>,
     /// The last word, or the first failure.
     verdict: Option<Report>,
+    /// The other end of the command's terminal.
+    pub(super) terminal: Option<OwnedFd>,
+    /// Bytes of a report that is not there as a whole.
+    partly: Vec<u8>,
 }
 
 impl Heard {
@@ -206,7 +280,7 @@ impl Heard {
         let talk = |call| move |source| ExecError::Talk { call, source };
         let (mut stdout, mut stderr) = (init.stdout.take(), init.stderr.take());
         let (mut open, mut asked_to_stop) = (true, false);
-        let (mut buffer, mut reports) = (vec![0; 64 * 1024], Vec::new());
+        let mut buffer = vec![0; 64 * 1024];
         while open || stdout.is_some() || stderr.is_some() {
             let channels = [
                 stdout.as_ref().map(AsFd::as_fd),
@@ -226,7 +300,7 @@ impl Heard {
                 stderr = None;
             }
             if ready[2] {
-                open = self.hear(control, &mut buffer, &mut reports)?;
+                open = self.hear(control, &mut buffer)?;
             }
             if ready[3] {
                 asked_to_stop = true;
@@ -243,22 +317,26 @@ impl Heard {
     }
 
     /// Reads reports. False at the end of the socket.
-    fn hear(&mut self, mut control: &UnixStream, buffer: &mut [u8], reports: &mut Vec<u8>) -> Result<bool, ExecError> {
+    pub(super) fn hear(&mut self, control: &UnixStream, buffer: &mut [u8]) -> Result<bool, ExecError> {
         let talk = |source| ExecError::Talk { call: "read reports", source };
-        let length = match control.read(buffer) {
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+        let (length, terminal) = match shell::receive(control, buffer) {
+            Ok(received) => received,
+            Err(Errno::INTR) => return Ok(true),
             // It went away without having read the order.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => 0,
-            Err(error) => return Err(talk(error)),
+            Err(Errno::CONNRESET) => (0, None),
+            Err(errno) => return Err(talk(errno.into())),
         };
-        reports.extend_from_slice(&buffer[..length]);
-        while let Some(report) = Report::take(reports).map_err(talk)? {
+        if terminal.is_some() {
+            self.terminal = terminal;
+        }
+        self.partly.extend_from_slice(&buffer[..length]);
+        while let Some(report) = Report::take(&mut self.partly).map_err(talk)? {
             match report {
                 Report::Stub(Stub { path, folder, mount: Some(mount) }) => {
                     self.left.push(LeftStub { mount, path, folder });
                 }
                 Report::Stub(stub) => self.stubs.push(stub),
+                Report::Terminal => {}
                 report => {
                     if !matches!(self.verdict, Some(Report::Failed(_))) {
                         self.verdict = Some(report);

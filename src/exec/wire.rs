@@ -10,6 +10,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use super::{Mount, MountSource, ProcessSpec, RootFs};
+use crate::plan::limits::{Security, Ulimit};
 use crate::plan::step::Network;
 
 /// All that the sandbox has to know.
@@ -23,6 +24,14 @@ pub(super) struct Order {
     pub(super) files: Vec<(String, String)>,
     /// Overlay's marks are `user.overlay.*`.
     pub(super) user_xattr: bool,
+    /// The command gets a terminal of its own, whose other end is sent back: a shell for a person.
+    pub(super) terminal: bool,
+    /// The program of a seccomp filter; empty is none.
+    pub(super) seccomp: Vec<u8>,
+    /// The files of this machine that take the process into its cgroups.
+    pub(super) cgroups: Vec<PathBuf>,
+    /// A byte follows, and with it the network namespace of the command.
+    pub(super) network_follows: bool,
 }
 
 /// What the sandbox has to say.
@@ -38,6 +47,8 @@ pub(super) enum Report {
     Signaled(i32),
     /// The first process of the sandbox was ended by a signal from outside.
     Lost(i32),
+    /// The other end of the command's terminal comes with this.
+    Terminal,
 }
 
 /// A file or folder that is there only for something to be mounted on it.
@@ -65,14 +76,29 @@ pub(super) struct Failure {
 impl Order {
     /// Writes it, with its length before it.
     pub(super) fn send(&self, mut to: impl Write) -> io::Result<()> {
-        let Self { rootfs, process, files, user_xattr } = self;
+        let Self { rootfs, process, files, user_xattr, terminal, seccomp, cgroups, network_follows } = self;
         let mut out = Encoder(vec![0; 8]);
         out.list(&rootfs.lower, |out, path| out.bytes(path.as_os_str().as_bytes()));
         out.bytes(rootfs.upper.as_os_str().as_bytes());
         out.bytes(rootfs.work.as_os_str().as_bytes());
         out.list(&rootfs.mounts, Encoder::mount);
-        let ProcessSpec { args, env, cwd, uid, gid, groups, hostname, network, script, extra_hosts, shm_size } =
-            process;
+        let ProcessSpec {
+            args,
+            env,
+            cwd,
+            uid,
+            gid,
+            groups,
+            hostname,
+            network,
+            script,
+            extra_hosts,
+            shm_size,
+            security,
+            ulimits,
+            // For the outside.
+            cgroup_parent: _,
+        } = process;
         out.list(args, |out, word| out.text(word));
         out.list(env, |out, word| out.text(word));
         out.text(cwd);
@@ -88,8 +114,18 @@ impl Order {
         out.list(script.as_slice(), Encoder::pair);
         out.list(extra_hosts, Encoder::pair);
         out.number(*shm_size);
+        out.number(u64::from(*security == Security::Insecure));
+        out.list(ulimits, |out, Ulimit { name, soft, hard }| {
+            out.text(name);
+            out.number(*soft);
+            out.number(*hard);
+        });
         out.list(files, Encoder::pair);
         out.number(u64::from(*user_xattr));
+        out.number(u64::from(*terminal));
+        out.bytes(seccomp);
+        out.list(cgroups, |out, path| out.bytes(path.as_os_str().as_bytes()));
+        out.number(u64::from(*network_follows));
         let length = (out.0.len() - 8) as u64;
         out.0[..8].copy_from_slice(&length.to_le_bytes());
         to.write_all(&out.0)
@@ -128,14 +164,31 @@ impl Order {
             script: input.list(Decoder::pair)?.into_iter().next(),
             extra_hosts: input.list(Decoder::pair)?,
             shm_size: input.number()?,
+            security: if input.number()? == 0 { Security::Sandbox } else { Security::Insecure },
+            ulimits: input.list(Decoder::ulimit)?,
+            cgroup_parent: None,
         };
-        Ok(Self { rootfs, process, files: input.list(Decoder::pair)?, user_xattr: input.number()? != 0 })
+        Ok(Self {
+            rootfs,
+            process,
+            files: input.list(Decoder::pair)?,
+            user_xattr: input.number()? != 0,
+            terminal: input.number()? != 0,
+            seccomp: input.bytes()?.to_vec(),
+            cgroups: input.list(Decoder::path)?,
+            network_follows: input.number()? != 0,
+        })
     }
 }
 
 impl Report {
     /// Writes it by one call.
     pub(super) fn send(&self, mut to: impl Write) -> io::Result<()> {
+        to.write_all(&self.encode())
+    }
+
+    /// Its bytes, with their number before them.
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Encoder(vec![0; 8]);
         match self {
             Self::Stub(Stub { path, folder, mount }) => {
@@ -153,10 +206,11 @@ impl Report {
             Self::Exited(code) => out.tagged(3, *code),
             Self::Signaled(signal) => out.tagged(4, *signal),
             Self::Lost(signal) => out.tagged(5, *signal),
+            Self::Terminal => out.number(6),
         }
         let length = (out.0.len() - 8) as u64;
         out.0[..8].copy_from_slice(&length.to_le_bytes());
-        to.write_all(&out.0)
+        out.0
     }
 
     /// Takes the first report from `bytes`, if it is there as a whole.
@@ -176,6 +230,7 @@ impl Report {
             3 => Self::Exited(input.id()?.cast_signed()),
             4 => Self::Signaled(input.id()?.cast_signed()),
             5 => Self::Lost(input.id()?.cast_signed()),
+            6 => Self::Terminal,
             _ => return Err(malformed()),
         };
         bytes.drain(..8 + length);
@@ -292,6 +347,12 @@ impl<'a> Decoder<'a> {
         Ok((self.text()?, self.text()?))
     }
 
+    fn ulimit(&mut self) -> io::Result<Ulimit> {
+        let name = self.text()?;
+        let name = Ulimit::NAMES.into_iter().find(|known| *known == name).ok_or_else(malformed)?;
+        Ok(Ulimit { name, soft: self.number()?, hard: self.number()? })
+    }
+
     fn mount(&mut self) -> io::Result<Mount> {
         let (target, read_only) = (self.path()?, self.number()? != 0);
         let source = match self.number()? {
@@ -359,9 +420,16 @@ mod tests {
                 script: Some(("EOF".into(), "#!/bin/sh\n".into())),
                 extra_hosts: vec![("a".into(), "1.2.3.4".into())],
                 shm_size: 64 << 20,
+                security: Security::Insecure,
+                ulimits: vec![Ulimit { name: "core", soft: 1, hard: u64::MAX }],
+                cgroup_parent: None,
             },
             files: vec![("/etc/hosts".into(), "x".repeat(300_000))],
             user_xattr: true,
+            terminal: true,
+            seccomp: vec![1, 2],
+            cgroups: vec!["/c".into()],
+            network_follows: true,
         }
     }
 
@@ -386,6 +454,7 @@ mod tests {
             Report::Exited(255),
             Report::Signaled(9),
             Report::Lost(-3),
+            Report::Terminal,
         ];
         let mut bytes = Vec::new();
         for report in &reports {

@@ -11,6 +11,7 @@ pub mod chmod;
 mod config;
 mod files;
 pub mod graph;
+pub mod limits;
 pub mod lint;
 mod mounts;
 pub mod print;
@@ -33,6 +34,7 @@ use crate::image::manifest::Descriptor;
 use crate::image::platform::Platform;
 
 pub use graph::{StageGraph, base_requests, graph};
+use limits::{Allowed, RunLimits};
 pub(crate) use mounts::{bytes, literal};
 use step::{Network, Plan};
 use trigger::Trigger;
@@ -65,6 +67,21 @@ pub struct PlanOptions {
     pub named_contexts: BTreeSet<String>,
     /// Whether all stages are planned, needed or not: for the build checks.
     pub all_stages: bool,
+    /// `--allow`.
+    pub allowed: Allowed,
+    /// `--ulimit`, `--shm-size`, `--cgroup-parent`.
+    pub limits: RunLimits,
+    /// `--shell-at`, found in the file; `target` is its stage then.
+    pub shell_at: Option<ShellAt>,
+}
+
+/// Where `--shell-at` wants a shell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShellAt {
+    /// The stage.
+    pub stage: usize,
+    /// The instruction of the stage before which it is; their number is its end.
+    pub before: usize,
 }
 
 impl Default for PlanOptions {
@@ -81,6 +98,9 @@ impl Default for PlanOptions {
             proxy_env: Vec::new(),
             hostname: None,
             named_contexts: BTreeSet::new(),
+            allowed: Allowed::default(),
+            limits: RunLimits::default(),
+            shell_at: None,
             all_stages: false,
         }
     }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::image::config::ImageConfig;
 
 use super::graph::{Origin, StageGraph};
+use super::limits::{RunLimits, Security, Ulimit};
 use super::remote::{GitSource, RemoteKind, RemoteSource, without_password};
 use super::step::{
     BaseId, Chmod, CopyFrom, CopyOp, CopySource, FileOwner, MakeDirOp, ModeClause, MountOp, MountPath, Network, Op,
@@ -144,7 +145,7 @@ fn step(step: &Step) -> Value {
 }
 
 fn run(op: &RunOp) -> Value {
-    let RunOp { args, script, env, proxy_env, cwd, user, network, hostname, mounts } = op;
+    let RunOp { args, script, env, proxy_env, cwd, user, network, hostname, security, limits, shell: _, mounts } = op;
     let mut value = json!({"run": args});
     if let Some((name, body)) = script {
         value["script"] = json!({"name": name, "body": body});
@@ -164,6 +165,21 @@ fn run(op: &RunOp) -> Value {
     }
     if let Some(hostname) = hostname {
         value["hostname"] = json!(hostname);
+    }
+    if *security == Security::Insecure {
+        value["security"] = json!("insecure");
+    }
+    let RunLimits { ulimits, shm_size, cgroup_parent } = limits;
+    if !ulimits.is_empty() {
+        let limit =
+            |limit: &Ulimit| format!("{}={}:{}", limit.name, limit.soft.cast_signed(), limit.hard.cast_signed());
+        value["ulimits"] = ulimits.iter().map(limit).collect();
+    }
+    if *shm_size > 0 {
+        value["shm_size"] = json!(shm_size);
+    }
+    if let Some(parent) = cgroup_parent {
+        value["cgroup_parent"] = json!(parent);
     }
     if !mounts.is_empty() {
         value["mounts"] = mounts.iter().map(mount).collect();

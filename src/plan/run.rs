@@ -5,10 +5,11 @@
 
 use std::fmt::Write as _;
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Span};
 use crate::dockerfile::ast::{Run, Script};
 
 use super::config::clean;
+use super::limits::Security;
 use super::scope::SOURCE_DATE_EPOCH;
 use super::stage::{Place, Planner, State, Told};
 use super::step::{Network, Op, RunOp};
@@ -20,13 +21,15 @@ impl Planner<'_> {
         for device in &run.devices {
             self.unsupported(place, device.span, "RUN --device");
         }
-        if let Some(security) = &run.security {
-            match security.text.as_str() {
+        let mut security = Security::Sandbox;
+        if let Some(word) = &run.security {
+            match word.text.as_str() {
                 "sandbox" => {}
-                "insecure" => self.unsupported(place, security.span, "RUN --security=insecure"),
+                "insecure" if self.options.allowed.security_insecure => security = Security::Insecure,
+                "insecure" => self.not_allowed(place, word.span, "RUN --security=insecure", "security.insecure"),
                 other => {
                     let message = format!("security {other} is not valid: it is sandbox or insecure");
-                    self.tell(place, Diagnostic::error(security.span, message));
+                    self.tell(place, Diagnostic::error(word.span, message));
                 }
             }
         }
@@ -35,7 +38,8 @@ impl Planner<'_> {
             match word.text.as_str() {
                 "default" => {}
                 "none" => network = Network::None,
-                "host" => self.unsupported(place, word.span, "RUN --network=host"),
+                "host" if self.options.allowed.network_host => network = Network::Host,
+                "host" => self.not_allowed(place, word.span, "RUN --network=host", "network.host"),
                 other => {
                     let message = format!("invalid network mode: \"{other}\": it is default, none or host");
                     self.tell(place, Diagnostic::error(word.span, message));
@@ -66,7 +70,15 @@ impl Planner<'_> {
         }
         line.push_str(&args.join(" "));
         line.push_str(" # buildkit");
-        let op = RunOp {
+        let op = RunOp { security, mounts, ..self.run_op(state, args, script, network) };
+        let step = self.step(place, state, Op::Run(op));
+        state.folded.commit(line, Some(step));
+        Ok(())
+    }
+
+    /// A command where the stage stands.
+    fn run_op(&self, state: &State, args: Vec<String>, script: Option<(String, String)>, network: Network) -> RunOp {
+        RunOp {
             args,
             script,
             env: state.variables.entries(),
@@ -75,11 +87,22 @@ impl Planner<'_> {
             user: state.folded.config.config.user.clone(),
             network,
             hostname: self.options.sandbox_hostname(),
-            mounts,
-        };
-        let step = self.step(place, state, Op::Run(op));
-        state.folded.commit(line, Some(step));
-        Ok(())
+            mounts: Vec::new(),
+            security: Security::Sandbox,
+            limits: self.options.limits.clone(),
+            shell: state.folded.config.config.shell.clone(),
+        }
+    }
+
+    /// A RUN asks for what only the user can allow.
+    fn not_allowed(&mut self, place: Place<'_>, span: Span, what: &str, entitlement: &str) {
+        let error = Diagnostic::error(span, format!("{what} is not allowed"));
+        self.tell(place, error.help(format!("if you trust this Dockerfile, allow it: --allow {entitlement}")));
+    }
+
+    /// A shell in the state of a stage.
+    pub(super) fn shell_op(&self, state: &State) -> RunOp {
+        self.run_op(state, Vec::new(), None, self.options.network)
     }
 
     /// Hints, once for each stage, that what RUN writes has times of its own.

@@ -17,10 +17,10 @@ use super::graph::{Origin, Outside, StageGraph};
 use super::scope::{Variables, is_directive};
 use super::step::{
     BaseId, ContextId, CopyFrom, CopyOp, CopySource, INTERNAL, MakeDirOp, Op, Plan, PlannedBase, PlannedContext,
-    PlannedImage, Stack, Step, StepId,
+    PlannedImage, ShellPoint, Stack, Step, StepId,
 };
 use super::trigger::Trigger;
-use super::{Bases, NoCache, PlanOptions, Resolved, lint};
+use super::{Bases, NoCache, PlanOptions, Resolved, ShellAt, lint};
 
 /// Plans stage after stage.
 pub(super) struct Planner<'a> {
@@ -97,12 +97,28 @@ impl<'a> Planner<'a> {
             let place = Place { stage: index, trigger: Some(trigger), escape, instruction: &trigger.instruction };
             let _: Result<(), Told> = self.instruction(place, &mut state);
         }
-        for instruction in &self.graph.stages[index].instructions {
+        for (number, instruction) in self.graph.stages[index].instructions.iter().enumerate() {
+            self.note_shell(index, number, &state);
             let place = Place { stage: index, trigger: None, escape: self.graph.escape, instruction };
             let _: Result<(), Told> = self.instruction(place, &mut state);
         }
+        self.note_shell(index, self.graph.stages[index].instructions.len(), &state);
         self.number(index, first);
         self.done[index] = Some(state);
+    }
+
+    /// Notes the state before an instruction if that is where a shell is wanted.
+    fn note_shell(&mut self, stage: usize, before: usize, state: &State) {
+        if self.options.shell_at != Some(ShellAt { stage, before }) {
+            return;
+        }
+        let place = match self.graph.stages[stage].instructions.get(before) {
+            Some(instruction) => format!("before line {}", instruction.lines.0),
+            None if self.graph.stages.len() == 1 => "at the end of the file".to_owned(),
+            None => format!("at the end of the stage {}", self.graph.shown(stage)),
+        };
+        let run = self.shell_op(state);
+        self.plan.shell = Some(Box::new(ShellPoint { stack: state.stack, run, place }));
     }
 
     /// Puts `[stage 2/5]` before the names of the stage's steps. FROM counts where it brings an image.

@@ -8,6 +8,8 @@ use crate::image::config::ImageConfig;
 use crate::image::platform::Platform;
 use crate::plan::remote::RemoteSource;
 
+use super::limits::{RunLimits, Security};
+
 /// What must be done: the steps, in an order in which every step comes after what it needs, and the images they make.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
@@ -19,6 +21,19 @@ pub struct Plan {
     pub contexts: Vec<PlannedContext>,
     /// The results: one per platform.
     pub images: Vec<PlannedImage>,
+    /// Where `--shell-at` wants a shell.
+    pub shell: Option<Box<ShellPoint>>,
+}
+
+/// A place in a stage where a shell can be had.
+#[derive(Debug, Clone)]
+pub struct ShellPoint {
+    /// The file system.
+    pub stack: Stack,
+    /// The surroundings that a RUN would have here; its command is the shell.
+    pub run: RunOp,
+    /// The place in words: `before line 7`, `at the end of the stage build`.
+    pub place: String,
 }
 
 /// How the names of steps begin that stand for no instruction: they load files for the mounts of a RUN.
@@ -112,6 +127,12 @@ pub struct RunOp {
     pub network: Network,
     /// The host's name inside; `None` is `buildkitsandbox`.
     pub hostname: Option<String>,
+    /// How it is confined.
+    pub security: Security,
+    /// What it may use, as far as that is part of the key.
+    pub limits: RunLimits,
+    /// The stage's SHELL, for a shell where the step failed; not part of the key.
+    pub shell: Vec<String>,
     /// What is mounted while it runs: parents before what lies in them.
     pub mounts: Vec<RunMount>,
 }
@@ -244,6 +265,12 @@ impl MountOp {
 }
 
 impl RunOp {
+    /// The program of the stage's SHELL, with what comes before its options: a shell for a person.
+    pub fn interactive_shell(&self) -> Vec<String> {
+        let words: Vec<String> = self.shell.iter().take_while(|word| !word.starts_with('-')).cloned().collect();
+        if words.is_empty() { vec!["/bin/sh".to_owned()] } else { words }
+    }
+
     /// Whether what it writes stays in a cache for later commands.
     pub fn writes_cache(&self) -> bool {
         self.mounts.iter().any(|mount| !mount.read_only && matches!(mount.kind, MountOp::Cache { .. }))

@@ -25,7 +25,7 @@ mod times;
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 pub use self::agent::{Agent, AgentKeys};
@@ -34,13 +34,13 @@ use crate::context::local::LocalContext;
 use crate::diagnostic::Span;
 use crate::digest::{ContentDigest, DiffId, StackId};
 use crate::event::{Event, EventSink};
-use crate::exec::{ExecError, Exit, Sandbox};
+use crate::exec::{ExecError, Exit, LeftStub, ProcessSpec, RootFs, Sandbox};
 use crate::fetch::{Fetch, FetchError};
 use crate::layer::apply::{ApplyError, TreeOptions};
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::WriteError;
 use crate::plan::BaseImage;
-use crate::plan::step::{CopyFrom, CopyOp, Op, Plan, Stack, Step, StepId};
+use crate::plan::step::{CopyFrom, CopyOp, Op, Plan, ShellPoint, Stack, Step, StepId};
 use crate::snapshot::diff::CommitError;
 use crate::store::cache_mounts::CacheName;
 use crate::store::lease::Lease;
@@ -68,8 +68,6 @@ pub struct Engine<'a> {
     pub jobs: usize,
     /// Lines for `/etc/hosts`: name and address.
     pub extra_hosts: &'a [(String, String)],
-    /// Size of `/dev/shm` in bytes.
-    pub shm_size: u64,
     /// Which build this is, for `--explain`: the same from one build of a Dockerfile to the next.
     pub identity: &'a str,
     /// Whether anybody wants to know which files a miss is about: finding that out takes time.
@@ -86,6 +84,26 @@ pub struct Engine<'a> {
     pub secrets: &'a [Secret],
     /// What `--ssh` gives; the last of one id counts.
     pub agents: &'a [Agent],
+    /// Whether the file system of a RUN that fails stays, for a shell in it.
+    pub keep_failed: bool,
+}
+
+/// A file system and the surroundings of a shell in it. It lives as long as the engine's lease, and is never looked at
+/// again by a build.
+pub struct Inside {
+    /// The file system.
+    pub rootfs: RootFs,
+    /// The shell.
+    pub process: ProcessSpec,
+    /// What is held for its mounts: caches, agents.
+    held: mounts::Prepared,
+}
+
+impl Inside {
+    /// To be called when the shell has ended, with what was `left` in mounted folders.
+    pub fn clear(&self, left: &[LeftStub]) -> Result<(), Cause> {
+        self.held.clear(left)
+    }
 }
 
 /// What is read of the layers when a solution stands: bytes of layers that RUN made take file trees.
@@ -126,12 +144,27 @@ pub struct Solution {
 }
 
 /// Why a step failed.
-#[derive(Debug)]
 pub struct StepError {
     /// Which one.
     pub step: StepId,
     /// Why.
     pub cause: Cause,
+    /// What the command left, where the engine was to keep it.
+    pub inside: Option<Box<Inside>>,
+}
+
+impl StepError {
+    fn new(step: StepId, cause: Cause) -> Self {
+        Self { step, cause, inside: None }
+    }
+}
+
+/// Why there is no shell where one is wanted.
+pub enum ShellError {
+    /// A step before failed.
+    Step(StepError),
+    /// The place itself cannot be made ready.
+    Place(Cause),
 }
 
 /// The cause of a failed step.
@@ -207,65 +240,29 @@ pub fn describe_exit(exit: &Exit) -> String {
 /// Carries out all steps of `plan`.
 pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
     let solver = Solver::new(plan, engine);
-    engine.events.event(Event::Planned(plan));
-    let needs: Vec<Vec<usize>> = plan.steps.iter().map(needs).collect();
-    let mut done = vec![false; plan.steps.len()];
-    let mut looked_up = done.clone();
-    solver.name_remotes();
-    for index in 0..plan.steps.len() {
-        if needs[index].iter().all(|need| done[*need]) {
-            looked_up[index] = true;
-            done[index] = solver.follow(StepId(index)).map_err(|cause| StepError { step: StepId(index), cause })?;
-        }
-    }
-    if let Some(first) = done.iter().position(|done| !done) {
-        if solver.needs_trees(&done) {
-            // The one to name when that fails: RUN is what most often wants a tree.
-            let runs = |index: &usize| !done[*index] && matches!(plan.steps[*index].op, Op::Run(_));
-            let first = (0..done.len()).find(runs).unwrap_or(first);
-            solver.prepare_trees().map_err(|cause| StepError { step: StepId(first), cause })?;
-        }
-        let today = solver.today.get_or_init(|| solver.below_caches(&done));
-        for (index, done) in done.iter().enumerate() {
-            if *done && today[index] {
-                solver.date(StepId(index)).map_err(|cause| StepError { step: StepId(index), cause })?;
-            }
-        }
-        solver.fetching.store(true, Ordering::Relaxed);
-        // What is fetched are further jobs, which wait for nothing.
-        let fetches: Vec<usize> = solver.missing_remotes(&done, &looked_up).into_iter().collect();
-        let mut needs = needs;
-        for (number, remote) in fetches.iter().enumerate() {
-            for step in (0..plan.steps.len()).filter(|step| solver.remotes.of_step(StepId(*step)).contains(remote)) {
-                needs[step].push(plan.steps.len() + number);
-            }
-        }
-        needs.extend(fetches.iter().map(|_| Vec::new()));
-        done.resize(needs.len(), false);
-        let carry_out = |index: usize| {
-            let fetch = index.checked_sub(plan.steps.len()).map(|number| fetches[number]);
-            let id = fetch.map_or(StepId(index), |remote| solver.remotes.step(remote));
-            let result = match fetch {
-                Some(remote) => solver.bring(remote).map(drop),
-                None => solver.carry_out(id),
-            };
-            result.map_err(|cause| {
-                // Whatever a step says that was to stop: it says so because it was to stop.
-                let cause = if engine.cancel.is_canceled() { Cause::Canceled } else { cause };
-                match cause {
-                    Cause::Canceled => engine.events.event(Event::Canceled(id)),
-                    _ => engine.events.event(Event::Failed(id, &cause.to_string())),
-                }
-                StepError { step: id, cause }
-            })
-        };
-        // After an error the other steps' commands end: their layers would belong to no image.
-        let aside = plan.steps.len();
-        schedule::run(&needs, &done, engine.jobs, aside, &carry_out, &|| engine.cancel.cancel())?;
-    } else if solver.needs_trees(&done) {
-        solver.prepare_trees().map_err(|cause| StepError { step: StepId(0), cause })?;
-    }
+    solver.carry_out_all(&vec![true; plan.steps.len()], false)?;
     Ok(solver.into_solution())
+}
+
+/// Carries out the steps that `plan.shell` needs, and makes ready what a shell there sees.
+pub fn shell(plan: &Plan, engine: &Engine<'_>, point: &ShellPoint) -> Result<Inside, ShellError> {
+    let solver = Solver::new(plan, engine);
+    let mut wanted = vec![false; plan.steps.len()];
+    let mut waiting: Vec<usize> = match point.stack {
+        Stack::Step(StepId(step)) => vec![step],
+        Stack::Base(_) | Stack::Scratch => Vec::new(),
+    };
+    while let Some(step) = waiting.pop() {
+        if !std::mem::replace(&mut wanted[step], true) {
+            waiting.extend(needs(&plan.steps[step]));
+        }
+    }
+    solver.carry_out_all(&wanted, true).map_err(ShellError::Step)?;
+    if solver.trees.get().is_none() {
+        // Everything was in the cache: there is one thread still.
+        solver.prepare_trees().map_err(ShellError::Place)?;
+    }
+    solver.shell(&point.run, &solver.stack(point.stack)).map_err(ShellError::Place)
 }
 
 /// The steps whose results a step needs.
@@ -302,6 +299,8 @@ struct Solver<'a> {
     restarted: Vec<OnceLock<()>>,
     stacks: stacks::Stacks<'a>,
     trees: OnceLock<TreeOptions>,
+    /// What RUNs left that failed.
+    failed: Mutex<Vec<(StepId, Inside)>>,
     /// The steps whose layers take the times that their sources have now.
     today: OnceLock<Vec<bool>>,
     /// Those layers, where they are others than the cache had.
@@ -325,12 +324,87 @@ impl<'a> Solver<'a> {
             restarted: (0..count).map(|_| OnceLock::new()).collect(),
             stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events),
             trees: OnceLock::new(),
+            failed: Mutex::new(Vec::new()),
             today: OnceLock::new(),
             dated: (0..count).map(|_| OnceLock::new()).collect(),
             remotes: remote::Remotes::of(plan),
             fetching: AtomicBool::new(false),
             remade: Mutex::default(),
         }
+    }
+
+    /// Solves the steps that are wanted; what they need is wanted too. With `trees`, trees are needed afterwards.
+    fn carry_out_all(&self, wanted: &[bool], trees: bool) -> Result<(), StepError> {
+        let (plan, engine) = (self.plan, self.engine);
+        engine.events.event(Event::Planned(plan));
+        let needs: Vec<Vec<usize>> = plan.steps.iter().map(needs).collect();
+        // Of a step that is not wanted, nothing is left to do.
+        let mut done: Vec<bool> = wanted.iter().map(|wanted| !wanted).collect();
+        let mut looked_up = done.clone();
+        self.name_remotes();
+        for index in 0..plan.steps.len() {
+            if wanted[index] && needs[index].iter().all(|need| done[*need]) {
+                looked_up[index] = true;
+                done[index] = self.follow(StepId(index)).map_err(|cause| StepError::new(StepId(index), cause))?;
+            }
+        }
+        let Some(first) = done.iter().position(|done| !done) else {
+            if !trees && self.needs_trees(&done) {
+                self.prepare_trees().map_err(|cause| StepError::new(StepId(0), cause))?;
+            }
+            return Ok(());
+        };
+        if trees || self.needs_trees(&done) {
+            // The one to name when that fails: RUN is what most often wants a tree.
+            let runs = |index: &usize| !done[*index] && matches!(plan.steps[*index].op, Op::Run(_));
+            let first = (0..done.len()).find(runs).unwrap_or(first);
+            self.prepare_trees().map_err(|cause| StepError::new(StepId(first), cause))?;
+        }
+        let today = self.today.get_or_init(|| self.below_caches(&done));
+        for (index, done) in done.iter().enumerate() {
+            if *done && wanted[index] && today[index] {
+                self.date(StepId(index)).map_err(|cause| StepError::new(StepId(index), cause))?;
+            }
+        }
+        self.fetching.store(true, Ordering::Relaxed);
+        // What is fetched are further jobs, which wait for nothing.
+        let fetches: Vec<usize> = self.missing_remotes(&done, &looked_up).into_iter().collect();
+        let mut needs = needs;
+        for (number, remote) in fetches.iter().enumerate() {
+            for step in (0..plan.steps.len()).filter(|step| self.remotes.of_step(StepId(*step)).contains(remote)) {
+                needs[step].push(plan.steps.len() + number);
+            }
+        }
+        needs.extend(fetches.iter().map(|_| Vec::new()));
+        done.resize(needs.len(), false);
+        let carry_out = |index: usize| {
+            let fetch = index.checked_sub(plan.steps.len()).map(|number| fetches[number]);
+            let id = fetch.map_or(StepId(index), |remote| self.remotes.step(remote));
+            let result = match fetch {
+                Some(remote) => self.bring(remote).map(drop),
+                None => self.carry_out(id),
+            };
+            result.map_err(|cause| {
+                // Whatever a step says that was to stop: it says so because it was to stop.
+                let cause = if engine.cancel.is_canceled() { Cause::Canceled } else { cause };
+                match cause {
+                    Cause::Canceled => engine.events.event(Event::Canceled(id)),
+                    _ => engine.events.event(Event::Failed(id, &cause.to_string())),
+                }
+                StepError::new(id, cause)
+            })
+        };
+        // After an error the other steps' commands end: their layers would belong to no image.
+        let aside = plan.steps.len();
+        schedule::run(&needs, &done, engine.jobs, aside, &carry_out, &|| engine.cancel.cancel())
+            .map_err(|error| self.with_remains(error))
+    }
+
+    /// Adds what the failed command left, where that was kept.
+    fn with_remains(&self, error: StepError) -> StepError {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = failed.iter().position(|(step, _)| *step == error.step);
+        StepError { inside: found.map(|found| Box::new(failed.swap_remove(found).1)), ..error }
     }
 
     /// Whether anything that is not done yet, or the export after it, must read or make file trees.

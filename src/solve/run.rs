@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::mask::Held;
 use super::step::{NewLayer, StackState};
-use super::{Cause, Solver};
+use super::{Cause, Inside, Solver};
 use crate::event::{Event, Stream};
 use crate::exec::{Exit, ProcessSpec, RootFs};
 use crate::image::accounts;
@@ -35,22 +35,10 @@ impl Solver<'_> {
         let engine = self.engine;
         let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
         let view = self.view(below)?;
-        let mut process = self.process(op, &view)?;
-        let lower = self.stacks.trees(&below.layers, options)?;
-
-        let folder = engine.lease.fresh_path();
-        fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
         let no_cache = self.plan.steps[id.0].no_cache;
-        let mut prepared = self.prepare_mounts(op, &folder.join("mounts"), no_cache)?;
-        add_variables(&mut process.env, &prepared.env);
-        let mounts = std::mem::take(&mut prepared.mounts);
-        let rootfs = RootFs { lower, upper: folder.join("upper"), work: folder.join("work"), mounts };
-        for path in [&rootfs.upper, &rootfs.work] {
-            fs::create_dir(path).map_err(StoreError::io("make", path))?;
-        }
-        take_root_metadata(&rootfs.upper, &view).map_err(StoreError::io("make", &rootfs.upper))?;
+        let Inside { rootfs, process, held: prepared } = self.prepare(op, below, &view, no_cache)?;
         // The file system's own clock, which is coarser than the system's: files that the command writes are not older.
-        let stamp = folder.join("began");
+        let stamp = rootfs.work.with_file_name("began");
         let began = File::create(&stamp)
             .and_then(|file| file.metadata()?.modified())
             .map_err(StoreError::io("make", &stamp))?;
@@ -78,10 +66,17 @@ impl Solver<'_> {
         }
         let (exit, left) = ran?;
         prepared.clear(&left)?;
+        if engine.keep_failed && matches!(exit, Exit::Code(1..) | Exit::Signal(_)) {
+            let process = ProcessSpec { args: op.interactive_shell(), ..process };
+            let inside = Inside { rootfs, process, held: prepared };
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).push((id, inside));
+            let tail = tail.into_inner().unwrap_or_else(PoisonError::into_inner);
+            return Err(Cause::Command { exit, tail });
+        }
         drop(prepared);
         if !op.mounts.is_empty() {
             // What was written to binds can be much. What cannot be removed now goes with the lease.
-            drop(remove_tree(&folder.join("mounts")));
+            drop(remove_tree(&rootfs.work.with_file_name("mounts")));
         }
         match exit {
             Exit::Code(0) => {}
@@ -93,6 +88,30 @@ impl Solver<'_> {
         }
         let index = diff::commit(&rootfs.upper, &view, began, options)?;
         Ok(NewLayer { index, form: Form::Tree(rootfs.upper) })
+    }
+
+    /// A shell where a stage stands.
+    pub(super) fn shell(&self, op: &RunOp, below: &StackState) -> Result<Inside, Cause> {
+        let inside = self.prepare(op, below, &self.view(below)?, false)?;
+        Ok(Inside { process: ProcessSpec { args: op.interactive_shell(), ..inside.process }, ..inside })
+    }
+
+    /// The file system of a command, with nothing changed in it yet, its mounts, and its surroundings.
+    fn prepare(&self, op: &RunOp, below: &StackState, view: &LayerStack, no_cache: bool) -> Result<Inside, Cause> {
+        let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
+        let mut process = self.process(op, view)?;
+        let lower = self.stacks.trees(&below.layers, options)?;
+        let folder = self.engine.lease.fresh_path();
+        fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
+        let mut held = self.prepare_mounts(op, &folder.join("mounts"), no_cache)?;
+        add_variables(&mut process.env, &held.env);
+        let mounts = std::mem::take(&mut held.mounts);
+        let rootfs = RootFs { lower, upper: folder.join("upper"), work: folder.join("work"), mounts };
+        for path in [&rootfs.upper, &rootfs.work] {
+            fs::create_dir(path).map_err(StoreError::io("make", path))?;
+        }
+        take_root_metadata(&rootfs.upper, view).map_err(StoreError::io("make", &rootfs.upper))?;
+        Ok(Inside { rootfs, process, held })
     }
 
     fn process(&self, op: &RunOp, view: &LayerStack) -> Result<ProcessSpec, Cause> {
@@ -114,7 +133,10 @@ impl Solver<'_> {
             network: op.network,
             script: op.script.clone(),
             extra_hosts: self.engine.extra_hosts.to_vec(),
-            shm_size: self.engine.shm_size,
+            shm_size: op.limits.shm_size,
+            security: op.security,
+            ulimits: op.limits.ulimits.clone(),
+            cgroup_parent: op.limits.cgroup_parent.clone(),
         })
     }
 }

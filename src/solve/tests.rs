@@ -115,7 +115,6 @@ impl Bench {
             exports,
             jobs: 1,
             extra_hosts: &[],
-            shm_size: 0,
             secrets: &[],
             agents: &[],
             identity: "test",
@@ -124,6 +123,7 @@ impl Bench {
             cancel: &Cancel::new().unwrap(),
             clock,
             fetch: None,
+            keep_failed: false,
         };
         let solution = solve(&plan, &engine);
         (solution.map(|solution| solution.steps).map_err(|error| error.cause.to_string()), log.0.into_inner().unwrap())

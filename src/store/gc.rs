@@ -85,20 +85,19 @@ impl Store {
         }
         let layers: Vec<DiffId> = all.layers.iter().copied().collect();
         for layer in layers {
-            self.also_needed(&layer, &mut all)?;
+            self.also_needed(&layer, &mut all);
         }
         Ok(all)
     }
 
     /// What the bytes of a layer come from.
-    fn also_needed(&self, layer: &DiffId, all: &mut Needed) -> Result<(), StoreError> {
+    fn also_needed(&self, layer: &DiffId, all: &mut Needed) {
         // What is damaged needs nothing more; `inspect --verify` tells of it.
         if let Ok(Some(source)) = self.source_of_epoch(layer) {
             all.layers.insert(source);
             all.blobs.extend(self.layer_blobs(&source).unwrap_or_default().iter().map(|blob| blob.digest));
         }
         all.blobs.extend(self.layer_blobs(layer).unwrap_or_default().iter().map(|blob| blob.digest));
-        Ok(())
     }
 
     /// All records of the cache.
@@ -147,7 +146,7 @@ impl Store {
             stay.layers.extend(from_records);
             let layers: Vec<DiffId> = stay.layers.iter().copied().collect();
             for layer in layers {
-                self.also_needed(&layer, &mut stay)?;
+                self.also_needed(&layer, &mut stay);
             }
             for (folder, stays) in [
                 ("layers", (|name, stay| stay.layers.contains(&DiffId(name))) as fn(Digest, &Needed) -> bool),
@@ -389,3 +388,6 @@ fn freed_by_removing(folder: &std::path::Path) -> u64 {
     }
     freed + names.values().filter(|(seen, links, _)| seen == links).map(|(.., bytes)| bytes).sum::<u64>()
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ pub mod base;
 pub mod env;
 pub mod machine;
 pub mod oci;
+pub mod pty;
 pub mod random;
 pub mod scenario;
 pub mod web;

@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 
 use super::check::{self, ReportForm};
 use super::epoch::{self, Epoch};
+use super::run::{RunArgs, RunFlags};
 use super::secrets::{self, SecretArg, SecretSpec, SshArg};
 use super::values::{NamedContext, build_arg, build_context, bytes, count, host, label, some, yes_no};
 use crate::cli::output_spec::{self, Destination, OutputSpec};
@@ -75,6 +76,8 @@ pub struct BuildArgs {
     pub shm_size: Option<u64>,
     /// `--allow`.
     pub allow: Vec<Entitlement>,
+    /// What RUN may use, and where shells are wanted.
+    pub run: RunArgs,
     /// `--secret`, in order.
     pub secrets: Vec<SecretArg>,
     /// `--ssh`, in order.
@@ -260,6 +263,8 @@ pub(super) struct BuildFlags {
     /// Allow what RUN may ask for beyond the usual
     #[arg(long, value_name = "WHAT", value_enum, value_delimiter = ',', help_heading = RUN)]
     allow: Vec<Entitlement>,
+    #[command(flatten)]
+    run: RunFlags,
     /// A secret for RUN --mount=type=secret: id=ID[,src=FILE|,env=NAME]
     #[arg(long, value_name = "SPEC", value_parser = secrets::secret, help_heading = RUN)]
     secret: Vec<SecretSpec>,
@@ -373,6 +378,7 @@ impl BuildFlags {
             add_hosts: self.add_host,
             shm_size: self.shm_size,
             allow: self.allow,
+            run: self.run.into_args()?,
             secrets: self.secret.into_iter().map(|secret| secret.settle(settings)).collect(),
             ssh: self.ssh,
             no_network: self.offline,

@@ -25,25 +25,13 @@ const COMMANDS: [(&str, &str); 4] = [
 ];
 
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 20] = [
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 8] = [
     ("build", "push", None, Takes::YesNo, "registries; -o type=oci,dest=FILE writes a file that others can push"),
     ("build", "load", None, Takes::YesNo, "`docker load`; -o type=docker,dest=- writes what it reads"),
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "annotation", None, Takes::Value, "annotations of the manifest; --label sets labels of the image"),
-    ("build", "ulimit", None, Takes::Value, "limits for RUN"),
-    ("build", "memory", Some('m'), Takes::Value, "limits for RUN"),
-    ("build", "memory-swap", None, Takes::Value, "limits for RUN"),
-    ("build", "cpus", None, Takes::Value, "limits for RUN"),
-    ("build", "cpu-period", None, Takes::Value, "limits for RUN"),
-    ("build", "cpu-quota", None, Takes::Value, "limits for RUN"),
-    ("build", "cpu-shares", Some('c'), Takes::Value, "limits for RUN"),
-    ("build", "cpuset-cpus", None, Takes::Value, "limits for RUN"),
-    ("build", "cgroup-parent", None, Takes::Value, "limits for RUN"),
-    ("build", "security-opt", None, Takes::Value, "security profiles for RUN"),
     ("build", "squash", None, Takes::YesNo, "one layer out of all"),
-    ("build", "shell-on-error", None, Takes::YesNo, "a shell in the step that failed"),
-    ("build", "shell-at", None, Takes::Value, "a shell before a line"),
     ("import", "message", Some('m'), Takes::Value, "a comment in the history"),
     ("import", "platform", None, Takes::Value, "images for another platform than this machine's"),
 ];

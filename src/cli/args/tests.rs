@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::cli::output_spec::{Destination, OutputKind};
+use crate::exec::cgroup::{Resources, Swap};
+use crate::plan::limits::Ulimit;
 use crate::plan::step::Network;
 
 /// Reads a command line; `'…'` keeps blanks together.
@@ -67,6 +69,7 @@ fn plain(dir: &str) -> BuildArgs {
         add_hosts: vec![],
         shm_size: None,
         allow: vec![],
+        run: RunArgs::default(),
         no_network: false,
         secrets: Vec::new(),
         ssh: Vec::new(),
@@ -169,6 +172,37 @@ fn builds() {
         ("--shm-size 64m .", BuildArgs { shm_size: Some(64 << 20), ..base() }),
         ("--allow network.host,security.insecure .", {
             BuildArgs { allow: vec![Entitlement::NetworkHost, Entitlement::SecurityInsecure], ..base() }
+        }),
+        ("--ulimit nofile=1:2 --ulimit core=0 --ulimit nofile=3 .", {
+            let ulimits = ["core=0", "nofile=3"].map(|text| Ulimit::parse(text).unwrap()).to_vec();
+            BuildArgs { run: RunArgs { ulimits, ..RunArgs::default() }, ..base() }
+        }),
+        ("-m 64m --memory-swap -1 -c 512 --cpus 1.5 --cpuset-cpus 0-1 --cpuset-mems 0 .", {
+            let resources = Resources {
+                memory: Some(64 << 20),
+                swap: Some(Swap::Unlimited),
+                cpu_time: Some((150_000, 100_000)),
+                cpu_period: None,
+                cpu_shares: Some(512),
+                cpus: Some("0-1".into()),
+                mems: Some("0".into()),
+            };
+            BuildArgs { run: RunArgs { resources, ..RunArgs::default() }, ..base() }
+        }),
+        ("--cpu-quota 5000 --cpu-period 10000 .", {
+            let resources =
+                Resources { cpu_time: Some((5000, 10_000)), cpu_period: Some(10_000), ..Resources::default() };
+            BuildArgs { run: RunArgs { resources, ..RunArgs::default() }, ..base() }
+        }),
+        ("--cgroup-parent /a/b --security-opt seccomp=unconfined --shell-on-error --shell-at build .", {
+            let run = RunArgs {
+                cgroup_parent: Some("a/b".into()),
+                unconfined: true,
+                shell_on_error: true,
+                shell_at: Some("build".into()),
+                ..RunArgs::default()
+            };
+            BuildArgs { run, ..base() }
         }),
         // Nothing to do.
         (
@@ -335,12 +369,7 @@ fn what_comes_later_is_refused_by_name() {
         ("--cache-from x .", "--cache-from (a cache that is shared between machines)"),
         ("--cache-to type=gha .", "--cache-to (a cache that is shared between machines)"),
         ("--annotation a=b .", "--annotation (annotations of the manifest; --label sets labels of the image)"),
-        ("--ulimit nofile=1 .", "--ulimit (limits for RUN)"),
-        ("-m 1g .", "--memory (limits for RUN)"),
-        ("--cpus 2 .", "--cpus (limits for RUN)"),
         ("--call outline .", "--call=outline; --print graph shows the stages, --print ast the instructions"),
-        ("--shell-on-error .", "--shell-on-error (a shell in the step that failed)"),
-        ("--shell-at 3 .", "--shell-at (a shell before a line)"),
         ("--platform a,b .", "--platform a,b: several platforms in one build"),
         ("--pull .", "--pull=always (registries)"),
         ("--pull=true .", "--pull (registries)"),
@@ -389,6 +418,10 @@ fn wrong_words_are_explained() {
         ),
         ("--timestamp=-1 .", "--timestamp: \"-1\" is not a number of seconds since 1970, such as 1700000000"),
         ("-o type=ocii .", "--output type=ocii: unknown type ocii; did you mean oci?"),
+        ("-m 5m .", "--memory: the smallest limit is 6m"),
+        ("--memory-swap 1g .", "--memory-swap is memory and swap together: give --memory too"),
+        ("-m 1g --memory-swap 1m .", "--memory-swap is memory and swap together: it cannot be less than --memory"),
+        ("--cpus 1 --cpu-quota 1000 .", "--cpus and --cpu-quota or --cpu-period say the same thing: give one of them"),
         ("image rn x", "`rbuild image` has no command rn; did you mean rm?"),
     ] {
         assert_eq!(read(line), Err(expected.to_owned()), "{line}");
@@ -405,6 +438,12 @@ fn wrong_words_are_explained() {
         ("--jobs 0 .", vec!["--jobs"]),
         ("--network bridge .", vec!["--network", "default, none, host"]),
         ("--allow device .", vec!["--allow", "network.host"]),
+        ("--ulimit nofiles=1 .", vec!["--ulimit", "there is no limit named \"nofiles\"; did you mean nofile?"]),
+        ("--cpus 0 .", vec!["--cpus", "the smallest is 0.01"]),
+        ("--cpu-period 1 .", vec!["--cpu-period", "1000..=1000000"]),
+        ("--cpuset-cpus 2-1 .", vec!["--cpuset-cpus", "expected a list such as 0-2,4"]),
+        ("--cgroup-parent ../x .", vec!["--cgroup-parent", "below the root of all"]),
+        ("--security-opt apparmor=x .", vec!["--security-opt", "not supported yet: apparmor"]),
         ("--tag '' .", vec!["--tag", "it is empty"]),
         (". more", vec!["unexpected argument 'more'"]),
         ("--root '' .", vec!["--root <DIR>", "a value is required"]),

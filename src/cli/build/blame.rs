@@ -297,6 +297,9 @@ mod tests {
             user: String::new(),
             network: crate::plan::step::Network::Default,
             hostname: None,
+            security: crate::plan::limits::Security::Sandbox,
+            limits: crate::plan::limits::RunLimits::default(),
+            shell: Vec::new(),
             mounts: Vec::new(),
         };
         for (script, env, expected) in [

@@ -22,6 +22,7 @@ use super::secrets;
 use crate::cli::args::BuildArgs;
 use crate::cli::args::values::yes_no;
 use crate::cli::failure::Failure;
+use crate::cli::find;
 use crate::cli::settings::Settings;
 use crate::context::ignore::Patterns;
 use crate::context::tar;
@@ -50,8 +51,7 @@ impl Session {
         cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
         let root = settings.store_root().map_err(anyhow::Error::from)?;
         let store = Store::open(&root).map_err(anyhow::Error::from)?;
-        let path = "/proc/sys/kernel/random/boot_id";
-        let boot = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?.trim().to_owned();
+        let boot = find::boot_id()?;
         let suspects = store.sweep(&boot).map_err(anyhow::Error::from)?.suspects;
         let mut lease = store.lease(&boot).map_err(anyhow::Error::from)?;
         lease.heed(&cancel);

@@ -7,11 +7,13 @@
 mod bases;
 mod blame;
 mod bring;
+mod checks;
 mod finish;
 mod hints;
 mod input;
 mod limit;
 mod secrets;
+mod shell;
 mod verify;
 
 use std::collections::BTreeSet;
@@ -21,22 +23,23 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use self::bring::{Bringer, Brought, Network, Session};
+pub(super) use self::checks::with_dockerfile;
+use self::checks::{Told, ignored};
 use self::input::{Dockerfile, Root};
-use super::args::{BuildArgs, Isolation, NamedContext, Print, Progress};
-use super::check;
+use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::render::Reporter;
 use super::settings::Settings;
 use super::stdout::stdout;
-use crate::context::ignore::Patterns;
 use crate::context::local::LocalContext;
-use crate::diagnostic::{Diagnostic, Source};
-use crate::dockerfile::{self, Parsed, ast, lint};
+use crate::diagnostic::Diagnostic;
+use crate::dockerfile::{self, ast};
 use crate::event::{Event, EventSink};
-use crate::exec::Sandbox;
+use crate::exec::{self, Sandbox};
 use crate::image::platform::Platform;
 use crate::layer::apply::{Flavour, TreeOptions};
-use crate::plan::step::{Op, Plan};
+use crate::plan::limits::{Allowed, RunLimits};
+use crate::plan::step::{self, Op, Plan};
 use crate::plan::{self, BaseImage, Bases, NoCache, Outcome, PlanOptions, Resolved, StageGraph};
 use crate::solve::{self, Engine, Exports};
 use crate::store::Store;
@@ -50,6 +53,7 @@ pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
     refuse_later(args)?;
     check_results(args, settings)?;
+    shell::check_terminal(args, settings)?;
     // Each of the two builds that are compared has a display of its own, and is forked, which takes one thread.
     let progress = if args.verify_reproducible { Progress::Quiet } else { args.progress };
     let reporter = Reporter::new(progress, args.explain, settings);
@@ -78,10 +82,15 @@ fn build(
     if args.print == Some(Print::Ast) && !parsed.has_errors() {
         return Ok(ExitCode::SUCCESS);
     }
-    let options = plan_options(args, settings)?;
-    let told = Told::new(&parsed, &file, &options);
-    if told.early.iter().any(Diagnostic::is_error) {
+    let mut options = plan_options(args, settings)?;
+    let told = Told::new(&parsed, &file.source, &options);
+    if told.has_errors() {
         return Err(told.failure(Vec::new(), None));
+    }
+    if let Some(wanted) = &args.run.shell_at {
+        let at = shell::place(wanted, &parsed.dockerfile)?;
+        options.target = Some(at.stage.to_string());
+        options.shell_at = Some(at);
     }
     let graph = plan::graph(&parsed.dockerfile, &options).map_err(|list| told.failure(list, None))?;
     let built = graph.needed();
@@ -130,97 +139,42 @@ fn build(
         root: &root,
         session,
         network,
+        sandbox: &Sandbox { resources: args.run.resources.clone(), filter: !args.run.unconfined, ..Sandbox::default() },
     };
     if args.verify_reproducible {
         return verify::run(&job);
     }
     let result = job.carry_out(now, suspects);
-    if let Ok(report) = &result {
-        limit::check(&job, &report.made());
-    }
-    reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
+    let built = match &result {
+        Ok(Ended::Built(report)) => {
+            limit::check(&job, &report.made());
+            Some(report.built())
+        }
+        _ => None,
+    };
+    reporter.finish(built.as_ref());
     match (result, cancel.signal()) {
-        (Ok(report), _) => report.write(&job),
+        (Ok(Ended::Built(report)), _) => report.write(&job),
+        (Ok(Ended::Shell(code)), _) => Ok(code),
         (Err(_), Some(signal)) => Err(Failure::Interrupted(signal)),
         (Err(failure), None) => Err(failure),
     }
 }
 
-/// What there is to say about a Dockerfile before anything of it is built.
-struct Told<'a> {
-    parsed: &'a Parsed,
-    source: &'a Source,
-    checks: lint::Checks<'a>,
-    /// What the text alone gives.
-    early: Vec<Diagnostic>,
+/// What a build ended with.
+enum Ended {
+    /// An image.
+    Built(Box<finish::Report>),
+    /// A shell.
+    Shell(ExitCode),
 }
 
-impl<'a> Told<'a> {
-    fn new(parsed: &'a Parsed, file: &'a Dockerfile, options: &'a PlanOptions) -> Self {
-        let (checks, mut early) = lint::Checks::new(parsed, check::given_settings(options));
-        early.extend(parsed.diagnostics.iter().cloned());
-        early.extend(lint::check_syntax(&parsed.nodes));
-        Self { parsed, source: &file.source, checks, early }
-    }
-
-    /// Errors in `list` or before, after the warnings that there are.
-    fn failure(&self, list: Vec<Diagnostic>, built: Option<&[bool]>) -> Failure {
-        let (errors, warnings): (Vec<_>, Vec<_>) =
-            self.early.iter().cloned().chain(list).partition(Diagnostic::is_error);
-        let settled = self.checks.settle(warnings, built);
-        let list = hints::compact(settled.warnings, self.source).into_iter().chain(errors).collect();
-        Failure::Diagnostics { source: self.source.clone(), list }
-    }
-
-    /// The warnings of a build that can begin; an error where the file wants none.
-    fn warnings(
-        &self,
-        planned: Vec<Diagnostic>,
-        more: Vec<Diagnostic>,
-        built: &[bool],
-    ) -> Result<Vec<Diagnostic>, Failure> {
-        let hints = hints::almost_json(&self.parsed.dockerfile, self.source);
-        let all = self.early.iter().cloned().chain(hints).chain(planned).chain(more).collect();
-        let settled = self.checks.settle(all, Some(built));
-        let mut list = hints::compact(settled.warnings, self.source);
-        match settled.violation {
-            None => Ok(list),
-            Some(violation) => {
-                list.push(violation);
-                Err(Failure::Diagnostics { source: self.source.clone(), list })
-            }
-        }
-    }
-}
-
-/// What the plan wants of the context, and the context leaves out.
-fn ignored(plan: &Plan, root: &Root, file: &Dockerfile) -> Result<Vec<Diagnostic>, Failure> {
-    let Root::Folder(folder) = root else { return Ok(Vec::new()) };
-    if !check::ignored::reads_context(plan) {
-        return Ok(Vec::new());
-    }
-    let patterns = LocalContext::read_ignore_file(folder, file.path.as_deref());
-    Ok(check::ignored::copy_ignored_file(plan, &patterns.map_err(anyhow::Error::from)?))
-}
-
-/// Reads the Dockerfile for `check`, which also gets the patterns of the context. What had to be brought for it is there as
-/// long as it works, and goes then.
-pub(super) fn with_dockerfile<T>(
-    args: &BuildArgs,
-    settings: &Settings,
-    check: impl FnOnce(&Source, &Patterns) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let network = Network::new(args, settings);
-    let silent = Reporter::new(Progress::Quiet, false, settings);
-    let mut session = None;
-    let (file, root) = input::read(args, settings, &network, &silent, &mut session)?;
-    let patterns = match &root {
-        Root::Folder(folder) => {
-            LocalContext::read_ignore_file(folder, file.path.as_deref()).map_err(anyhow::Error::from)?
-        }
-        _ => Patterns::default(),
-    };
-    check(&file.source, &patterns)
+/// What the engine came to.
+enum Solved {
+    /// Every step is solved.
+    All(solve::Solution),
+    /// A place for a shell is ready.
+    Place(solve::Inside),
 }
 
 /// A build that has been planned.
@@ -235,18 +189,18 @@ struct Job<'a> {
     plan: &'a Plan,
     bases: &'a [Arc<BaseImage>],
     cancel: &'a Cancel,
+    sandbox: &'a Sandbox,
     root: &'a Root,
     session: &'a Session,
     network: &'a Network<'a>,
 }
 
 impl Job<'_> {
-    fn carry_out(&self, now: SystemTime, suspects: &[String]) -> Result<finish::Report, Failure> {
+    fn carry_out(&self, now: SystemTime, suspects: &[String]) -> Result<Ended, Failure> {
         if !suspects.is_empty() {
             self.recover(suspects)?;
         }
         let contexts = self.contexts(now)?;
-        let sandbox = Sandbox::default();
         let secrets = secrets::secrets(self.args, self.settings)?;
         let agents = secrets::agents(self.args, self.settings)?;
         let hosts: Vec<(String, String)> =
@@ -263,12 +217,11 @@ impl Job<'_> {
             lease: self.lease,
             contexts: &contexts,
             bases: self.bases,
-            sandbox: &sandbox,
+            sandbox: self.sandbox,
             prepare_trees: &|| self.prepare_trees(),
             exports: self.exports(),
             jobs: self.args.jobs.get(),
             extra_hosts: &hosts,
-            shm_size: self.args.shm_size.unwrap_or(0),
             identity: &identity,
             explain: self.args.explain || matches!(self.args.progress, Progress::Json),
             events: self.reporter,
@@ -277,8 +230,12 @@ impl Job<'_> {
             fetch: fetch.as_ref(),
             secrets: &secrets,
             agents: &agents,
+            keep_failed: self.args.run.shell_on_error,
         };
-        let solved = solve::solve(self.plan, &engine);
+        let solved = match &self.plan.shell {
+            Some(point) => solve::shell(self.plan, &engine, point).map(Solved::Place),
+            None => solve::solve(self.plan, &engine).map(Solved::All).map_err(solve::ShellError::Step),
+        };
         // Digests that were computed stay known, whether the build went well or not.
         for context in &contexts {
             if let Err(error) = context.save(self.lease.folder()) {
@@ -286,13 +243,31 @@ impl Job<'_> {
                 self.reporter.event(Event::Note(&note));
             }
         }
-        let solution = solved.map_err(|error| self.failure(&error))?;
-        finish::finish(self, &solution)
+        match solved {
+            Ok(Solved::All(solution)) => finish::finish(self, &solution).map(|report| Ended::Built(Box::new(report))),
+            Ok(Solved::Place(inside)) => {
+                let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
+                self.shell_at(inside, place).map(Ended::Shell)
+            }
+            Err(solve::ShellError::Place(cause)) => Err(anyhow::anyhow!("there is no shell to open: {cause}").into()),
+            Err(solve::ShellError::Step(error)) => {
+                let failure = self.failure(&error);
+                match error.inside {
+                    Some(inside) if self.cancel.signal().is_none() => {
+                        self.shell_on_error(*inside, &failure).map(Ended::Shell)
+                    }
+                    _ => Err(failure),
+                }
+            }
+        }
     }
 
     /// What is read after the solution: only bytes of layers take file trees.
     fn exports(&self) -> Exports {
         use crate::cli::output_spec::OutputKind::{CacheOnly, Image};
+        if self.plan.shell.is_some() {
+            return Exports::Nothing;
+        }
         if self.args.outputs.iter().any(|output| !matches!(output.kind, Image | CacheOnly)) {
             return Exports::Bytes;
         }
@@ -444,6 +419,18 @@ pub(super) fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<Plan
         proxy_env: settings.proxies().map_err(anyhow::Error::from)?,
         hostname: None,
         named_contexts: args.build_contexts.iter().map(|(name, _)| name.clone()).collect::<BTreeSet<_>>(),
+        allowed: Allowed {
+            // Who gives RUN the host's network by default allows it.
+            network_host: args.allow.contains(&Entitlement::NetworkHost) || args.network == step::Network::Host,
+            security_insecure: args.allow.contains(&Entitlement::SecurityInsecure),
+        },
+        limits: RunLimits {
+            ulimits: args.run.ulimits.clone(),
+            // Saying what holds anyway does not make another step.
+            shm_size: args.shm_size.filter(|size| *size != exec::DEFAULT_SHM).unwrap_or(0),
+            cgroup_parent: args.run.cgroup_parent.clone(),
+        },
+        shell_at: None,
         all_stages: false,
     })
 }

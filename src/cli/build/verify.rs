@@ -15,7 +15,7 @@ use anyhow::{Context as _, anyhow};
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::Deserialize;
 
-use super::{Job, finish};
+use super::{Ended, Job};
 use crate::cli::args::BuildArgs;
 use crate::cli::diff::layer_files;
 use crate::cli::failure::Failure;
@@ -155,7 +155,7 @@ fn child(job: &Job<'_>, root: &Path, results: &Path, jobs: usize, parent: Pid) -
         return Err(Failure::Interrupted(Signal::TERM.as_raw()));
     }
     let store = Store::open(root).map_err(anyhow::Error::from)?;
-    let mut lease = store.lease(&super::boot_id()?).map_err(anyhow::Error::from)?;
+    let mut lease = store.lease(&find::boot_id()?).map_err(anyhow::Error::from)?;
     lease.heed(job.cancel);
     let args = BuildArgs {
         tags: Vec::new(),
@@ -171,9 +171,15 @@ fn child(job: &Job<'_>, root: &Path, results: &Path, jobs: usize, parent: Pid) -
     reporter.set_source(job.file.source.clone());
     let job = Job { args: &args, store: &store, lease: &lease, reporter: &reporter, ..*job };
     let result = job.carry_out(SystemTime::now(), &[]);
-    reporter.finish(result.as_ref().ok().map(finish::Report::built).as_ref());
+    let built = match &result {
+        Ok(Ended::Built(report)) => Some(report.built()),
+        _ => None,
+    };
+    reporter.finish(built.as_ref());
     match (result, job.cancel.signal()) {
-        (Ok(report), _) => {
+        // Refused before.
+        (Ok(Ended::Shell(_)), _) => Ok(()),
+        (Ok(Ended::Built(report)), _) => {
             let text = report.metadata().to_string();
             Ok(fs::write(results, text).with_context(|| format!("cannot write {}", results.display()))?)
         }
@@ -233,7 +239,7 @@ fn compare(job: &Job<'_>, a: &Results, b: &Results) -> Result<ExitCode, Failure>
     let line = job.file.source.text[..job.plan.steps[*first].span.start].matches('\n').count() + 1;
     writeln!(out, "not reproducible: two builds gave different files")?;
     writeln!(out, "The first step that differs is {} ({}, line {line})", x.name, job.file.source.name)?;
-    let boot = super::boot_id()?;
+    let boot = find::boot_id()?;
     let open = |name: &str| -> Result<(Store, Lease), Failure> {
         let store = Store::open(&folder(job, name)).map_err(anyhow::Error::from)?;
         let lease = store.lease(&boot).map_err(anyhow::Error::from)?;

@@ -11,7 +11,7 @@ ENV GREETING=hello
 WORKDIR /work
 RUN echo before > a
 USER builder
-RUN --network=none echo left > /tmp/b; echo the command says this; exit 9
+RUN --network=none --mount=type=cache,target=/cache,mode=0777 echo left > /tmp/b; touch /cache/kept; echo the command says this; exit 9
 ";
 
 fn prepared(test: &str, dockerfile: &str, user: Option<&TestUser>) -> Option<TestEnv> {
@@ -35,8 +35,8 @@ fn look_around(env: &TestEnv, user: Option<&TestUser>) {
     let before = terminal.modes();
     // The error comes first, then the shell.
     terminal.expect("exit code: 9").expect("the command says this").expect("a shell (/bin/sh) in");
-    terminal.keys("pwd; id -un; cat a /tmp/b; echo $GREETING $HOME $TERM.\r");
-    terminal.expect("/work\r\nbuilder\r\nbefore\r\nleft\r\nhello /home/builder xterm-256color.");
+    terminal.keys("ls /cache; echo; pwd; id -un; cat a /tmp/b; echo $GREETING $HOME $TERM.\r");
+    terminal.expect("kept\r\n\r\n/work\r\nbuilder\r\nbefore\r\nleft\r\nhello /home/builder xterm-256color.");
     assert_ne!(terminal.modes().local_modes, before.local_modes, "keys go through as they are");
     // A terminal of its own, which has the size of the user's and follows it.
     terminal.keys("tty; stty size; ls /sys/class/net\r").expect("/dev/pts/0\r\n30 100\r\nlo\r\n");

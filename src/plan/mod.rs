@@ -65,14 +65,14 @@ pub struct PlanOptions {
     pub hostname: Option<String>,
     /// The names given to `--build-context`.
     pub named_contexts: BTreeSet<String>,
-    /// Whether all stages are planned, needed or not: for the build checks.
-    pub all_stages: bool,
     /// `--allow`.
     pub allowed: Allowed,
     /// `--ulimit`, `--shm-size`, `--cgroup-parent`.
     pub limits: RunLimits,
     /// `--shell-at`, found in the file; `target` is its stage then.
     pub shell_at: Option<ShellAt>,
+    /// Whether all stages are planned, needed or not: for the build checks.
+    pub all_stages: bool,
 }
 
 /// Where `--shell-at` wants a shell.

@@ -24,6 +24,9 @@ use crate::digest::{ChainId, DiffId, Digest};
 /// The clock of file systems may be behind by a tick.
 const CLOCK: Duration = Duration::from_millis(20);
 
+/// Nobody takes longer to make the folder of a cache mount and lock it.
+const NEW_MOUNT: Duration = Duration::from_secs(60);
+
 /// What of the build cache is to go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CachePolicy {
@@ -240,7 +243,9 @@ impl Store {
     fn forget_maps(&self, policy: &CachePolicy) -> Result<u64, StoreError> {
         let whole = policy.all && policy.before.is_none() && policy.keep.is_none();
         let mut freed = 0;
-        for (folder, is_list) in [("contents", true), ("epochs", false), ("last", false), ("stacks", false)] {
+        for (folder, is_list) in
+            [("contents", true), ("epochs", false), ("last", false), ("stacks", false), ("urls", false)]
+        {
             for path in self.files_two_deep(&format!("cache/{folder}"))? {
                 let dead = match folder {
                     _ if whole => true,
@@ -272,7 +277,9 @@ impl Store {
             // Who uses a folder holds the lock beside it.
             let locks = parts.iter().filter(|path| path.extension().is_some_and(|extension| extension == "lock"));
             let locks: Vec<File> = locks.filter_map(|path| File::open(path).ok()).collect();
-            if locks.iter().all(|lock| lock.try_lock().is_ok()) {
+            // One without a lock is being made.
+            let finished = !locks.is_empty() || !is_younger(&folder, SystemTime::now() - NEW_MOUNT);
+            if finished && locks.iter().all(|lock| lock.try_lock().is_ok()) {
                 self.discard(&folder)?;
                 gone += 1;
             }

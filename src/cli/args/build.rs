@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 
 use super::check::{self, ReportForm};
 use super::epoch::{self, Epoch};
+use super::registry::Pull;
 use super::run::{RunArgs, RunFlags};
 use super::secrets::{self, SecretArg, SecretSpec, SshArg};
 use super::values::{NamedContext, build_arg, build_context, bytes, count, host, label, some, yes_no};
@@ -44,7 +45,7 @@ pub struct BuildArgs {
     pub no_cache: bool,
     /// `--no-cache-filter`: stages, as written.
     pub no_cache_filter: Vec<String>,
-    /// `--pull=never`, or `--offline`: what is not in the store is not asked for elsewhere.
+    /// `--offline`: nothing is asked for on the network.
     pub offline: bool,
     /// `-o`; where it is empty, the image goes to the local store.
     pub outputs: Vec<OutputSpec>,
@@ -78,12 +79,12 @@ pub struct BuildArgs {
     pub allow: Vec<Entitlement>,
     /// What RUN may use, and where shells are wanted.
     pub run: RunArgs,
+    /// `--pull`.
+    pub pull: Pull,
     /// `--secret`, in order.
     pub secrets: Vec<SecretArg>,
     /// `--ssh`, in order.
     pub ssh: Vec<SshArg>,
-    /// `--offline`: nothing is fetched.
-    pub no_network: bool,
     /// `--verify-reproducible`: build twice and compare.
     pub verify_reproducible: bool,
     /// `--check`: build nothing, and report in this form.
@@ -219,10 +220,13 @@ pub(super) struct BuildFlags {
     /// Set a label of the image
     #[arg(long, value_name = "KEY=VALUE", value_parser = label, help_heading = RESULT)]
     label: Vec<(String, String)>,
-    /// Where the result goes: DIR, - or type=image|oci|docker|tar|local|cacheonly[,dest=PATH][,…]
+    /// Where the result goes: DIR, - or type=image|registry|oci|docker|tar|local|cacheonly[,dest=PATH][,…]
     /// [default: the local image store]
     #[arg(short, long, value_name = "SPEC", value_parser = some, help_heading = RESULT)]
     output: Vec<String>,
+    /// Send the image to the registry of its name
+    #[arg(long, help_heading = RESULT)]
+    push: bool,
     /// Write the image id to this file
     #[arg(long, value_name = "FILE", help_heading = RESULT)]
     iidfile: Option<PathBuf>,
@@ -240,7 +244,8 @@ pub(super) struct BuildFlags {
     /// Run every step of these stages
     #[arg(long, value_name = "STAGES", value_delimiter = ',', value_parser = some, help_heading = CACHE)]
     no_cache_filter: Vec<String>,
-    /// Whether base images are looked for elsewhere: missing or never
+    /// When base images are asked for in their registry: always, missing, never or newer [default: missing; --pull
+    /// alone is always]
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "always",
           help_heading = CACHE)]
     pull: Option<String>,
@@ -321,7 +326,10 @@ impl BuildFlags {
     /// Checks the flags against each other and settles what depends on the settings.
     pub(super) fn into_args(self, settings: &Settings) -> Result<BuildArgs, String> {
         self.check_no_ops()?;
-        let offline = self.offline | self.pull_never()?;
+        let pull = Pull::parse(self.pull.as_deref())?;
+        if self.offline && matches!(pull, Pull::Always | Pull::Newer) {
+            return Err("--offline and --pull, which asks registries, cannot both hold".to_owned());
+        }
         let build_args = build_args(&self.build_arg, settings)?;
         let from_environment = settings.var("SOURCE_DATE_EPOCH").map_err(|error| error.to_string())?;
         let epoch = epoch::choose(self.timestamp.as_deref(), &build_args, from_environment.as_deref())?;
@@ -358,8 +366,8 @@ impl BuildFlags {
             platform: platform(self.platform, settings)?,
             no_cache: self.no_cache,
             no_cache_filter: self.no_cache_filter,
-            offline,
-            outputs: outputs(&self.output, self.quiet, settings)?,
+            offline: self.offline,
+            outputs: outputs(&self.output, self.push, self.quiet, settings)?,
             progress: progress(self.progress, self.quiet, settings)?,
             quiet: self.quiet,
             iidfile: self.iidfile,
@@ -379,27 +387,14 @@ impl BuildFlags {
             shm_size: self.shm_size,
             allow: self.allow,
             run: self.run.into_args()?,
+            pull,
             secrets: self.secret.into_iter().map(|secret| secret.settle(settings)).collect(),
             ssh: self.ssh,
-            no_network: self.offline,
+
             verify_reproducible: self.verify_reproducible,
             check,
         })
         .and_then(check_stdin)
-    }
-
-    /// `--pull`: whether it says never; what would need a registry is refused.
-    fn pull_never(&self) -> Result<bool, String> {
-        match self.pull.as_deref() {
-            None | Some("missing") => Ok(false),
-            Some("never") => Ok(true),
-            Some(when @ ("always" | "newer")) => Err(format!("not supported yet: --pull={when} (registries)")),
-            Some(other) => match yes_no(other) {
-                Ok(true) => Err("not supported yet: --pull (registries)".to_owned()),
-                Ok(false) => Ok(false),
-                Err(_) => Err(format!("--pull={other}: expected always, missing, never or newer")),
-            },
-        }
     }
 
     /// Flags of docker that are accepted with the value that asks for nothing.
@@ -499,8 +494,11 @@ fn progress(given: Option<Progress>, quiet: bool, settings: &Settings) -> Result
     Ok(Progress::Auto)
 }
 
-fn outputs(given: &[String], quiet: bool, settings: &Settings) -> Result<Vec<OutputSpec>, String> {
-    let outputs = given.iter().map(|spec| output_spec::parse(spec)).collect::<Result<Vec<_>, _>>()?;
+fn outputs(given: &[String], push: bool, quiet: bool, settings: &Settings) -> Result<Vec<OutputSpec>, String> {
+    let mut outputs = given.iter().map(|spec| output_spec::parse(spec)).collect::<Result<Vec<_>, _>>()?;
+    if push {
+        output_spec::push(&mut outputs);
+    }
     let mut to_stdout = outputs.iter().filter(|output| output.dest == Some(Destination::Stdout));
     if let Some(first) = to_stdout.next() {
         let kind = first.kind.name();

@@ -12,6 +12,8 @@ mod finish;
 mod hints;
 mod input;
 mod limit;
+mod push;
+mod remote;
 mod secrets;
 mod shell;
 mod verify;
@@ -26,6 +28,7 @@ use self::bring::{Bringer, Brought, Network, Session};
 pub(super) use self::checks::with_dockerfile;
 use self::checks::{Told, ignored};
 use self::input::{Dockerfile, Root};
+use self::remote::Remotes;
 use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::render::Reporter;
@@ -83,14 +86,14 @@ fn build(
         return Ok(ExitCode::SUCCESS);
     }
     let mut options = plan_options(args, settings)?;
-    let told = Told::new(&parsed, &file.source, &options);
-    if told.has_errors() {
-        return Err(told.failure(Vec::new(), None));
-    }
-    if let Some(wanted) = &args.run.shell_at {
+    if let Some(wanted) = args.run.shell_at.as_ref().filter(|_| !parsed.has_errors()) {
         let at = shell::place(wanted, &parsed.dockerfile)?;
         options.target = Some(at.stage.to_string());
         options.shell_at = Some(at);
+    }
+    let told = Told::new(&parsed, &file.source, &options);
+    if told.has_errors() {
+        return Err(told.failure(Vec::new(), None));
     }
     let graph = plan::graph(&parsed.dockerfile, &options).map_err(|list| told.failure(list, None))?;
     let built = graph.needed();
@@ -105,7 +108,12 @@ fn build(
     }
     let session: &Session = session.as_ref().expect("it was opened above");
     let Session { cancel, store, lease, suspects } = session;
-    let (plan, bases, more) = resolve(&graph, &options, args, settings, store, lease).map_err(refuse)?;
+    let remotes = Remotes::new(args, settings, store, lease, cancel);
+    let resolved = resolve(&graph, &options, args, settings, store, lease, &remotes);
+    if let Some(signal) = cancel.signal() {
+        return Err(Failure::Interrupted(signal));
+    }
+    let (plan, bases, more) = resolved.map_err(refuse)?;
     if args.print == Some(Print::Plan) {
         let text =
             if args.print_json { format!("{:#}\n", plan::print::to_json(&plan)) } else { plan::print::text(&plan) };
@@ -140,8 +148,13 @@ fn build(
         session,
         network,
         sandbox: &Sandbox { resources: args.run.resources.clone(), filter: !args.run.unconfined, ..Sandbox::default() },
+        remotes: &remotes,
     };
     if args.verify_reproducible {
+        // The two builds take their bases from this store.
+        for base in &bases {
+            remotes.complete(base, reporter)?;
+        }
         return verify::run(&job);
     }
     let result = job.carry_out(now, suspects);
@@ -174,7 +187,7 @@ enum Solved {
     /// Every step is solved.
     All(solve::Solution),
     /// A place for a shell is ready.
-    Place(solve::Inside),
+    Place(Box<solve::Inside>),
 }
 
 /// A build that has been planned.
@@ -193,6 +206,7 @@ struct Job<'a> {
     root: &'a Root,
     session: &'a Session,
     network: &'a Network<'a>,
+    remotes: &'a Remotes<'a>,
 }
 
 impl Job<'_> {
@@ -227,13 +241,14 @@ impl Job<'_> {
             events: self.reporter,
             cancel: self.cancel,
             clock: SystemTime::now,
+            absent: &|layer| self.remotes.bring(layer, self.reporter).map_err(|error| format!("{error:#}")),
             fetch: fetch.as_ref(),
             secrets: &secrets,
             agents: &agents,
             keep_failed: self.args.run.shell_on_error,
         };
         let solved = match &self.plan.shell {
-            Some(point) => solve::shell(self.plan, &engine, point).map(Solved::Place),
+            Some(point) => solve::shell(self.plan, &engine, point).map(Box::new).map(Solved::Place),
             None => solve::solve(self.plan, &engine).map(Solved::All).map_err(solve::ShellError::Step),
         };
         // Digests that were computed stay known, whether the build went well or not.
@@ -247,7 +262,7 @@ impl Job<'_> {
             Ok(Solved::All(solution)) => finish::finish(self, &solution).map(|report| Ended::Built(Box::new(report))),
             Ok(Solved::Place(inside)) => {
                 let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
-                self.shell_at(inside, place).map(Ended::Shell)
+                self.shell_at(*inside, place).map(Ended::Shell)
             }
             Err(solve::ShellError::Place(cause)) => Err(anyhow::anyhow!("there is no shell to open: {cause}").into()),
             Err(solve::ShellError::Step(error)) => {
@@ -268,7 +283,7 @@ impl Job<'_> {
         if self.plan.shell.is_some() {
             return Exports::Nothing;
         }
-        if self.args.outputs.iter().any(|output| !matches!(output.kind, Image | CacheOnly)) {
+        if self.args.outputs.iter().any(|output| output.push || !matches!(output.kind, Image | CacheOnly)) {
             return Exports::Bytes;
         }
         self.epoch().map_or(Exports::Nothing, Exports::Epoch)
@@ -377,7 +392,9 @@ fn refuse_later(args: &BuildArgs) -> Result<(), Failure> {
 
 /// What can be said against names and files of the result before the work, not after it.
 fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
-    finish::names(args)?;
+    if finish::names(args)?.is_empty() && args.outputs.iter().any(|output| output.push) {
+        return Err(Failure::Usage("an image that is pushed needs a name: -t REGISTRY/NAME:TAG".to_owned()));
+    }
     for (flag, file) in [("--iidfile", &args.iidfile), ("--metadata-file", &args.metadata_file)] {
         let Some(file) = file else { continue };
         let path = settings.cwd.join(file);
@@ -456,11 +473,12 @@ fn resolve(
     settings: &Settings,
     store: &Store,
     lease: &Lease,
+    remotes: &Remotes<'_>,
 ) -> Result<Planned, Vec<Diagnostic>> {
     let mut bases = Bases::new();
     let mut requests = plan::base_requests(graph, options);
     loop {
-        bases::resolve(&requests, &mut bases, args, settings, store, lease)
+        bases::resolve(&requests, &mut bases, args, settings, store, lease, remotes)
             .map_err(|errors| graph.warnings.iter().cloned().chain(errors).collect::<Vec<_>>())?;
         match plan::plan(graph, &bases, options)? {
             Outcome::Planned(plan, warnings) => {

@@ -206,6 +206,7 @@ fn missing_files_are_told_at_the_mount() {
     }
 }
 
+/// Case 5.6-67 of the semantics.
 #[test]
 fn a_cache_stays_from_build_to_build() {
     for env in places("a_cache_stays_from_build_to_build") {
@@ -274,6 +275,7 @@ fn a_cache_begins_with_its_seed() {
     }
 }
 
+/// Case 5.6-68 of the semantics.
 #[test]
 fn no_link_leads_out_of_a_cache() {
     for env in places("no_link_leads_out_of_a_cache") {
@@ -310,6 +312,7 @@ fn two_builds(env: &TestEnv, dockerfile: &str) -> [Run; 2] {
 const MEET: &str = "touch /meet/$1; for i in $(seq 500); do test -e /meet/1 -a -e /meet/2 && break; sleep 0.02; done; \
                     test -e /meet/1 -a -e /meet/2 &&";
 
+/// Case 5.6-67 of the semantics.
 #[test]
 fn caches_are_shared_locked_or_private() {
     for env in places("caches_are_shared_locked_or_private") {
@@ -381,6 +384,7 @@ fn a_killed_build_frees_its_caches() {
     }
 }
 
+/// Case 5.6-69 of the semantics.
 #[test]
 fn memory_is_gone_afterwards() {
     for env in places("memory_is_gone_afterwards") {
@@ -395,6 +399,7 @@ fn memory_is_gone_afterwards() {
     }
 }
 
+/// Case 5.6-70 of the semantics.
 #[test]
 fn a_secret_is_seen_and_never_kept() {
     for mut env in places("a_secret_is_seen_and_never_kept") {
@@ -437,6 +442,7 @@ fn a_secret_is_seen_and_never_kept() {
     }
 }
 
+/// Case 5.6-71 of the semantics.
 #[test]
 fn an_agent_has_a_socket() {
     for env in places("an_agent_has_a_socket") {

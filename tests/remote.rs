@@ -58,6 +58,7 @@ fn packed(env: &TestEnv, flags: &str) -> Vec<u8> {
     std::fs::read(env.path("packed.tar")).expect("tar wrote it")
 }
 
+/// Case 5.7-79 of the semantics.
 #[test]
 fn a_tar_on_standard_input_is_a_context() {
     if !needs("remote::tar", &["zstd", "xz", "bzip2", "gzip"].map(Need::Program)) {
@@ -126,6 +127,7 @@ fn a_hostile_tar_makes_nothing_outside_and_reads_nothing_there() {
     }
 }
 
+/// Case 5.7-79 of the semantics.
 #[test]
 fn a_url_is_a_context_a_dockerfile_or_both() {
     let (env, web) = (TestEnv::new(), Web::start());
@@ -148,6 +150,7 @@ fn a_url_is_a_context_a_dockerfile_or_both() {
     env.rbuild(&format!("build --offline {}", web.url("/ctx2"))).ends(1).says("--offline forbids it");
 }
 
+/// Case 5.7-80 of the semantics.
 #[test]
 fn named_contexts_come_from_elsewhere_only_when_they_are_used() {
     let (env, web) = (TestEnv::new(), Web::start());
@@ -163,6 +166,7 @@ fn named_contexts_come_from_elsewhere_only_when_they_are_used() {
     assert_eq!(web.asked(), ["GET /ctx.tar"]);
 }
 
+/// Case 5.1-27 of the semantics.
 #[test]
 fn a_file_of_a_url_has_its_name_its_time_and_mode_0600() {
     let (env, web) = (TestEnv::new(), Web::start());
@@ -213,6 +217,7 @@ fn what_did_not_change_is_not_fetched_again() {
     }
 }
 
+/// Case 5.1-28 of the semantics.
 #[test]
 fn a_checksum_is_held_and_asks_nobody_twice() {
     let (env, web) = (TestEnv::new(), Web::start());
@@ -481,6 +486,7 @@ fn a_git_repository_is_a_context() {
     Run::of(env.command(["build", &url]).env("PATH", &empty)).ends(1).says("package `git`");
 }
 
+/// Case 5.1-29 of the semantics.
 #[test]
 fn add_of_a_repository_follows_its_commits() {
     if !needs("remote::add git", &[Need::Program("git")]) {

@@ -7,6 +7,7 @@
 mod bases;
 mod blame;
 mod bring;
+mod checks;
 mod finish;
 mod hints;
 mod input;
@@ -26,20 +27,20 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use self::bring::{Bringer, Brought, Network, Session};
+pub(super) use self::checks::with_dockerfile;
+use self::checks::{Told, ignored};
 use self::input::{Dockerfile, Root};
 use self::remote::Remotes;
 use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
-use super::check;
 use super::failure::Failure;
 use super::find;
 use super::output_spec::OutputSpec;
 use super::render::Reporter;
 use super::settings::Settings;
 use super::stdout::stdout;
-use crate::context::ignore::Patterns;
 use crate::context::local::LocalContext;
-use crate::diagnostic::{Diagnostic, Source};
-use crate::dockerfile::{self, Parsed, ast, lint};
+use crate::diagnostic::Diagnostic;
+use crate::dockerfile::{self, ast};
 use crate::event::{Event, EventSink};
 use crate::exec::{self, Sandbox};
 use crate::image::platform::Platform;
@@ -94,8 +95,8 @@ fn build(
         options.target = Some(at.stage.to_string());
         options.shell_at = Some(at);
     }
-    let told = Told::new(&parsed, &file, &options);
-    if told.early.iter().any(Diagnostic::is_error) {
+    let told = Told::new(&parsed, &file.source, &options);
+    if told.has_errors() {
         return Err(told.failure(Vec::new(), None));
     }
     let graph = plan::graph(&parsed.dockerfile, &options).map_err(|list| told.failure(list, None))?;
@@ -192,83 +193,6 @@ enum Solved {
     All(solve::Solution),
     /// A place for a shell is ready.
     Place(Box<solve::Inside>),
-}
-
-/// What there is to say about a Dockerfile before anything of it is built.
-struct Told<'a> {
-    parsed: &'a Parsed,
-    source: &'a Source,
-    checks: lint::Checks<'a>,
-    /// What the text alone gives.
-    early: Vec<Diagnostic>,
-}
-
-impl<'a> Told<'a> {
-    fn new(parsed: &'a Parsed, file: &'a Dockerfile, options: &'a PlanOptions) -> Self {
-        let (checks, mut early) = lint::Checks::new(parsed, check::given_settings(options));
-        early.extend(parsed.diagnostics.iter().cloned());
-        early.extend(lint::check_syntax(&parsed.nodes));
-        Self { parsed, source: &file.source, checks, early }
-    }
-
-    /// Errors in `list` or before, after the warnings that there are.
-    fn failure(&self, list: Vec<Diagnostic>, built: Option<&[bool]>) -> Failure {
-        let (errors, warnings): (Vec<_>, Vec<_>) =
-            self.early.iter().cloned().chain(list).partition(Diagnostic::is_error);
-        let settled = self.checks.settle(warnings, built);
-        let list = hints::compact(settled.warnings, self.source).into_iter().chain(errors).collect();
-        Failure::Diagnostics { source: self.source.clone(), list }
-    }
-
-    /// The warnings of a build that can begin; an error where the file wants none.
-    fn warnings(
-        &self,
-        planned: Vec<Diagnostic>,
-        more: Vec<Diagnostic>,
-        built: &[bool],
-    ) -> Result<Vec<Diagnostic>, Failure> {
-        let hints = hints::almost_json(&self.parsed.dockerfile, self.source);
-        let all = self.early.iter().cloned().chain(hints).chain(planned).chain(more).collect();
-        let settled = self.checks.settle(all, Some(built));
-        let mut list = hints::compact(settled.warnings, self.source);
-        match settled.violation {
-            None => Ok(list),
-            Some(violation) => {
-                list.push(violation);
-                Err(Failure::Diagnostics { source: self.source.clone(), list })
-            }
-        }
-    }
-}
-
-/// What the plan wants of the context, and the context leaves out.
-fn ignored(plan: &Plan, root: &Root, file: &Dockerfile) -> Result<Vec<Diagnostic>, Failure> {
-    let Root::Folder(folder) = root else { return Ok(Vec::new()) };
-    if !check::ignored::reads_context(plan) {
-        return Ok(Vec::new());
-    }
-    let patterns = LocalContext::read_ignore_file(folder, file.path.as_deref());
-    Ok(check::ignored::copy_ignored_file(plan, &patterns.map_err(anyhow::Error::from)?))
-}
-
-/// Reads the Dockerfile for `check`, which also gets the patterns of the context. What had to be brought for it is there as
-/// long as it works, and goes then.
-pub(super) fn with_dockerfile<T>(
-    args: &BuildArgs,
-    settings: &Settings,
-    check: impl FnOnce(&Source, &Patterns) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let network = Network::new(args, settings);
-    let silent = Reporter::new(Progress::Quiet, false, settings);
-    let mut session = None;
-    let (file, root) = input::read(args, settings, &network, &silent, &mut session)?;
-    let patterns = match &root {
-        Root::Folder(folder) => {
-            LocalContext::read_ignore_file(folder, file.path.as_deref()).map_err(anyhow::Error::from)?
-        }
-        _ => Patterns::default(),
-    };
-    check(&file.source, &patterns)
 }
 
 /// A build that has been planned.

@@ -41,15 +41,13 @@ pub(super) fn run(args: &ImportArgs, settings: &Settings) -> Result<ExitCode, Fa
     };
     let platform = match &args.platform {
         None => find::machine(),
-        Some(text) => {
-            match Platform::parse_list([text.as_str()], &find::machine()).map(|list| <[Platform; 1]>::try_from(list)) {
-                Ok(Ok([one])) => one,
-                Ok(Err(_)) => {
-                    return Err(Failure::Usage(format!("--platform {text}: a root file system is for one platform")));
-                }
-                Err(error) => return Err(Failure::Usage(format!("--platform: {error}"))),
+        Some(text) => match Platform::parse_list([text.as_str()], &find::machine()).map(<[Platform; 1]>::try_from) {
+            Ok(Ok([one])) => one,
+            Ok(Err(_)) => {
+                return Err(Failure::Usage(format!("--platform {text}: a root file system is for one platform")));
             }
-        }
+            Err(error) => return Err(Failure::Usage(format!("--platform: {error}"))),
+        },
     };
     let store = find::store(settings)?;
     let lease = find::lease(&store, settings)?;

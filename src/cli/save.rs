@@ -98,7 +98,7 @@ fn find_all(store: &Store, name: &str) -> Result<Vec<(ImageRecord, Vec<Reference
 
 /// What is saved of one record.
 enum Saved {
-    Image(OutputImage),
+    Image(Box<OutputImage>),
     Index(OutputIndex),
 }
 
@@ -125,7 +125,7 @@ fn saved(store: &Store, record: &ImageRecord, names: Vec<Reference>) -> Result<S
     let usual = find::machine().best(images.iter().map(|image| &image.platform)).unwrap_or(0);
     let one = |image, names| output_image(store, record, image, names);
     if record.id.0 != record.manifest {
-        return Ok(Saved::Image(one(&images[usual], names)?));
+        return Ok(Saved::Image(Box::new(one(&images[usual], names)?)));
     }
     let stored = store.read_blob(&record.manifest, MAX_MANIFEST_SIZE as u64).map_err(anyhow::Error::from)?;
     let annotations = Index::parse(&stored).map_err(anyhow::Error::from)?.annotations;

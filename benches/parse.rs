@@ -1,10 +1,13 @@
-//! How long parsing takes, from 1 KB to 1 MB: the time for each byte must stay the same.
+//! How long parsing takes, from 1 KB to 1 MB, the build checks, and planning with many variables: the time for each
+//! byte, instruction and variable must stay the same.
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rbuild::diagnostic::Source;
+use rbuild::dockerfile::lint::{Checks, check_syntax};
 use rbuild::dockerfile::parse;
+use rbuild::plan::{self, Bases, PlanOptions};
 
 /// What real files are made of.
 const STAGE: &str = "\
@@ -49,5 +52,39 @@ fn sizes(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, sizes);
+fn checks(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("checks");
+    group.sample_size(10);
+    for stages in [1, 100] {
+        let parsed = parse(&Source { name: "Dockerfile".to_owned(), text: STAGE.repeat(stages) });
+        group.bench_with_input(BenchmarkId::new("stages", stages), &parsed, |bencher, parsed| {
+            bencher.iter(|| {
+                let (checks, mut found) = Checks::new(parsed, None);
+                found.extend(check_syntax(&parsed.nodes));
+                black_box(checks.settle(found, None))
+            });
+        });
+    }
+    group.finish();
+}
+
+fn variables(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("plan");
+    group.sample_size(10);
+    for names in [100, 4_000] {
+        let line = |number: usize| format!("ENV NAME_{number}=$NAME_{}\n", number.saturating_sub(1));
+        let text = format!("FROM scratch\n{}", (0..names).map(line).collect::<String>());
+        let parsed = parse(&Source { name: "Dockerfile".to_owned(), text });
+        let options = PlanOptions::default();
+        group.bench_with_input(BenchmarkId::new("variables", names), &parsed, |bencher, parsed| {
+            bencher.iter(|| {
+                let graph = plan::graph(&parsed.dockerfile, &options).expect("stages");
+                black_box(plan::plan(&graph, &Bases::new(), &options).expect("a plan"))
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, sizes, checks, variables);
 criterion_main!(benches);

@@ -38,6 +38,44 @@ impl Source {
     }
 }
 
+/// Where the lines of a [`Source`] begin: for whoever asks often.
+#[derive(Debug, Clone)]
+pub struct Lines<'a> {
+    text: &'a str,
+    starts: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    /// The lines of `source`.
+    pub fn of(source: &'a Source) -> Self {
+        let ends = source.text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
+        Self { text: &source.text, starts: std::iter::once(0).chain(ends).collect() }
+    }
+
+    /// How many there are; after a line feed at the end comes an empty one.
+    pub fn count(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// The line (from 1) that holds the byte at `offset`.
+    pub fn at(&self, offset: usize) -> usize {
+        self.starts.partition_point(|start| *start <= offset)
+    }
+
+    /// First and last line that `span` touches.
+    pub fn touched(&self, span: Span) -> (usize, usize) {
+        let first = self.at(span.start);
+        (first, self.at(span.end.max(span.start + 1) - 1).max(first))
+    }
+
+    /// The text of a line, without its end; empty where there is none.
+    pub fn text(&self, number: usize) -> &'a str {
+        let Some(start) = number.checked_sub(1).and_then(|index| self.starts.get(index)) else { return "" };
+        let end = self.starts.get(number).copied().unwrap_or(self.text.len());
+        self.text[*start..end].trim_end_matches(['\r', '\n'])
+    }
+}
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
@@ -113,6 +151,8 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     let limit = (wanted.len() / 3).max(1);
     candidates
         .into_iter()
+        // So many edits are needed at least; most candidates need no closer look.
+        .filter(|candidate| candidate.chars().count().abs_diff(wanted.len()) <= limit)
         .map(|candidate| (distance(&wanted, &candidate.to_lowercase().chars().collect::<Vec<_>>()), candidate))
         .filter(|(distance, candidate)| *distance <= limit && *distance < candidate.chars().count())
         .min_by_key(|(distance, _)| *distance)
@@ -158,6 +198,10 @@ mod tests {
     #[test]
     fn lines_count_from_one() {
         let source = Source { name: "Dockerfile".into(), text: "a\nb\n".into() };
+        let lines = Lines::of(&source);
+        assert_eq!([0, 1, 2, 4, 99].map(|offset| lines.at(offset)), [1, 1, 2, 3, 3]);
+        assert_eq!((lines.count(), [0, 1, 2, 3, 4].map(|number| lines.text(number))), (3, ["", "a", "b", "", ""]));
+        assert_eq!([(0, 1), (0, 3), (2, 2)].map(|(a, b)| lines.touched(Span::new(a, b))), [(1, 1), (1, 2), (2, 2)]);
         assert_eq!([0, 1, 2, 4, 99].map(|offset| source.line(offset)), [1, 1, 2, 3, 3]);
     }
 }

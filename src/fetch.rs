@@ -189,7 +189,10 @@ impl Fetch<'_> {
     /// Brings the file that `url` leads to into the store, if it is not there. With a checksum that is there already
     /// nobody is asked.
     pub fn fetch(&self, url: &str, checksum: Option<Digest>) -> Result<Fetched, FetchError> {
-        let known = self.store.known_url(url)?.filter(|known| self.store.has_blob(&known.digest));
+        let known = match self.store.known_url(url)? {
+            Some(known) if self.lease.uses_blob(self.store, &known.digest)? => Some(known),
+            _ => None,
+        };
         if let Some(known) = known.as_ref().filter(|known| Some(known.digest) == checksum) {
             return Ok(Fetched { digest: known.digest, size: known.size, mtime: known.mtime });
         }

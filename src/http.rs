@@ -146,8 +146,7 @@ impl Response {
 pub struct HttpError {
     /// What was asked for.
     pub url: String,
-    /// Why it did not come.
-    #[source]
+    /// Why it did not come. (Its words are in those of the error: it is no source of it.)
     pub cause: Cause,
 }
 
@@ -159,10 +158,10 @@ pub enum Cause {
     NoHost,
     /// Nobody listens there, or the way is cut.
     #[error("cannot connect: {0}")]
-    Connect(#[source] io::Error),
+    Connect(io::Error),
     /// The connection failed in the middle.
     #[error("the connection failed: {0}")]
-    Cut(#[source] io::Error),
+    Cut(io::Error),
     /// Nothing came for too long.
     #[error("no answer within {} seconds", .0.as_secs())]
     Silent(Duration),
@@ -182,7 +181,7 @@ pub enum Cause {
     Protocol(String),
     /// The body could not be read to its end.
     #[error("the answer broke off: {0}")]
-    Body(#[source] io::Error),
+    Body(io::Error),
     /// The URL is none.
     #[error("this is no URL that can be fetched")]
     Url,

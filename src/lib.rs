@@ -23,6 +23,7 @@ pub mod exec;
 pub mod fetch;
 pub mod git;
 pub mod http;
+pub mod registry;
 
 pub mod output;
 pub mod solve;

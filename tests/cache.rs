@@ -42,7 +42,7 @@ fn sandbox(test: &str) -> Option<TestEnv> {
 
 /// The tree without times.
 fn timeless(image: &Image) -> BTreeMap<String, Node> {
-    image.tree().into_iter().map(|(path, node)| (path, Node { mtime: 0, ..node })).collect()
+    image.tree().into_iter().map(|(path, node)| (path, Node { mtime: 0, file: 0, ..node })).collect()
 }
 
 // --- 1 to 3: identity -----------------------------------------------------------------------------------------------

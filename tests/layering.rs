@@ -52,18 +52,25 @@ const AMBIENT: &[&str] = &[
 const TIERS: &[(&[&str], &[&str], &[&str])] = &[
     (
         &["sys"],
-        &["store", "cache", "snapshot", "layer", "context", "exec", "fetch", "git", "http", "solve", "output", "cli"],
+        &[
+            "store", "cache", "snapshot", "layer", "context", "exec", "fetch", "git", "http", "registry", "solve",
+            "output", "cli",
+        ],
         &[],
     ),
     (
         &["store", "cache", "snapshot", "layer", "context"],
-        &["exec", "fetch", "git", "http", "solve", "output", "cli"],
+        &["exec", "fetch", "git", "http", "registry", "solve", "output", "cli"],
         &["std::env", "std::net", "std::process::Command", "indicatif::", "clap::"],
     ),
     // The first process of a sandbox and the trial of the sandbox are programs of their own: their arguments and streams
     // are their business.
     (&["exec::init", "exec::probe"], &["solve", "output", "cli"], &["indicatif::", "clap::"]),
-    (&["exec", "http", "git", "fetch"], &["solve", "output", "cli"], &["std::env", "indicatif::", "clap::"]),
+    (
+        &["exec", "http", "git", "fetch", "registry"],
+        &["solve", "output", "cli"],
+        &["std::env", "indicatif::", "clap::"],
+    ),
     (&["solve", "output"], &["cli"], &["std::env", "indicatif::", "clap::"]),
     (&["cli", "main", "lib"], &[], &["libc::"]),
 ];

@@ -1,7 +1,7 @@
 //! The parser against its own cases in `testdata/dockerfiles`, against hostile and random texts, and ([`corpus`])
 //! against data of other projects.
 
-mod corpus;
+pub mod corpus;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -45,25 +45,25 @@ fn read(path: &Path) -> String {
 }
 
 /// Collects differences of a whole set, so that one run shows them all.
-struct Differences {
+pub struct Differences {
     set: &'static str,
     found: BTreeMap<String, String>,
     cases: usize,
 }
 
 impl Differences {
-    fn new(set: &'static str) -> Self {
+    pub fn new(set: &'static str) -> Self {
         Self { set, found: BTreeMap::new(), cases: 0 }
     }
 
-    fn check(&mut self, case: &str, difference: Option<String>) {
+    pub fn check(&mut self, case: &str, difference: Option<String>) {
         self.cases += 1;
         if let Some(difference) = difference {
             self.found.entry(case.to_owned()).or_insert(difference);
         }
     }
 
-    fn finish(mut self, at_least: usize) {
+    pub fn finish(mut self, at_least: usize) {
         for (set, case, why) in corpus::DEVIATIONS.iter().filter(|(set, ..)| *set == self.set) {
             assert!(self.found.remove(*case).is_some(), "{set} {case} no longer differs: it was listed because {why}");
         }

@@ -584,3 +584,22 @@ fn check_golden(folder: &Path, case: &serde_json::Value, golden: &serde_json::Va
     }
     Ok(true)
 }
+
+/// Planning takes time in proportion to the names of variables. If each were looked for among all others, this would
+/// take minutes.
+#[test]
+fn many_variables_are_planned_in_time() {
+    const NAMES: usize = 20_000;
+    let mut text = String::from("FROM busybox AS a\n");
+    for number in 0..NAMES {
+        writeln!(text, "ENV NAME_{number}=$NAME_{}", number.saturating_sub(1)).unwrap();
+    }
+    text.push_str("FROM a\nENV LAST=1\n");
+    let source = Source { name: "Dockerfile".into(), text };
+    let case = Case { source, options: PlanOptions::default(), bases: BTreeMap::new() };
+    let parsed = parse(&case.source);
+    let began = std::time::Instant::now();
+    let made = case.make_parsed(&parsed).unwrap();
+    assert_eq!(made.plan.images[0].config.config.env.len(), NAMES + 2);
+    assert!(began.elapsed().as_secs() < 30, "{:?}", began.elapsed());
+}

@@ -236,3 +236,35 @@ fn a_build_keeps_what_it_uses_while_others_prune() {
     env.build("-t last").ok();
     env.rbuild("inspect --verify last").ok();
 }
+
+#[test]
+fn cache_mounts_are_counted_and_removed_unless_in_use() {
+    if !needs("cache_mounts_are_counted_and_removed_unless_in_use", &[Need::Busybox, Need::Run]) {
+        return;
+    }
+    let env = TestEnv::new();
+    env.import_busybox();
+    let mounts = || env.run(["df", "--format", "{{if eq .Type \"Cache mounts\"}}{{.TotalCount}}{{end}}"]).ok().stdout;
+    let run = |command: &str| {
+        env.write("ctx/Dockerfile", format!("FROM busybox\nRUN --mount=type=cache,target=/c {command}\n"));
+        env.build("--no-cache -t x").ok()
+    };
+    run("touch /c/kept");
+    run("test -e /c/kept");
+    assert_eq!(mounts().trim(), "1");
+    settle();
+    // A build that is at work keeps its own.
+    std::thread::scope(|scope| {
+        let build = scope.spawn(|| run("touch /c/busy; for i in 1 2 3 4 5 6; do sleep 0.3; test -e /c/busy; done"));
+        let end = SystemTime::now() + Duration::from_secs(1);
+        while SystemTime::now() < end {
+            env.rbuild("builder prune -f").ok();
+        }
+        build.join().expect("the build goes well");
+    });
+    settle();
+    let pruned = env.rbuild("builder prune -f").ok();
+    assert!(pruned.stdout.contains("Deleted cache mounts: 1\n") || mounts().trim() == "0", "{}", pruned.shown());
+    assert_eq!(mounts().trim(), "0");
+    run("test ! -e /c/kept");
+}

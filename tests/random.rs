@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use crate::support::context::{self, File};
 use crate::support::env::TestEnv;
 use crate::support::machine::{self, Need, needs};
 use crate::support::oci::{Image, Node};
@@ -54,17 +55,6 @@ struct Project {
     stages: Vec<Vec<String>>,
     ignore: Vec<&'static str>,
     files: BTreeMap<&'static str, File>,
-}
-
-#[derive(Clone, PartialEq)]
-enum File {
-    Bytes {
-        text: String,
-        mode: u32,
-    },
-    Link(&'static str),
-    /// A further name of another file.
-    Same(&'static str),
 }
 
 impl Project {
@@ -184,41 +174,7 @@ impl Project {
 
     /// Writes the project into the environment's context; what has not changed is not touched.
     fn lay_out(&self, env: &TestEnv, before: &BTreeMap<&'static str, File>) {
-        let plain = |name: &str| matches!(self.files.get(name), Some(File::Bytes { .. }));
-        let same = |name: &&'static str, file: &File| before.get(name) == Some(file) && !matches!(file, File::Same(_));
-        for (name, file) in before {
-            if self.files.get(name).is_none_or(|now| !same(name, now))
-                && env.path(&format!("ctx/{name}")).symlink_metadata().is_ok()
-            {
-                env.remove(&format!("ctx/{name}"));
-            }
-            debug_assert!(!matches!(file, File::Bytes { mode: 0, .. }));
-        }
-        // Plain files first: further names and links point at them.
-        for (name, file) in &self.files {
-            let path = format!("ctx/{name}");
-            if same(name, file) {
-                continue;
-            }
-            match file {
-                File::Bytes { text, mode } => {
-                    env.write(&path, text);
-                    env.mode(&path, *mode);
-                }
-                File::Link(target) => env.link(&path, target),
-                File::Same(_) => {}
-            }
-        }
-        for (name, file) in &self.files {
-            if let File::Same(other) = file
-                && plain(other)
-            {
-                env.write(&format!("ctx/{name}"), "");
-                env.remove(&format!("ctx/{name}"));
-                std::fs::hard_link(env.path(&format!("ctx/{other}")), env.path(&format!("ctx/{name}")))
-                    .expect("links work here");
-            }
-        }
+        context::lay_out(env, &self.files, before);
         env.write("ctx/.dockerignore", self.ignore.iter().fold(String::new(), |text, line| text + line + "\n"));
         env.write("ctx/Dockerfile", self.dockerfile());
     }
@@ -248,7 +204,7 @@ fn outcome(env: &TestEnv, epoch: bool) -> (Outcome, String) {
             if epoch {
                 outcome.times.push(node.mtime);
             }
-            outcome.tree.insert(path, Node { mtime: 0, ..node });
+            outcome.tree.insert(path, Node { mtime: 0, file: 0, ..node });
         }
         env.remove("out.tar");
     } else {

@@ -373,6 +373,29 @@ fn a_signal_ends_the_wait_for_a_context() {
     }
 }
 
+#[test]
+fn what_was_fetched_keeps_its_times_below_a_cache() {
+    if !needs("remote::below a cache", &[Need::Run, Need::Busybox]) {
+        return;
+    }
+    let (env, web) = (TestEnv::new(), Web::start());
+    env.import_busybox();
+    web.put("/f", Page::of("data").etag("1").header("Last-Modified", OLD));
+    env.write("ctx/local", "local");
+    for command in ["true", "stat -c %Y /f"] {
+        let dockerfile = format!(
+            "FROM busybox\nADD {} local /d/\nADD {} /f\nRUN --mount=type=cache,target=/c {command} > /times\n",
+            web.url("/f"),
+            web.url("/f")
+        );
+        let (run, image) = build(&env, &dockerfile, "");
+        if command != "true" {
+            assert_eq!((image.file("times"), run.cached()), (format!("{OLD_SECONDS}\n").into_bytes(), 2));
+        }
+    }
+    assert_eq!(web.asked().iter().filter(|line| line.starts_with("GET")).count(), 1, "once for both");
+}
+
 /// A repository `r.git` with two branches, tags, a submodule, and a folder `sub`; the commits of main and other.
 fn repository(env: &TestEnv) -> (String, String) {
     let folder = env.path("git");

@@ -39,7 +39,7 @@ fn causes(mut env: TestEnv) {
     assert!(run.stdout.contains(&format!("image {}\n", built.image())), "{}", run.shown());
     env.rbuild("inspect never").ends(1);
     env.write("ctx/Dockerfile", "FROM busybox\nRUN exit 3\n");
-    env.build("--verify-reproducible").ends(1).says("exit status 3").says("the first build failed");
+    env.build("--verify-reproducible").ends(1).says("exit code: 3").says("the first build failed");
 }
 
 #[test]

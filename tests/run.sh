@@ -10,7 +10,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 checkout=$PWD
 user=rbuild-test
-packages=(busybox-static bash-static uidmap util-linux skopeo umoci mmdebstrap python3 zstd xz-utils bzip2 procps git openssh-client)
+packages=(busybox-static bash-static uidmap util-linux docker-registry openssl skopeo umoci mmdebstrap python3 zstd xz-utils bzip2
+    procps git openssh-client buildah)
 
 say() { printf '%s\n' "tests/run.sh: $*" >&2; }
 fail() { say "$@"; exit 1; }
@@ -127,6 +128,7 @@ run() {
         RBUILD_TEST_BINARY="$work/bin/rbuild" RBUILD_TEST_SOURCE="$PWD" RBUILD_TEST_USER="$user"
         RBUILD_TEST_REQUIRE="$require" RBUILD_TEST_ELSEWHERE="$elsewhere"
         PYTHON=/usr/bin/python3 RBUILD_RANDOM_BUILDS="${RBUILD_RANDOM_BUILDS:-}" RBUILD_RANDOM_SEED="${RBUILD_RANDOM_SEED:-}"
+        RBUILD_DIFFERENTIAL_SEEDS="${RBUILD_DIFFERENTIAL_SEEDS:-}"
     )
     [ -z "${RBUILD_CORPUS:-}" ] || environment+=(RBUILD_CORPUS="$RBUILD_CORPUS")
     for binary in "${binaries[@]}"; do
@@ -168,12 +170,12 @@ filter=("$@")
 for who in root "$user"; do
     mkdir -p "$work/$who/home" "$work/$who/tmp" "$work/$who/run"
 done
-require=run,busybox,corpus,skopeo,umoci,python3,zstd,xz,bzip2,mmdebstrap,git
+require=run,busybox,corpus,docker-registry,openssl,skopeo,umoci,python3,zstd,xz,bzip2,mmdebstrap,git
 if [ "$can_be_root" = 0 ]; then
     as_root chown -R "$user:" "$work/$user"
     as_root chown -R 0:0 "$work/root"
     chmod 711 "$work/root" "$work/root/tmp" 2>/dev/null || as_root chmod 711 "$work/root" "$work/root/tmp"
-    run root "$work/root" "$require,root,user" "" as_root
+    run root "$work/root" "$require,root,user,buildah" "" as_root
     # What only root can do has been done above.
     run "$user" "$work/$user" "$require" root,user as_user
 else

@@ -2,11 +2,13 @@
 //! `RBUILD_RANDOM_SEED` gives others.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 
 use rbuild::cache::record::CacheRecord;
 use rbuild::digest::{ContentDigest, DiffId, Digest, StackId};
 use rbuild::image::config::ImageConfig;
 use rbuild::image::manifest::Document;
+use rbuild::layer::compress::{Compression, Encoder};
 
 use crate::support::base::RootTar;
 use crate::support::machine::{say, source_dir};
@@ -159,6 +161,18 @@ fn parse_holds_for_any_text() {
 }
 
 #[test]
+fn plan_holds_for_any_text() {
+    let mut seeds: Vec<Vec<u8>> = dockerfiles();
+    collect(&source_dir().join("testdata/plans"), &mut seeds);
+    seeds.push(
+        b"ARG v=1\nFROM a:$v AS b\nARG v\nENV x=${v:-y} PATH=$PATH:/z\nWORKDIR c\nUSER 1:2\nCOPY --from=b --chown=$x a b /d/\n\
+          ADD --chmod=u=rwX *.t ./\nRUN --network=none [\"a\"]\nFROM b\nCOPY --link --from=0 / /r\nEXPOSE 1-3/udp\nCMD x\n"
+            .to_vec(),
+    );
+    try_all("plan", &seeds, 1_000, checks::plan);
+}
+
+#[test]
 fn word_holds_for_any_text() {
     let words =
         ["\0a", "\0${a:-${b}}", "\0'$a' \"$b\" \\$c", "\x01`$a", "\0${a//b/c} ${a##*x} ${a:?no}", "\0plain words"];
@@ -177,6 +191,53 @@ fn ignore_holds_for_any_patterns() {
 #[test]
 fn scan_holds_for_any_tar() {
     try_all("scan", &tars(), 10_000, checks::scan);
+}
+
+#[test]
+fn apply_holds_for_any_tar() {
+    let mut seeds = tars();
+    let mut links = RootTar::new();
+    links.link("d", "/tmp");
+    links.file("d/../x", 0o644, b"x");
+    links.link("e", "../outside");
+    links.file("e/f", 0o644, b"x");
+    links.push(tar::EntryType::Link, "g", 0o644, (0, 0), Some("../outside"), b"");
+    links.file("h/.wh...", 0o644, b"");
+    seeds.push(links.finish());
+    let mut turned = RootTar::new();
+    turned.file("z/data", 0o6755, b"data");
+    turned.push(tar::EntryType::Link, "a/name", 0o600, (0, 0), Some("z/data"), b"");
+    turned.directory("z", 0o000, (5, 6));
+    turned.link("z/data", "../../outside");
+    turned.file("a/.wh.name", 0o644, b"");
+    seeds.push(turned.finish());
+    try_all("apply", &seeds, 2_000, checks::apply);
+}
+
+#[test]
+fn archive_holds_for_any_bytes() {
+    let text: Vec<u8> = whole_tar();
+    let mut seeds = vec![Vec::new(), vec![4], [&[4][..], &text].concat(), [&[0x85][..], &text[..3000]].concat()];
+    for compression in [Compression::GZIP, Compression::Gzip(0), Compression::ZSTD] {
+        let mut encoder = Encoder::new(Vec::new(), compression);
+        encoder.write_all(&text).expect("memory takes every write");
+        seeds.push(encoder.finish().expect("memory takes every write"));
+    }
+    seeds.push(b"BZh91AY&SY".to_vec());
+    collect(&source_dir().join("testdata/copy"), &mut seeds);
+    try_all("archive", &seeds, 1_000, checks::archive);
+}
+
+#[test]
+fn users_hold_for_any_bytes() {
+    let passwd = "root:x:0:0:root:/root:/bin/sh\n+::::::\nshort\n:x:1:1:::\napp:x:1001:1002::/srv/app:\r\n";
+    let group = "root:x:0:\nstaff:x:50:app,root\nagain:x:50:app\n";
+    let seeds: Vec<_> = ["", "app", "app:staff", "1001", "0:0", "4294967295", ":", "root:", "-1", "nobody:again"]
+        .iter()
+        .flat_map(|who| [format!("{who}\0{passwd}\0{group}"), (*who).to_owned()])
+        .map(String::into_bytes)
+        .collect();
+    try_all("users", &seeds, 20_000, checks::users);
 }
 
 #[test]

@@ -5,9 +5,11 @@
 //! rbuild cannot do yet is refused by name, never ignored.
 
 mod build;
+mod check;
 pub(crate) mod epoch;
 mod later;
 mod prune;
+mod registry;
 mod run;
 mod secrets;
 mod store;
@@ -21,9 +23,11 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
+pub use check::ReportForm;
 pub use epoch::Epoch;
 pub(crate) use prune::until;
 pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};
+pub use registry::{LoginArgs, LogoutArgs, Pull, PullArgs, PushArgs};
 pub use run::RunArgs;
 pub use secrets::{SecretArg, SecretFrom, SshArg};
 pub use store::{
@@ -55,6 +59,14 @@ pub enum Command {
     Load(LoadArgs),
     /// `rbuild import`.
     Import(ImportArgs),
+    /// `rbuild pull`.
+    Pull(PullArgs),
+    /// `rbuild push`.
+    Push(PushArgs),
+    /// `rbuild login`.
+    Login(LoginArgs),
+    /// `rbuild logout`.
+    Logout(LogoutArgs),
     /// `rbuild save`.
     Save(SaveArgs),
     /// `rbuild diff`.
@@ -126,6 +138,10 @@ enum CliCommand {
     Rmi(RmiArgs),
     Load(LoadArgs),
     Import(ImportArgs),
+    Pull(PullArgs),
+    Push(PushArgs),
+    Login(LoginArgs),
+    Logout(LogoutArgs),
     Save(SaveArgs),
     Diff(DiffArgs),
     Prune(PruneArgs),
@@ -185,6 +201,10 @@ pub fn parse(words: Vec<OsString>, settings: &Settings) -> Result<Request, Strin
         CliCommand::Rmi(args) => Command::Rmi(args),
         CliCommand::Load(args) => Command::Load(args),
         CliCommand::Import(args) => Command::Import(args),
+        CliCommand::Pull(args) => Command::Pull(args),
+        CliCommand::Push(args) => Command::Push(args),
+        CliCommand::Login(args) => Command::Login(args),
+        CliCommand::Logout(args) => Command::Logout(args),
         CliCommand::Save(args) => Command::Save(args),
         CliCommand::Diff(args) => Command::Diff(args),
         CliCommand::Prune(args) => Command::Prune(args),

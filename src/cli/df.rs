@@ -106,7 +106,8 @@ impl<'a> Counted<'a> {
 
     fn rows(&self) -> Vec<Value> {
         let row = |kind: &str, total: usize, active: usize, bytes: u64, reclaimable: u64| {
-            let share = if bytes > 0 { format!(" ({}%)", reclaimable.min(bytes) * 100 / bytes) } else { String::new() };
+            let share = (reclaimable.min(bytes) * 100).checked_div(bytes);
+            let share = share.map_or_else(String::new, |share| format!(" ({share}%)"));
             json!({
                 "Type": kind,
                 "TotalCount": total.to_string(),

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use super::render::diagnostic::{self, Look};
 use super::render::output::Tail;
+use super::render::summary;
 use super::settings::SettingsError;
 use crate::diagnostic::{Diagnostic, Source};
 
@@ -60,7 +61,11 @@ impl Failure {
     pub fn text(&self, look: Look) -> String {
         match self {
             Self::Usage(message) => diagnostic::message(message, look),
-            Self::Diagnostics { source, list } => diagnostic::diagnostics(source, list, look),
+            Self::Diagnostics { source, list } => {
+                let (checks, rest): (Vec<_>, Vec<_>) = list.iter().cloned().partition(summary::is_check);
+                let summary = if checks.is_empty() { String::new() } else { summary::of(source, &checks, look) };
+                summary + &diagnostic::diagnostics(source, &rest, look)
+            }
             Self::Step { source, diagnostic, tail } => diagnostic::failed_step(source, diagnostic, tail, look),
             Self::Error(error) => diagnostic::error(error, look),
             Self::Interrupted(_) => "interrupted\n".to_owned(),

@@ -6,6 +6,7 @@
 pub mod age;
 pub mod args;
 pub mod build;
+pub mod check;
 mod df;
 mod diff;
 pub mod failure;
@@ -16,8 +17,12 @@ mod import;
 mod info;
 mod inspect;
 mod load;
+mod login;
+mod network;
 pub mod output_spec;
 mod prune;
+mod pull;
+mod push;
 pub mod render;
 mod rmi;
 mod rows;
@@ -72,7 +77,10 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
     match command {
         Command::Build(args) => {
             check_context(args, settings)?;
-            build::run(args, settings)
+            match args.check {
+                Some(form) => check::run(args, form, settings),
+                None => build::run(args, settings),
+            }
         }
         Command::Images(args) => images::run(args, settings),
         Command::History(args) => history::run(args, settings),
@@ -81,6 +89,10 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
         Command::Rmi(args) => rmi::run(args, settings),
         Command::Load(args) => load::run(args, settings),
         Command::Import(args) => import::run(args, settings),
+        Command::Pull(args) => pull::run(args, settings),
+        Command::Push(args) => push::run(args, settings),
+        Command::Login(args) => login::login(args, settings),
+        Command::Logout(args) => login::logout(args, settings),
         Command::Save(args) => save::run(args, settings),
         Command::Diff(args) => diff::run(args, settings),
         Command::Prune(args) => prune::run(args, settings),

@@ -29,6 +29,12 @@ pub struct OutputSpec {
     pub tar: bool,
     /// `rewrite-timestamp=true`: nothing to do under an epoch, a warning without one.
     pub rewrite_timestamp: bool,
+    /// It goes to the registry of its name: `type=registry`, or `push=true`.
+    pub push: bool,
+    /// `push-by-digest=true`: it gets no tag there.
+    pub by_digest: bool,
+    /// `registry.insecure=true`.
+    pub insecure: bool,
 }
 
 /// What is written.
@@ -36,6 +42,8 @@ pub struct OutputSpec {
 pub enum OutputKind {
     /// The image, to the local store.
     Image,
+    /// The image, to a registry alone.
+    Registry,
     /// An OCI image layout, as a tar or a directory.
     Oci,
     /// What `docker load` reads.
@@ -73,6 +81,7 @@ impl OutputKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Image => "image",
+            Self::Registry => "registry",
             Self::Oci => "oci",
             Self::Docker => "docker",
             Self::Tar => "tar",
@@ -84,9 +93,17 @@ impl OutputKind {
     /// The options that mean something to it.
     const fn keys(self) -> &'static [&'static str] {
         match self {
-            Self::Image => {
-                &["name", "compression", "compression-level", "force-compression", "oci-mediatypes", "push", EPOCH_KEY]
-            }
+            Self::Image | Self::Registry => &[
+                "name",
+                "compression",
+                "compression-level",
+                "force-compression",
+                "oci-mediatypes",
+                "push",
+                "push-by-digest",
+                "registry.insecure",
+                EPOCH_KEY,
+            ],
             Self::Oci | Self::Docker => &[
                 "dest",
                 "name",
@@ -107,10 +124,7 @@ const EPOCH_KEY: &str = "rewrite-timestamp";
 const TYPES: [&str; 7] = ["image", "oci", "docker", "tar", "local", "cacheonly", "registry"];
 
 /// Options of BuildKit that rbuild does not carry out, with the value (if any) that asks for nothing.
-const LATER: [(&str, Option<&str>); 15] = [
-    ("push", Some("false")),
-    ("push-by-digest", Some("false")),
-    ("registry.insecure", Some("false")),
+const LATER: [(&str, Option<&str>); 12] = [
     ("unpack", Some("false")),
     ("store", Some("true")),
     ("dangling-name-prefix", None),
@@ -161,6 +175,21 @@ fn empty(kind: OutputKind) -> OutputSpec {
         oci_mediatypes: None,
         tar: matches!(kind, OutputKind::Oci | OutputKind::Docker | OutputKind::Tar),
         rewrite_timestamp: false,
+        push: kind == OutputKind::Registry,
+        by_digest: false,
+        insecure: false,
+    }
+}
+
+/// `--push`: what goes to the store goes to the registry as well; without such an output there is one more.
+pub fn push(outputs: &mut Vec<OutputSpec>) {
+    let mut pushed = false;
+    for output in outputs.iter_mut().filter(|output| matches!(output.kind, OutputKind::Image | OutputKind::Registry)) {
+        output.push = true;
+        pushed = true;
+    }
+    if !pushed {
+        outputs.push(OutputSpec { push: true, ..empty(OutputKind::Image) });
     }
 }
 
@@ -241,6 +270,7 @@ fn from_pairs(pairs: &[(String, String)]) -> Result<OutputSpec, String> {
     }
     check_compression(&spec)?;
     match (kind, &spec.dest) {
+        (OutputKind::Registry, _) if !spec.push => Err("type=registry pushes; push=false asks for nothing".to_owned()),
         (OutputKind::Local, None) => Err("type=local needs dest=DIR".to_owned()),
         (OutputKind::Local, Some(Destination::Stdout)) => {
             Err("a directory cannot be written to standard output; type=tar can".to_owned())
@@ -264,11 +294,7 @@ fn kind(name: &str) -> Result<OutputKind, String> {
         "tar" => OutputKind::Tar,
         "local" => OutputKind::Local,
         "cacheonly" => OutputKind::CacheOnly,
-        "registry" => {
-            return Err(
-                "not supported yet: type=registry; -o type=oci,dest=FILE writes a file that others can push".to_owned()
-            );
-        }
+        "registry" => OutputKind::Registry,
         other => {
             let types = TYPES.join(", ");
             return Err(match nearest(other, TYPES) {
@@ -307,6 +333,9 @@ fn set(spec: &mut OutputSpec, key: &str, value: &str) -> Result<(), String> {
         "tar" => spec.tar = yes_no(key, value)?,
         "force-compression" => spec.force_compression = yes_no(key, value)?,
         "oci-mediatypes" => spec.oci_mediatypes = Some(yes_no(key, value)?),
+        "push" => spec.push = yes_no(key, value)?,
+        "push-by-digest" => spec.by_digest = yes_no(key, value)?,
+        "registry.insecure" => spec.insecure = yes_no(key, value)?,
         EPOCH_KEY => spec.rewrite_timestamp = yes_no(key, value)?,
         "compression" => {
             spec.compression = Some(match value {
@@ -363,7 +392,7 @@ mod tests {
 
     #[test]
     fn specifications_are_read_as_buildkit_reads_them() {
-        use OutputKind::{CacheOnly, Docker, Image, Local, Oci, Tar};
+        use OutputKind::{CacheOnly, Docker, Image, Local, Oci, Registry, Tar};
         let stdout = |kind| OutputSpec { dest: Some(Destination::Stdout), ..empty(kind) };
         for (text, expected) in [
             ("out", file(Local, "out")),
@@ -382,6 +411,11 @@ mod tests {
             ("type=image", empty(Image)),
             ("type=image,push=false,unpack=false,store=true", empty(Image)),
             ("type=cacheonly", empty(CacheOnly)),
+            ("type=registry", empty(Registry)),
+            (
+                "type=image,push=true,push-by-digest=true,registry.insecure=true",
+                OutputSpec { push: true, by_digest: true, insecure: true, ..empty(Image) },
+            ),
             ("type=image,name=a", OutputSpec { names: vec!["a".into()], ..empty(Image) }),
             (
                 r#"type=oci,"name=a:1,b:2",dest=x"#,
@@ -423,11 +457,9 @@ mod tests {
             ("type=oci,dest=a,dest=b", "dest is given twice"),
             ("type=ocii", "unknown type ocii; did you mean oci?"),
             ("type=zip", "unknown type zip; the types are image, oci, docker, tar, local, cacheonly, registry"),
-            (
-                "type=registry",
-                "not supported yet: type=registry; -o type=oci,dest=FILE writes a file that others can push",
-            ),
-            ("type=image,push=true", "not supported yet: push=true"),
+            ("type=registry,push=false", "type=registry pushes; push=false asks for nothing"),
+            ("type=registry,dest=x", "type=registry has no option dest"),
+            ("type=image,push=maybe", "push=maybe is neither true nor false"),
             ("type=image,annotation.a=b", "not supported yet: annotation.a"),
             ("type=local,dest=x,mode=delete", "not supported yet: mode=delete"),
             ("type=local", "type=local needs dest=DIR"),
@@ -463,8 +495,8 @@ mod tests {
 
     #[test]
     fn every_option_of_a_kind_can_be_set() {
-        use OutputKind::{CacheOnly, Docker, Image, Local, Oci, Tar};
-        for kind in [Image, Oci, Docker, Tar, Local, CacheOnly] {
+        use OutputKind::{CacheOnly, Docker, Image, Local, Oci, Registry, Tar};
+        for kind in [Image, Registry, Oci, Docker, Tar, Local, CacheOnly] {
             for key in kind.keys() {
                 // Some value or other of each must get through to its arm.
                 let set_it = |value: &str| set(&mut empty(kind), key, value).is_ok();

@@ -148,6 +148,11 @@ impl Settings {
         self.path_var("DOCKER_CONFIG").map(|dir| self.cwd.join(dir)).or_else(|| Some(self.home()?.join(".docker")))
     }
 
+    /// Where this program's own settings of the user are.
+    pub fn config_dir(&self) -> Option<PathBuf> {
+        Some(self.xdg("XDG_CONFIG_HOME", ".config")?.join("rbuild"))
+    }
+
     /// Where the image store is: `--root`, else `RBUILD_ROOT`, else `/var/lib/rbuild` for root and
     /// `$XDG_DATA_HOME/rbuild` (`~/.local/share/rbuild`) for everyone else. Absolute.
     pub fn store_root(&self) -> Result<PathBuf, SettingsError> {

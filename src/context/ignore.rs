@@ -118,6 +118,11 @@ impl Patterns {
         self.patterns.iter().all(|pattern| pattern.negated)
     }
 
+    /// Whether a pattern begins with `!`.
+    pub fn has_exceptions(&self) -> bool {
+        self.patterns.iter().any(|pattern| pattern.negated)
+    }
+
     /// Whether `path` is left out. Slashes around it do not count.
     pub fn matches(&self, path: &[u8]) -> bool {
         self.excluded_by(path).is_some()

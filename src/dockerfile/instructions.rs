@@ -10,7 +10,7 @@ use super::ast::{
 use super::flags::{Flags, duration, meant};
 use super::heredoc::Opener;
 use super::node::{Keyword, Node};
-use crate::diagnostic::{Diagnostic, Severity, Span};
+use crate::diagnostic::{Diagnostic, Severity, Span, nearest};
 
 /// What a node turns out to be.
 #[derive(Debug)]
@@ -360,6 +360,10 @@ impl Checker<'_> {
             "CMD" => {}
             other => {
                 let error = Diagnostic::error(kind.span, format!("unknown type {other:?} in HEALTHCHECK (try CMD)"));
+                let error = match nearest(other, ["CMD", "NONE"]) {
+                    Some(near) => error.label(format!("did you mean {near}?")),
+                    None => error,
+                };
                 return self.fail(error.help("write HEALTHCHECK CMD command, or HEALTHCHECK NONE"));
             }
         }

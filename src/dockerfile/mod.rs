@@ -15,6 +15,7 @@ pub mod flags;
 pub mod heredoc;
 mod instructions;
 mod line;
+pub mod lint;
 mod mount;
 pub mod node;
 mod parser;
@@ -246,7 +247,7 @@ impl<'a> Reader<'a> {
                     Diagnostic::warning(
                         Span::new(base + last.start, base + last.end),
                         "NoEmptyContinuation",
-                        "Empty continuation line found",
+                        "Empty continuation line",
                     )
                     .help(format!(
                         "line {blank} is empty: remove it or make it a comment, Docker will refuse it one day"

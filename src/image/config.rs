@@ -232,15 +232,6 @@ impl ContainerConfig {
             None => (entry == name).then_some(""),
         })
     }
-
-    /// Sets an ENV variable in its place, or at the end when it is new.
-    pub fn set_variable(&mut self, name: &str, value: &str) {
-        let entry = format!("{name}={value}");
-        match self.env.iter_mut().find(|entry| entry.split_once('=').map_or(entry.as_str(), |(key, _)| key) == name) {
-            Some(place) => *place = entry,
-            None => self.env.push(entry),
-        }
-    }
 }
 
 fn layers() -> String {
@@ -330,16 +321,5 @@ mod tests {
         }
         let huge = vec![b' '; MAX_CONFIG_SIZE + 1];
         assert!(matches!(ImageConfig::parse(&huge), Err(ConfigError::TooLarge(_))));
-    }
-
-    #[test]
-    fn variables_are_set_in_place() {
-        let mut config = ContainerConfig { env: vec!["A=1".into(), "B=2".into()], ..ContainerConfig::default() };
-        config.set_variable("A", "x=y");
-        config.set_variable("C", "");
-        assert_eq!(config.env, ["A=x=y", "B=2", "C="]);
-        assert_eq!(config.variable("A"), Some("x=y"));
-        assert_eq!(config.variable("C"), Some(""));
-        assert_eq!(config.variable("D"), None);
     }
 }

@@ -214,6 +214,9 @@ impl<R: Read> Scan<R> {
             }
             b'1' => NodeKind::Link(clean(&link).map_err(|_| wrong("is a hard link out of the image"))?),
             b'2' if link.contains(&0) => return Err(wrong("is a link to a name with a NUL")),
+            b'2' if link.is_empty() => return Err(wrong("is a link to nothing")),
+            // Linux has none. Hard links to it repeat it, so it must not cost more than its entry.
+            b'2' if link.len() > MAX_PATH => return Err(wrong("is a link to a path of more than 4095 bytes")),
             b'2' => NodeKind::Symlink(link),
             b'3' => NodeKind::CharDevice(device()?),
             b'4' => NodeKind::BlockDevice(device()?),

@@ -77,6 +77,13 @@ pub(super) fn layer_blob(
     Ok(LayerBlob { descriptor, source: Source::Stored })
 }
 
+/// Whether a blob is known that this encoder made of the layer.
+pub(super) fn has_compressed(store: &Store, layer: &DiffId, compression: Compression) -> Result<bool, StoreError> {
+    let name = compression.encoder();
+    let fits = |blob: &KnownBlob| blob.encoder.as_deref() == Some(name.as_str()) && store.has_blob(&blob.digest);
+    Ok(store.layer_blobs(layer)?.iter().any(fits))
+}
+
 /// The compressed blob of a layer: the one that is known, or a new one.
 fn compressed(
     store: &Store,

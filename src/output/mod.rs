@@ -9,6 +9,7 @@ mod archive;
 mod blobs;
 mod layout;
 mod local;
+pub mod registry;
 mod rootfs;
 mod tar;
 
@@ -25,6 +26,7 @@ use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::layer::compress::Compression;
 use crate::layer::write::WriteError;
+use crate::registry::RegistryError;
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
 
@@ -168,6 +170,12 @@ pub enum OutputError {
     /// An entry has no form in a tar.
     #[error(transparent)]
     Entry(#[from] WriteError),
+    /// The registry failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// It is to be pushed, and where to is not known.
+    #[error("an image that is pushed needs a name")]
+    NoName,
     /// Config and manifest do not agree.
     #[error("the image has {diff_ids} layers in its config and {layers} in its manifest")]
     Layers {

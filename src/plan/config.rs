@@ -4,6 +4,7 @@
 //! the words that BuildKit uses. What always holds: nothing here makes a layer, and what an instruction does not
 //! touch stays as the base has it.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use crate::image::config::{ContainerConfig, Healthcheck, ImageConfig};
@@ -43,6 +44,8 @@ pub(super) struct Folded {
     pub(super) history: Vec<PlannedHistory>,
     /// CMD was set in this stage: a later ENTRYPOINT keeps it.
     cmd_set: bool,
+    /// Where each variable stands in the config; empty until ENV asks.
+    places: HashMap<String, usize>,
 }
 
 impl Folded {
@@ -94,8 +97,22 @@ impl Folded {
     }
 
     pub(super) fn env(&mut self, pairs: &[(String, String)]) {
+        let env = &mut self.config.config.env;
+        if self.places.is_empty() {
+            for (at, entry) in env.iter().enumerate() {
+                let name = entry.split_once('=').map_or(entry.as_str(), |(name, _)| name);
+                self.places.entry(name.to_owned()).or_insert(at);
+            }
+        }
         for (name, value) in pairs {
-            self.config.config.set_variable(name, value);
+            let entry = format!("{name}={value}");
+            match self.places.get(name) {
+                Some(at) => env[*at] = entry,
+                None => {
+                    self.places.insert(name.clone(), env.len());
+                    env.push(entry);
+                }
+            }
         }
         self.commit(format!("ENV{}", join_pairs(pairs)), None);
     }
@@ -399,6 +416,18 @@ pub(super) fn near_signal(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn variables_are_set_in_place() {
+        let mut folded = Folded::default();
+        folded.config.config.env = vec!["A=1".into(), "B=2".into()];
+        for (name, value) in [("A", "x=y"), ("C", ""), ("C", "3")] {
+            folded.env(&[(name.to_owned(), value.to_owned())]);
+        }
+        let config = &folded.child().config.config;
+        assert_eq!(config.env, ["A=x=y", "B=2", "C=3"]);
+        assert_eq!([config.variable("A"), config.variable("C"), config.variable("D")], [Some("x=y"), Some("3"), None]);
+    }
 
     fn words(list: &[&str]) -> Vec<String> {
         list.iter().map(|&word| word.to_owned()).collect()

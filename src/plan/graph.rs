@@ -14,7 +14,7 @@ use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 
 use super::scope::{Variables, global_arguments};
-use super::{BaseRequest, PlanOptions};
+use super::{BaseRequest, PlanOptions, lint};
 
 /// The stages of a Dockerfile, names resolved.
 #[derive(Debug, Clone)]
@@ -35,6 +35,8 @@ pub struct StageGraph {
     global_names: BTreeSet<String>,
     /// The names of all stages, those that are not resolved yet included.
     names: Vec<Option<String>>,
+    /// Every stage counts as needed.
+    all: bool,
 }
 
 /// A stage.
@@ -110,7 +112,9 @@ pub fn graph(dockerfile: &Dockerfile, options: &PlanOptions) -> Result<StageGrap
         declared: BTreeSet::new(),
         global_names: BTreeSet::new(),
         names: dockerfile.stages.iter().map(|stage| stage.name.as_ref().map(|name| name.text.clone())).collect(),
+        all: options.all_stages,
     };
+    graph.warnings = lint::default_images(dockerfile, options, &target_name);
     graph.declare(&dockerfile.global_args);
     graph.global_names.clone_from(&graph.declared);
     for stage in &dockerfile.stages {
@@ -145,6 +149,7 @@ impl StageGraph {
     fn add(&mut self, stage: &Stage, options: &PlanOptions, errors: &mut Vec<Diagnostic>) {
         let image = self.expand_from(&stage.image, errors);
         let given = stage.platform.as_ref().map(|platform| self.platform(platform, options, errors));
+        self.warnings.extend(lint::platform_flag(stage, &self.globals, self.escape));
         let mut problems = Vec::new();
         let mut image = image.unwrap_or_default();
         let replaced = stage.name.as_ref().and_then(|name| named_context(&name.text, options));
@@ -367,6 +372,9 @@ impl StageGraph {
     /// Which stages the target needs, itself included. `extra` are further uses: of the stage, by triggers.
     pub(super) fn reachable(&self, extra: &[(usize, Origin)]) -> Vec<bool> {
         let mut reached = vec![false; self.stages.len()];
+        if self.all {
+            return vec![true; self.stages.len()];
+        }
         let mut waiting = vec![self.target];
         while let Some(stage) = waiting.pop() {
             if std::mem::replace(&mut reached[stage], true) {

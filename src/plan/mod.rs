@@ -12,6 +12,7 @@ mod config;
 mod files;
 pub mod graph;
 pub mod limits;
+pub mod lint;
 mod mounts;
 pub mod print;
 pub mod remote;
@@ -70,6 +71,8 @@ pub struct PlanOptions {
     pub limits: RunLimits,
     /// `--shell-at`, found in the file; `target` is its stage then.
     pub shell_at: Option<ShellAt>,
+    /// Whether all stages are planned, needed or not: for the build checks.
+    pub all_stages: bool,
 }
 
 /// Where `--shell-at` wants a shell.
@@ -98,6 +101,7 @@ impl Default for PlanOptions {
             allowed: Allowed::default(),
             limits: RunLimits::default(),
             shell_at: None,
+            all_stages: false,
         }
     }
 }
@@ -145,6 +149,8 @@ pub enum Resolved {
     Image(Arc<BaseImage>),
     /// A named context that is a directory: copies read it, FROM copies it whole.
     Context,
+    /// Something that is not here, and is not fetched: what is planned on it serves the build checks alone.
+    Absent,
 }
 
 /// An image or named context that must be seen before the plan can be made.
@@ -206,8 +212,9 @@ pub fn plan(graph: &StageGraph, bases: &Bases, options: &PlanOptions) -> Result<
             break reached;
         }
     };
-    let problems = graph.problems(&reached);
+    let mut problems = graph.problems(&reached);
     if !problems.is_empty() {
+        problems.extend(graph.warnings.iter().cloned());
         return Err(problems);
     }
     let mut warnings = graph.warnings.clone();

@@ -4,7 +4,8 @@
 //! [`Variables`], in which words are expanded. What always holds: a build argument beats the default in the
 //! Dockerfile, which is then not even expanded; nothing is read from the environment.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use crate::diagnostic::{Diagnostic, nearest};
 use crate::dockerfile::ast::{ArgDeclaration, Escape, Instruction, InstructionKind};
@@ -41,31 +42,50 @@ const CONTROLS: [&str; 11] = [
 const HOSTNAME: &str = "BUILDKIT_SANDBOX_HOSTNAME";
 
 /// Variables in the order of their first appearance.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Variables(Vec<(String, String)>);
+///
+/// A stage that builds on another begins with a copy of them, each RUN takes the whole list, and a file may set
+/// thousands: so a name is found through an index, and copies share what neither has changed.
+#[derive(Debug, Clone, Default)]
+pub struct Variables {
+    entries: Arc<Vec<(String, String)>>,
+    /// Where each name stands.
+    index: Arc<HashMap<String, usize>>,
+}
+
+impl PartialEq for Variables {
+    fn eq(&self, other: &Self) -> bool {
+        self.entries == other.entries // the index follows from them
+    }
+}
+
+impl Eq for Variables {}
 
 impl Variables {
     /// The value of `name`.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.index.get(name).map(|at| self.entries[*at].1.as_str())
     }
 
     /// Sets `name`, in its place or at the end.
     pub fn set(&mut self, name: &str, value: &str) {
-        match self.0.iter_mut().find(|(key, _)| key == name) {
-            Some((_, place)) => value.clone_into(place),
-            None => self.0.push((name.to_owned(), value.to_owned())),
+        match self.index.get(name) {
+            Some(at) if self.entries[*at].1 == value => {}
+            Some(at) => value.clone_into(&mut Arc::make_mut(&mut self.entries)[*at].1),
+            None => {
+                Arc::make_mut(&mut self.index).insert(name.to_owned(), self.entries.len());
+                Arc::make_mut(&mut self.entries).push((name.to_owned(), value.to_owned()));
+            }
         }
     }
 
     /// The names.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(name, _)| name.as_str())
+        self.entries.iter().map(|(name, _)| name.as_str())
     }
 
     /// `NAME=value`, in order.
     pub fn entries(&self) -> Vec<String> {
-        self.0.iter().map(|(name, value)| format!("{name}={value}")).collect()
+        self.entries.iter().map(|(name, value)| format!("{name}={value}")).collect()
     }
 
     /// Expands a word in it: the text, and the variables that are not set.

@@ -5,9 +5,8 @@
 //! instruction; after an error the other instructions are still looked at, so that all errors are told at once.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 
-use crate::diagnostic::{Diagnostic, Span, nearest};
+use crate::diagnostic::{Diagnostic, Span};
 use crate::dockerfile::ast::{ArgDeclaration, CommandLine, Escape, Healthcheck, Instruction, InstructionKind, Word};
 use crate::dockerfile::word;
 use crate::image::config;
@@ -21,7 +20,7 @@ use super::step::{
     PlannedImage, ShellPoint, Stack, Step, StepId,
 };
 use super::trigger::Trigger;
-use super::{Bases, NoCache, PlanOptions, Resolved, ShellAt};
+use super::{Bases, NoCache, PlanOptions, Resolved, ShellAt, lint};
 
 /// Plans stage after stage.
 pub(super) struct Planner<'a> {
@@ -47,6 +46,10 @@ pub(super) struct State {
     pub(super) arguments: Variables,
     /// That a RUN does not see the epoch was told.
     pub(super) epoch_told: bool,
+    /// The stage, or one that it builds on, has had a WORKDIR of its own.
+    pub(super) workdir_set: bool,
+    /// The base is not here, so its variables are not known.
+    pub(super) assumed: bool,
 }
 
 /// What an instruction needs to know of its place.
@@ -156,13 +159,30 @@ impl<'a> Planner<'a> {
             variables.set(name, value);
         }
         let (platform, arguments) = (stage.platform.clone(), Variables::default());
-        State { stack, base, platform, folded, variables, arguments, epoch_told: false }
+        let assumed = match &stage.from {
+            Origin::Outside(outside) => {
+                let key = (outside.name.clone(), platform.to_string());
+                matches!(self.bases.get(&key), Some(Resolved::Absent))
+            }
+            _ => false,
+        };
+        let (epoch_told, workdir_set) = (false, false);
+        State { stack, base, platform, folded, variables, arguments, epoch_told, workdir_set, assumed }
     }
 
     fn begin_outside(&mut self, index: usize, outside: &Outside) -> (Stack, Option<BaseId>, Folded) {
         let stage = &self.graph.stages[index];
         let key = (outside.name.clone(), stage.platform.to_string());
+        if let Some(Resolved::Absent) = self.bases.get(&key) {
+            return (Stack::Scratch, None, Folded::scratch(&stage.platform));
+        }
         if let Some(Resolved::Image(image)) = self.bases.get(&key) {
+            self.diagnostics.extend(lint::base_platform(
+                stage.image_span,
+                &stage.image,
+                &stage.platform,
+                &image.platform,
+            ));
             let base = self.base(outside, &stage.platform);
             // An image can have no layers to build on.
             let empty = image.layers.is_empty() && image.config.rootfs.diff_ids.is_empty();
@@ -232,16 +252,30 @@ impl<'a> Planner<'a> {
         );
     }
 
+    /// Tells what a build check found.
+    fn note(&mut self, place: Place<'_>, found: impl IntoIterator<Item = Diagnostic>) {
+        for warning in found {
+            self.tell(place, warning);
+        }
+    }
+
+    fn note_shell_form(&mut self, place: Place<'_>, state: &State, command: &CommandLine) {
+        let no_shell = state.folded.config.config.shell.is_empty();
+        if no_shell && matches!(command, CommandLine::Shell(_)) {
+            self.note(place, Some(lint::shell_form(place.instruction)));
+        }
+    }
+
     /// Warns of variables that are neither set nor declared.
     pub(super) fn note_unset(&mut self, place: Place<'_>, state: &State, span: Span, unset: &[String]) {
+        if state.assumed {
+            return;
+        }
         let unset: BTreeSet<&String> = unset.iter().collect();
         for name in unset.into_iter().filter(|name| state.arguments.get(name).is_none()) {
-            let mut message = format!("Usage of undefined variable '${name}'");
-            if let Some(near) = nearest(name, state.variables.names()) {
-                // Writing to a String does not fail.
-                let _ = write!(message, " (did you mean ${near}?)");
+            if let Some(warning) = lint::undefined(span, name, &state.variables) {
+                self.tell(place, warning);
             }
-            self.tell(place, Diagnostic::warning(span, "UndefinedVar", message));
         }
     }
 
@@ -277,8 +311,10 @@ impl<'a> Planner<'a> {
         match &place.instruction.kind {
             InstructionKind::Arg(declarations) => self.arg(place, state, declarations)?,
             InstructionKind::Env(pairs) => {
+                let names = pairs.iter().map(|(name, _)| name);
                 let pairs = self.expand_pairs(place, state, pairs)?;
-                for (name, value) in &pairs {
+                for (word, (name, value)) in names.zip(&pairs) {
+                    self.note(place, lint::secret("ENV", word, name));
                     state.variables.set(name, value);
                 }
                 state.folded.env(&pairs);
@@ -308,10 +344,12 @@ impl<'a> Planner<'a> {
                 state.folded.volume(&paths);
             }
             InstructionKind::Cmd(command) => {
+                self.note_shell_form(place, state, command);
                 let words = command_words(&state.folded, command);
                 state.folded.cmd(words);
             }
             InstructionKind::Entrypoint(command) => {
+                self.note_shell_form(place, state, command);
                 let words = command_words(&state.folded, command);
                 state.folded.entrypoint(words);
             }
@@ -341,6 +379,7 @@ impl<'a> Planner<'a> {
     fn arg(&mut self, place: Place<'_>, state: &mut State, declarations: &[ArgDeclaration]) -> Result<(), Told> {
         let mut resolved = Vec::with_capacity(declarations.len());
         for ArgDeclaration { name, default } in declarations {
+            self.note(place, lint::secret("ARG", name, &name.text));
             let value = match (self.options.argument(&name.text), default) {
                 (Some(given), _) => Some(given),
                 (None, Some(default)) => Some(self.expand(place, state, default)?),
@@ -369,6 +408,7 @@ impl<'a> Planner<'a> {
                 Err(error) => return self.fail(place, word.span, error.message),
             };
             for spec in split {
+                self.note(place, lint::exposed(word, &spec));
                 match ports(&spec) {
                     Ok(ports) => list.extend(ports),
                     Err(why) => {
@@ -383,8 +423,11 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    fn workdir(&mut self, place: Place<'_>, state: &mut State, path: &Word) -> Result<(), Told> {
-        let path = self.expand(place, state, path)?;
+    fn workdir(&mut self, place: Place<'_>, state: &mut State, word: &Word) -> Result<(), Told> {
+        let path = self.expand(place, state, word)?;
+        if !std::mem::replace(&mut state.workdir_set, true) {
+            self.note(place, lint::first_workdir(word, &path));
+        }
         let written = state.folded.workdir(&path);
         let path = clean(&written);
         // The root is always there.

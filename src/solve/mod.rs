@@ -55,7 +55,7 @@ pub struct Engine<'a> {
     pub lease: &'a Lease,
     /// The build contexts, by `ContextId`.
     pub contexts: &'a [LocalContext],
-    /// The images from outside, by `BaseId`; their layers are in the store.
+    /// The images from outside, by `BaseId`; their layers are in the store, or `absent` brings them.
     pub bases: &'a [Arc<BaseImage>],
     /// How RUN is contained.
     pub sandbox: &'a Sandbox,
@@ -78,6 +78,9 @@ pub struct Engine<'a> {
     pub cancel: &'a Cancel,
     /// The clock.
     pub clock: fn() -> SystemTime,
+    /// Brings a layer of a base that is not in the store, with the others of its image; `false` where nobody has it. Called
+    /// from any thread; its own threads have ended when it returns.
+    pub absent: &'a (dyn Fn(&DiffId) -> Result<bool, String> + Sync),
     /// What ADD fetches with; may be left out where no step fetches anything.
     pub fetch: Option<&'a Fetch<'a>>,
     /// What `--secret` gives; the last of one id counts.
@@ -217,6 +220,9 @@ pub enum Cause {
     /// The store fails.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A layer of a base cannot be had.
+    #[error("{0}")]
+    Absent(String),
     /// A file of the context changed while it was read, twice.
     #[error("{} changes while it is being copied; try again when nothing writes to it", .0.display())]
     Unsteady(PathBuf),
@@ -322,7 +328,7 @@ impl<'a> Solver<'a> {
             missed: (0..count).map(|_| Mutex::new(None)).collect(),
             told: (0..count).map(|_| OnceLock::new()).collect(),
             restarted: (0..count).map(|_| OnceLock::new()).collect(),
-            stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events),
+            stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events, engine.absent),
             trees: OnceLock::new(),
             failed: Mutex::new(Vec::new()),
             today: OnceLock::new(),

@@ -53,6 +53,7 @@ pub(super) struct Stacks<'a> {
     store: &'a Store,
     lease: &'a Lease,
     events: &'a dyn EventSink,
+    absent: &'a (dyn Fn(&DiffId) -> Result<bool, String> + Sync),
     indexes: Once<DiffId, Arc<LayerIndex>>,
     data: Once<DiffId, Arc<LayerData>>,
     trees: Once<ChainId, PathBuf>,
@@ -61,9 +62,14 @@ pub(super) struct Stacks<'a> {
 }
 
 impl<'a> Stacks<'a> {
-    pub(super) fn new(store: &'a Store, lease: &'a Lease, events: &'a dyn EventSink) -> Self {
+    pub(super) fn new(
+        store: &'a Store,
+        lease: &'a Lease,
+        events: &'a dyn EventSink,
+        absent: &'a (dyn Fn(&DiffId) -> Result<bool, String> + Sync),
+    ) -> Self {
         let before = Mutex::default();
-        Self { store, lease, events, indexes: Once::new(), data: Once::new(), trees: Once::new(), before }
+        Self { store, lease, events, absent, indexes: Once::new(), data: Once::new(), trees: Once::new(), before }
     }
 
     /// Takes the index of a layer that was put into the store: it need not be read from there.
@@ -87,19 +93,22 @@ impl<'a> Stacks<'a> {
         Some((self.store.layer_index(&before).ok()??, tree))
     }
 
-    /// The index of a layer that is in the store.
-    pub(super) fn index(&self, layer: &DiffId) -> Result<Arc<LayerIndex>, StoreError> {
+    /// The index of a layer that is in the store, or comes now.
+    pub(super) fn index(&self, layer: &DiffId) -> Result<Arc<LayerIndex>, Cause> {
         self.indexes.get_or_make(*layer, || {
-            let index = self.store.layer_index(layer)?;
-            index.map(Arc::new).ok_or_else(|| self.store.missing(format!("the layer {layer}")))
+            let index = match self.store.layer_index(layer)? {
+                None if (self.absent)(layer).map_err(Cause::Absent)? => self.store.layer_index(layer)?,
+                index => index,
+            };
+            Ok(index.map(Arc::new).ok_or_else(|| self.store.missing(format!("the layer {layer}")))?)
         })
     }
 
     /// What is seen through these layers, bottom first.
-    pub(super) fn view(&self, layers: &[DiffId]) -> Result<LayerStack, StoreError> {
+    pub(super) fn view(&self, layers: &[DiffId]) -> Result<LayerStack, Cause> {
         let indexes = layers.iter().map(|layer| self.index(layer)).collect::<Result<Vec<_>, _>>()?;
-        LayerStack::new(indexes)
-            .map_err(|error| StoreError::Damaged { path: self.store.root().to_owned(), why: error.to_string() })
+        let damaged = |why: String| StoreError::Damaged { path: self.store.root().to_owned(), why };
+        Ok(LayerStack::new(indexes).map_err(|error| damaged(error.to_string()))?)
     }
 
     /// The data of a layer's files.

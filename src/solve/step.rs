@@ -543,7 +543,7 @@ impl Solver<'_> {
 
     /// What is seen through the layers of a stack.
     pub(super) fn view(&self, state: &StackState) -> Result<LayerStack, Cause> {
-        Ok(self.stacks.view(&state.layers)?)
+        self.stacks.view(&state.layers)
     }
 
     pub(super) fn now(&self) -> jiff::Timestamp {

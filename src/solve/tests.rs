@@ -122,6 +122,7 @@ impl Bench {
             events: &log,
             cancel: &Cancel::new().unwrap(),
             clock,
+            absent: &|_| Ok(false),
             fetch: None,
             keep_failed: false,
         };

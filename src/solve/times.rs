@@ -43,7 +43,9 @@ impl Solver<'_> {
     }
 
     fn copies_context(&self, step: usize) -> bool {
-        matches!(&self.plan.steps[step].op, Op::Copy(copy) if matches!(copy.from, CopyFrom::Context(_)))
+        // What is fetched has the times of its server or its commit, whenever it comes.
+        matches!(&self.plan.steps[step].op, Op::Copy(copy)
+            if matches!(copy.from, CopyFrom::Context(_)) && copy.remotes().next().is_none())
     }
 
     /// Whether the step's layer takes today's times.

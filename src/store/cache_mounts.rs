@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! mounts/HASH/id        the name, for people
-//! mounts/HASH/0.lock    locked shared by who shares, exclusively by who does not
+//! mounts/HASH/0.lock    locked shared by who shares, exclusively by who does not; its time is that of the last use
 //! mounts/HASH/0/        the folder; 1, 2… are for commands that want one of their own while others are used
 //! ```
 
@@ -14,7 +14,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{CWD, RenameFlags};
 
@@ -76,6 +76,8 @@ impl Store {
             match locked {
                 // Whoever clears caches away may have taken the file from under us.
                 Ok(()) if is_at(&lock, &path) => {
+                    // Its time says when the cache was used last; a wrong one costs no more than an early end.
+                    drop(lock.set_modified(SystemTime::now()));
                     return Ok(Some(CacheMount { lock, folder: caches.join(number.to_string()), sharing }));
                 }
                 Ok(()) => {}

@@ -24,6 +24,9 @@ use crate::digest::{ChainId, DiffId, Digest};
 /// The clock of file systems may be behind by a tick.
 const CLOCK: Duration = Duration::from_millis(20);
 
+/// Nobody takes longer to make the folder of a cache mount and lock it.
+const NEW_MOUNT: Duration = Duration::from_secs(60);
+
 /// What of the build cache is to go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CachePolicy {
@@ -85,20 +88,19 @@ impl Store {
         }
         let layers: Vec<DiffId> = all.layers.iter().copied().collect();
         for layer in layers {
-            self.also_needed(&layer, &mut all)?;
+            self.also_needed(&layer, &mut all);
         }
         Ok(all)
     }
 
     /// What the bytes of a layer come from.
-    fn also_needed(&self, layer: &DiffId, all: &mut Needed) -> Result<(), StoreError> {
+    fn also_needed(&self, layer: &DiffId, all: &mut Needed) {
         // What is damaged needs nothing more; `inspect --verify` tells of it.
         if let Ok(Some(source)) = self.source_of_epoch(layer) {
             all.layers.insert(source);
             all.blobs.extend(self.layer_blobs(&source).unwrap_or_default().iter().map(|blob| blob.digest));
         }
         all.blobs.extend(self.layer_blobs(layer).unwrap_or_default().iter().map(|blob| blob.digest));
-        Ok(())
     }
 
     /// All records of the cache.
@@ -147,7 +149,7 @@ impl Store {
             stay.layers.extend(from_records);
             let layers: Vec<DiffId> = stay.layers.iter().copied().collect();
             for layer in layers {
-                self.also_needed(&layer, &mut stay)?;
+                self.also_needed(&layer, &mut stay);
             }
             for (folder, stays) in [
                 ("layers", (|name, stay| stay.layers.contains(&DiffId(name))) as fn(Digest, &Needed) -> bool),
@@ -241,7 +243,9 @@ impl Store {
     fn forget_maps(&self, policy: &CachePolicy) -> Result<u64, StoreError> {
         let whole = policy.all && policy.before.is_none() && policy.keep.is_none();
         let mut freed = 0;
-        for (folder, is_list) in [("contents", true), ("epochs", false), ("last", false), ("stacks", false)] {
+        for (folder, is_list) in
+            [("contents", true), ("epochs", false), ("last", false), ("stacks", false), ("urls", false)]
+        {
             for path in self.files_two_deep(&format!("cache/{folder}"))? {
                 let dead = match folder {
                     _ if whole => true,
@@ -273,7 +277,9 @@ impl Store {
             // Who uses a folder holds the lock beside it.
             let locks = parts.iter().filter(|path| path.extension().is_some_and(|extension| extension == "lock"));
             let locks: Vec<File> = locks.filter_map(|path| File::open(path).ok()).collect();
-            if locks.iter().all(|lock| lock.try_lock().is_ok()) {
+            // One without a lock is being made.
+            let finished = !locks.is_empty() || !is_younger(&folder, SystemTime::now() - NEW_MOUNT);
+            if finished && locks.iter().all(|lock| lock.try_lock().is_ok()) {
                 self.discard(&folder)?;
                 gone += 1;
             }
@@ -389,3 +395,6 @@ fn freed_by_removing(folder: &std::path::Path) -> u64 {
     }
     freed + names.values().filter(|(seen, links, _)| seen == links).map(|(.., bytes)| bytes).sum::<u64>()
 }
+
+#[cfg(test)]
+mod tests;

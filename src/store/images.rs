@@ -84,9 +84,10 @@ impl Store {
         let path = self.path("images.json");
         let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
         match find_record(&bytes, text, &fits) {
-            Some(found) => Ok(found),
+            Search::Found(record) => Ok(Some(*record)),
+            Search::Absent => Ok(None),
             // Somebody else wrote the file, or another version: it is read as a whole, and judged.
-            None => Ok(self.images()?.into_iter().find(fits)),
+            Search::Unlike => Ok(self.images()?.into_iter().find(fits)),
         }
     }
 
@@ -195,21 +196,32 @@ impl Store {
 const BEGIN: &[u8] = b"{\"version\":1,\"images\":[";
 const RECORD: &[u8] = b"{\"id\":\"";
 
-/// Looks for a record without reading the others. `None`: the file does not look as it should.
-fn find_record(bytes: &[u8], text: &str, fits: &impl Fn(&ImageRecord) -> bool) -> Option<Option<ImageRecord>> {
+/// The answer of [`find_record`].
+enum Search {
+    /// The record.
+    Found(Box<ImageRecord>),
+    /// There is none.
+    Absent,
+    /// The file does not look as it should.
+    Unlike,
+}
+
+/// Looks for a record without reading the others.
+fn find_record(bytes: &[u8], text: &str, fits: &impl Fn(&ImageRecord) -> bool) -> Search {
     let whole = bytes.ends_with(b"}]}") || bytes == b"{\"version\":1,\"images\":[]}";
-    if !bytes.starts_with(BEGIN) || !whole {
-        return None;
-    }
-    let text = serde_json::to_vec(text).ok()?;
+    let (true, true, Ok(text)) = (bytes.starts_with(BEGIN), whole, serde_json::to_vec(text)) else {
+        return Search::Unlike;
+    };
     for at in memchr::memmem::find_iter(bytes, &text) {
-        let start = memchr::memmem::rfind(&bytes[..at], RECORD)?;
-        let record = serde_json::Deserializer::from_slice(&bytes[start..]).into_iter::<ImageRecord>().next()?.ok()?;
-        if fits(&record) {
-            return Some(Some(record));
+        let Some(start) = memchr::memmem::rfind(&bytes[..at], RECORD) else { return Search::Unlike };
+        let mut records = serde_json::Deserializer::from_slice(&bytes[start..]).into_iter::<ImageRecord>();
+        match records.next() {
+            Some(Ok(record)) if fits(&record) => return Search::Found(Box::new(record)),
+            Some(Ok(_)) => {}
+            _ => return Search::Unlike,
         }
     }
-    Some(None)
+    Search::Absent
 }
 
 #[cfg(test)]

@@ -17,10 +17,12 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
+pub(crate) use layers::links;
 pub use layout::Selector;
 
 use self::files::Files;
-use self::layers::{Brought, Wanted};
+use self::layers::Wanted;
+use super::arrive::Arrived;
 use super::base;
 use super::images::ImageRecord;
 use super::lease::Lease;
@@ -347,7 +349,7 @@ fn bring_saved(store: &Store, lease: &Lease, files: &Files, saved: &docker::Save
     let family = Family::Oci;
     let layers: Vec<Descriptor> = brought
         .into_iter()
-        .map(|Brought { encoding, digest, size }| Descriptor::new(family.layer(encoding), digest, size))
+        .map(|Arrived { encoding, digest, size }| Descriptor::new(family.layer(encoding), digest, size))
         .collect();
     base::put_image(store, lease, family, &saved.config_bytes, saved.config.clone(), layers, files.place())
         .map_err(LoadError::from)

@@ -10,13 +10,15 @@
 //! blobs/sha256/<hex>           configs, manifests, compressed layers
 //! layers/<diffID hex>/         index, and forms of the layer: tar, tree/, blobs (descriptors), epoch (a form of another layer)
 //! trees/<chainID hex>/tree/    a layer from outside that is no tree by itself, applied over its parents
-//! cache/                       see `cache::index` and `context::stat_cache`
+//! cache/                       see `cache::index`, `context::stat_cache` and `bases`
 //! mounts/<hash of a name>/     see `cache_mounts`
 //! leases/<id>, tmp/<id>/       running builds, and their unfinished files
 //! trash/                       on its way out
 //! ```
 
+pub mod arrive;
 pub mod base;
+mod bases;
 pub mod blobs;
 pub mod cache_mounts;
 pub mod gc;

@@ -18,7 +18,7 @@ pub(super) const DEVIATIONS: &[(&str, &str, &str)] = &[];
 
 /// The folder with data of other projects, or `None` after saying that `test` was skipped.
 #[expect(clippy::print_stderr, reason = "a test that is skipped says so")]
-fn corpus(test: &str) -> Option<PathBuf> {
+pub fn corpus(test: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("RBUILD_CORPUS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus/open"), PathBuf::from);
     if folder.is_dir() {
@@ -30,7 +30,7 @@ fn corpus(test: &str) -> Option<PathBuf> {
     None
 }
 
-fn read_json(path: &Path) -> Value {
+pub fn read_json(path: &Path) -> Value {
     serde_json::from_str(&read(path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 

@@ -21,6 +21,8 @@ pub enum Need {
     User,
     /// The conformance data from outside the project.
     Corpus,
+    /// Debian's buildah, another builder to compare with.
+    Buildah,
     /// A program of this name.
     Program(&'static str),
 }
@@ -34,6 +36,7 @@ impl Need {
             Self::Root => "root",
             Self::User => "user",
             Self::Corpus => "corpus",
+            Self::Buildah => "buildah",
             Self::Program(name) => name,
         }
     }
@@ -48,6 +51,9 @@ impl Need {
             Self::Corpus => corpus()
                 .is_none()
                 .then(|| "no ../shared/corpus/open beside the project, and RBUILD_CORPUS does not name one".to_owned()),
+            Self::Buildah => {
+                find_program("buildah").is_none().then(|| "no program buildah (Debian package buildah)".to_owned())
+            }
             Self::Program(name) => find_program(name).is_none().then(|| format!("no program {name} in PATH")),
         }
     }

@@ -54,6 +54,8 @@ pub struct Node {
     pub link: String,
     /// The name that stands first in the layer, for the further names of a file.
     pub same_as: Option<String>,
+    /// The same number for all names of one file of the tree.
+    pub file: usize,
     /// Seconds.
     pub mtime: u64,
     /// Extended attributes.
@@ -136,13 +138,24 @@ impl Image {
         let held: BTreeSet<String> =
             files.keys().filter(|name| name.starts_with("blobs/sha256/") && !name.ends_with('/')).cloned().collect();
         assert_eq!(held, used, "blobs that nothing in the archive names");
-        images.iter().for_each(Self::validate);
+        for image in &images {
+            image.validate();
+            image.layers.iter().for_each(|layer| canonical(layer));
+        }
         images
     }
 
-    /// The only image of a `docker save` archive.
+    /// The only image of a `docker save` archive that rbuild wrote.
     #[track_caller]
     pub fn read_docker(archive: &Path) -> Self {
+        let image = Self::read_foreign_docker(archive);
+        image.layers.iter().for_each(|layer| canonical(layer));
+        image
+    }
+
+    /// The only image of a `docker save` archive whose layers another builder wrote.
+    #[track_caller]
+    pub fn read_foreign_docker(archive: &Path) -> Self {
         let files = files_of(archive);
         let manifest: Value = serde_json::from_slice(&files["manifest.json"]).expect("manifest.json is JSON");
         let entries = manifest.as_array().expect("manifest.json is a list");
@@ -179,9 +192,6 @@ impl Image {
             "{filled} entries of the history for {} layers",
             found.len()
         );
-        for layer in &self.layers {
-            canonical(layer);
-        }
     }
 
     /// `created_by` and `empty_layer` of each entry of the history, oldest first.
@@ -193,9 +203,9 @@ impl Image {
 
     /// The tree that all layers give.
     pub fn tree(&self) -> BTreeMap<String, Node> {
-        let mut tree = BTreeMap::new();
+        let (mut tree, mut files) = (BTreeMap::new(), 0);
         for layer in &self.layers {
-            apply(&mut tree, layer);
+            apply(&mut tree, &mut files, layer);
         }
         tree
     }
@@ -305,6 +315,7 @@ fn for_each(layer: &[u8], mut visit: impl FnMut(&str, &Node, &[u8])) {
             sha256: sha256(&data),
             link,
             same_as,
+            file: 0,
             mtime: header.mtime().expect("a time"),
             attributes,
         };
@@ -321,7 +332,7 @@ fn entry_id<R: std::io::Read>(entry: &mut tar::Entry<'_, R>, user: bool) -> u64 
     if user { header.uid() } else { header.gid() }.expect("an owner")
 }
 
-fn apply(tree: &mut BTreeMap<String, Node>, layer: &[u8]) {
+fn apply(tree: &mut BTreeMap<String, Node>, files: &mut usize, layer: &[u8]) {
     let mut entries = Vec::new();
     for_each(layer, |name, node, _| {
         entries.push((name.trim_start_matches("./").trim_end_matches('/').to_owned(), node.clone()));
@@ -346,6 +357,8 @@ fn apply(tree: &mut BTreeMap<String, Node>, layer: &[u8]) {
         if node.kind != 'd' {
             removed(tree, &name, true);
         }
+        *files += 1;
+        node.file = *files;
         if let Some(first) = &node.same_as {
             let first = first.trim_start_matches("./").to_owned();
             let target = tree.get(&first).unwrap_or_else(|| panic!("{name}: hard link to {first}, which is not there"));

@@ -11,7 +11,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::check::{self, ReportForm};
 use super::epoch::{self, Epoch};
+use super::registry::Pull;
 use super::run::{RunArgs, RunFlags};
 use super::secrets::{self, SecretArg, SecretSpec, SshArg};
 use super::values::{NamedContext, build_arg, build_context, bytes, count, host, label, some, yes_no};
@@ -23,7 +25,7 @@ use crate::plan::step::Network;
 /// What a build is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildArgs {
-    /// What it is built from; `None` where `--print` needs none and none is given.
+    /// What it is built from; `None` where `--print` or `--check` needs none and none is given.
     pub context: Option<BuildContext>,
     /// `-t`, as written.
     pub tags: Vec<String>,
@@ -43,7 +45,7 @@ pub struct BuildArgs {
     pub no_cache: bool,
     /// `--no-cache-filter`: stages, as written.
     pub no_cache_filter: Vec<String>,
-    /// `--pull=never`, or `--offline`: what is not in the store is not asked for elsewhere.
+    /// `--offline`: nothing is asked for on the network.
     pub offline: bool,
     /// `-o`; where it is empty, the image goes to the local store.
     pub outputs: Vec<OutputSpec>,
@@ -77,14 +79,16 @@ pub struct BuildArgs {
     pub allow: Vec<Entitlement>,
     /// What RUN may use, and where shells are wanted.
     pub run: RunArgs,
+    /// `--pull`.
+    pub pull: Pull,
     /// `--secret`, in order.
     pub secrets: Vec<SecretArg>,
     /// `--ssh`, in order.
     pub ssh: Vec<SshArg>,
-    /// `--offline`: nothing is fetched.
-    pub no_network: bool,
     /// `--verify-reproducible`: build twice and compare.
     pub verify_reproducible: bool,
+    /// `--check`: build nothing, and report in this form.
+    pub check: Option<ReportForm>,
 }
 
 /// What a build is made from.
@@ -170,13 +174,6 @@ enum NetworkName {
     Host,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum FormatName {
-    Text,
-    Json,
-    Sarif,
-}
-
 /// So many steps run at once even on fewer processors, if nobody says otherwise: RUN waits for networks and disks as much as
 /// it computes, and on the two processors of a CI machine stages that wait would wait for each other.
 const FEWEST_JOBS: NonZeroUsize = NonZeroUsize::new(4).unwrap();
@@ -223,10 +220,13 @@ pub(super) struct BuildFlags {
     /// Set a label of the image
     #[arg(long, value_name = "KEY=VALUE", value_parser = label, help_heading = RESULT)]
     label: Vec<(String, String)>,
-    /// Where the result goes: DIR, - or type=image|oci|docker|tar|local|cacheonly[,dest=PATH][,…]
+    /// Where the result goes: DIR, - or type=image|registry|oci|docker|tar|local|cacheonly[,dest=PATH][,…]
     /// [default: the local image store]
     #[arg(short, long, value_name = "SPEC", value_parser = some, help_heading = RESULT)]
     output: Vec<String>,
+    /// Send the image to the registry of its name
+    #[arg(long, help_heading = RESULT)]
+    push: bool,
     /// Write the image id to this file
     #[arg(long, value_name = "FILE", help_heading = RESULT)]
     iidfile: Option<PathBuf>,
@@ -244,7 +244,8 @@ pub(super) struct BuildFlags {
     /// Run every step of these stages
     #[arg(long, value_name = "STAGES", value_delimiter = ',', value_parser = some, help_heading = CACHE)]
     no_cache_filter: Vec<String>,
-    /// Whether base images are looked for elsewhere: missing or never
+    /// When base images are asked for in their registry: always, missing, never or newer [default: missing; --pull
+    /// alone is always]
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "always",
           help_heading = CACHE)]
     pull: Option<String>,
@@ -294,11 +295,16 @@ pub(super) struct BuildFlags {
     /// Build nothing; print what was read or planned
     #[arg(long, value_name = "WHAT", value_enum, help_heading = SHOW)]
     print: Option<Print>,
-    /// The form of what --print prints: text or json
+    /// Build nothing; say what the build checks find
+    #[arg(long, help_heading = SHOW)]
+    check: bool,
+    /// The form of what --print and --check print: text, json or (of --check) sarif
     #[arg(long, value_name = "FORMAT", value_enum, hide_possible_values = true, help_heading = SHOW)]
-    format: Option<FormatName>,
+    format: Option<ReportForm>,
 
     // What scripts for docker pass, and what changes nothing here.
+    #[arg(long, hide = true)]
+    call: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     provenance: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -320,23 +326,31 @@ impl BuildFlags {
     /// Checks the flags against each other and settles what depends on the settings.
     pub(super) fn into_args(self, settings: &Settings) -> Result<BuildArgs, String> {
         self.check_no_ops()?;
-        let offline = self.offline | self.pull_never()?;
+        let pull = Pull::parse(self.pull.as_deref())?;
+        if self.offline && matches!(pull, Pull::Always | Pull::Newer) {
+            return Err("--offline and --pull, which asks registries, cannot both hold".to_owned());
+        }
         let build_args = build_args(&self.build_arg, settings)?;
         let from_environment = settings.var("SOURCE_DATE_EPOCH").map_err(|error| error.to_string())?;
         let epoch = epoch::choose(self.timestamp.as_deref(), &build_args, from_environment.as_deref())?;
+        let check = check::requested(self.check, self.call.as_deref(), self.format)?;
         let print_json = match (self.print, self.format) {
-            (_, Some(FormatName::Sarif)) => return Err("not supported yet: --format sarif (the build checks)".into()),
-            (None, Some(_)) => return Err("--format says in what form --print prints; give --print too".into()),
-            (Some(Print::Graph), Some(FormatName::Json)) => {
+            (Some(_), _) if check.is_some() => return Err("--print and --check cannot both hold".into()),
+            (None, _) if check.is_some() => false,
+            (None, Some(_)) => {
+                return Err("--format says in what form --print and --check print; give one of them too".into());
+            }
+            (_, Some(ReportForm::Sarif)) => return Err("--format sarif is a form of --check".into()),
+            (Some(Print::Graph), Some(ReportForm::Json)) => {
                 return Err("--print graph has the form DOT alone; --print plan --format json has the steps".into());
             }
-            (Some(Print::Ast), Some(FormatName::Text)) => {
+            (Some(Print::Ast), Some(ReportForm::Text)) => {
                 return Err("--print ast has the form JSON alone".into());
             }
-            (_, format) => format == Some(FormatName::Json),
+            (_, format) => format == Some(ReportForm::Json),
         };
         Ok(BuildArgs {
-            context: context(self.context, self.print)?,
+            context: context(self.context, self.print == Some(Print::Ast) || check.is_some())?,
             tags: self.tag,
             file: self.file.map(|file| match file {
                 file if file == "-" => DockerfilePath::Stdin,
@@ -352,8 +366,8 @@ impl BuildFlags {
             platform: platform(self.platform, settings)?,
             no_cache: self.no_cache,
             no_cache_filter: self.no_cache_filter,
-            offline,
-            outputs: outputs(&self.output, self.quiet, settings)?,
+            offline: self.offline,
+            outputs: outputs(&self.output, self.push, self.quiet, settings)?,
             progress: progress(self.progress, self.quiet, settings)?,
             quiet: self.quiet,
             iidfile: self.iidfile,
@@ -373,26 +387,14 @@ impl BuildFlags {
             shm_size: self.shm_size,
             allow: self.allow,
             run: self.run.into_args()?,
+            pull,
             secrets: self.secret.into_iter().map(|secret| secret.settle(settings)).collect(),
             ssh: self.ssh,
-            no_network: self.offline,
+
             verify_reproducible: self.verify_reproducible,
+            check,
         })
         .and_then(check_stdin)
-    }
-
-    /// `--pull`: whether it says never; what would need a registry is refused.
-    fn pull_never(&self) -> Result<bool, String> {
-        match self.pull.as_deref() {
-            None | Some("missing") => Ok(false),
-            Some("never") => Ok(true),
-            Some(when @ ("always" | "newer")) => Err(format!("not supported yet: --pull={when} (registries)")),
-            Some(other) => match yes_no(other) {
-                Ok(true) => Err("not supported yet: --pull (registries)".to_owned()),
-                Ok(false) => Ok(false),
-                Err(_) => Err(format!("--pull={other}: expected always, missing, never or newer")),
-            },
-        }
     }
 
     /// Flags of docker that are accepted with the value that asks for nothing.
@@ -426,10 +428,10 @@ fn is_disabled((key, value): (&str, &str)) -> bool {
     key == "disabled" && yes_no(value) == Ok(true)
 }
 
-fn context(given: Option<OsString>, print: Option<Print>) -> Result<Option<BuildContext>, String> {
+fn context(given: Option<OsString>, may_lack: bool) -> Result<Option<BuildContext>, String> {
     let Some(given) = given else {
         // The instructions are read from `-f`, or from what lies in the working directory.
-        return if print == Some(Print::Ast) {
+        return if may_lack {
             Ok(None)
         } else {
             Err("a build needs a CONTEXT, the directory to build from; for this one: rbuild [OPTIONS] .".to_owned())
@@ -492,8 +494,11 @@ fn progress(given: Option<Progress>, quiet: bool, settings: &Settings) -> Result
     Ok(Progress::Auto)
 }
 
-fn outputs(given: &[String], quiet: bool, settings: &Settings) -> Result<Vec<OutputSpec>, String> {
-    let outputs = given.iter().map(|spec| output_spec::parse(spec)).collect::<Result<Vec<_>, _>>()?;
+fn outputs(given: &[String], push: bool, quiet: bool, settings: &Settings) -> Result<Vec<OutputSpec>, String> {
+    let mut outputs = given.iter().map(|spec| output_spec::parse(spec)).collect::<Result<Vec<_>, _>>()?;
+    if push {
+        output_spec::push(&mut outputs);
+    }
     let mut to_stdout = outputs.iter().filter(|output| output.dest == Some(Destination::Stdout));
     if let Some(first) = to_stdout.next() {
         let kind = first.kind.name();

@@ -16,34 +16,19 @@ enum Takes {
     Value,
 }
 
-/// Commands and what they do.
-const COMMANDS: [(&str, &str); 4] = [
-    ("pull", "fetching an image from a registry; `rbuild load` and `rbuild import` bring images in from files"),
-    ("push", "sending an image to a registry; `rbuild -o type=oci,dest=FILE` writes a file that others can push"),
-    ("login", "credentials for a registry"),
-    ("logout", "credentials for a registry"),
-];
-
 /// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 10] = [
-    ("build", "push", None, Takes::YesNo, "registries; -o type=oci,dest=FILE writes a file that others can push"),
+const FLAGS: [(&str, &str, Option<char>, Takes, &str); 7] = [
     ("build", "load", None, Takes::YesNo, "`docker load`; -o type=docker,dest=- writes what it reads"),
     ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),
     ("build", "annotation", None, Takes::Value, "annotations of the manifest; --label sets labels of the image"),
     ("build", "squash", None, Takes::YesNo, "one layer out of all"),
-    ("build", "check", None, Takes::YesNo, "the build checks alone"),
-    ("build", "call", None, Takes::Value, "the build checks alone"),
     ("import", "message", Some('m'), Takes::Value, "a comment in the history"),
     ("import", "platform", None, Takes::Value, "images for another platform than this machine's"),
 ];
 
 /// Adds all of it to `command`, out of the help's sight.
 pub(super) fn augment(command: Command) -> Command {
-    let rest = || Arg::new("rest").num_args(0..).allow_hyphen_values(true).trailing_var_arg(true);
-    let command = command.subcommands(
-        COMMANDS.iter().map(|(name, _)| Command::new(*name).hide(true).disable_help_flag(true).arg(rest())),
-    );
     FLAGS.iter().fold(command, |command, (of, long, short, takes, _)| {
         let arg = Arg::new(*long).long(*long).hide(true).action(ArgAction::Append);
         let arg = match short {
@@ -61,9 +46,6 @@ pub(super) fn augment(command: Command) -> Command {
 /// The first thing in `matches` that cannot be done yet.
 pub(super) fn reject(matches: &ArgMatches) -> Result<(), String> {
     let Some((name, matches)) = matches.subcommand() else { return Ok(()) };
-    if let Some((name, about)) = COMMANDS.iter().find(|(later, _)| *later == name) {
-        return Err(format!("not supported yet: rbuild {name} ({about})"));
-    }
     for (of, long, _, takes, about) in &FLAGS {
         if *of != name || matches.value_source(long) != Some(ValueSource::CommandLine) {
             continue;

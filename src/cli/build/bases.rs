@@ -1,16 +1,17 @@
 //! What FROM and `COPY --from` name outside of the Dockerfile, found.
 //!
-//! In: the planner's requests, the named contexts, the store. Out: [`Bases`]. What always holds: of an image only
+//! In: the planner's requests, the named contexts, the store, registries. Out: [`Bases`]. What always holds: of an image only
 //! manifest and config are read here; a name that leads nowhere gives an error that says where rbuild looked.
 
 use std::sync::Arc;
 
-use crate::cli::args::{BuildArgs, NamedContext, Pick};
+use super::remote::Remotes;
+use crate::cli::args::{BuildArgs, NamedContext, Pick, Pull};
 use crate::cli::settings::Settings;
 use crate::diagnostic::{Diagnostic, nearest};
 use crate::image::reference::Reference;
 use crate::plan::{BaseImage, BaseRequest, Bases, Resolved};
-use crate::store::images::ImageRecord;
+use crate::registry::RegistryError;
 use crate::store::lease::Lease;
 use crate::store::load::{LayoutSource, Selector, bring_layout};
 use crate::store::{Store, base};
@@ -23,22 +24,118 @@ pub(super) fn resolve(
     settings: &Settings,
     store: &Store,
     lease: &Lease,
+    remotes: &Remotes<'_>,
 ) -> Result<(), Vec<Diagnostic>> {
-    let mut errors = Vec::new();
+    let finder = Finder { args, settings, store, lease, remotes };
+    let mut found: Vec<Option<Result<Resolved, Diagnostic>>> = Vec::with_capacity(requests.len());
     for request in requests {
-        let found = if request.context {
-            named_context(request, args, settings, store, lease)
-        } else {
-            local_image(&request.name, request, store, lease).map(Resolved::Image)
-        };
+        found.push(finder.here(request).transpose());
+    }
+    // What takes a question to a registry is asked for at once. The threads are joined here: who enters a user namespace
+    // later must be alone in the process.
+    let asked: Vec<usize> = (0..requests.len()).filter(|number| found[*number].is_none()).collect();
+    if let [number] = asked.as_slice() {
+        found[*number] = Some(finder.ask(&requests[*number]));
+    } else if !asked.is_empty() {
+        let answers = std::thread::scope(|scope| {
+            let finder = &finder;
+            let threads: Vec<_> =
+                asked.iter().map(|number| scope.spawn(move || finder.ask(&requests[*number]))).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect::<Vec<_>>()
+        });
+        for (number, answer) in asked.into_iter().zip(answers) {
+            found[number] = Some(answer);
+        }
+    }
+    let mut errors = Vec::new();
+    for (request, found) in requests.iter().zip(found) {
         match found {
-            Ok(resolved) => {
+            Some(Ok(resolved)) => {
                 bases.insert((request.name.clone(), request.platform.to_string()), resolved);
             }
-            Err(error) => errors.push(error),
+            Some(Err(error)) => errors.push(error),
+            None => {}
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+struct Finder<'a> {
+    args: &'a BuildArgs,
+    settings: &'a Settings,
+    store: &'a Store,
+    lease: &'a Lease,
+    remotes: &'a Remotes<'a>,
+}
+
+impl Finder<'_> {
+    /// What is found without a registry; `None` where one must be asked.
+    fn here(&self, request: &BaseRequest) -> Result<Option<Resolved>, Diagnostic> {
+        let name = match self.image_name(request)? {
+            Ok(resolved) => return Ok(Some(resolved)),
+            Err(name) => name,
+        };
+        let reference = Reference::parse(&name).ok();
+        let pinned = reference.as_ref().is_some_and(|reference| reference.digest().is_some());
+        let network = !self.args.offline && self.args.pull != Pull::Never;
+        if network && !pinned && matches!(self.args.pull, Pull::Always | Pull::Newer) {
+            return Ok(None);
+        }
+        if let Some(image) = local_image(&name, request, self.store, self.lease)? {
+            return Ok(Some(Resolved::Image(image)));
+        }
+        let Some(reference) = reference else { return Err(absent(&name, request, self.store, None)) };
+        match self.remotes.known(&reference, &request.platform) {
+            Ok(Some(remote)) => Ok(Some(Resolved::Image(Arc::new(remote.image.clone())))),
+            Ok(None) if network => Ok(None),
+            Ok(None) => {
+                let flag = if self.args.offline { "--offline" } else { "--pull=never" };
+                let why = format!("{flag}: its registry, {}, was not asked", reference.registry());
+                Err(absent(&name, request, self.store, Some(&why)))
+            }
+            Err(error) => Err(unusable(&name, request, &error)),
+        }
+    }
+
+    /// Asks the registry.
+    fn ask(&self, request: &BaseRequest) -> Result<Resolved, Diagnostic> {
+        let name = match self.image_name(request)? {
+            Ok(resolved) => return Ok(resolved),
+            Err(name) => name,
+        };
+        let reference = Reference::parse(&name).map_err(|error| unusable(&name, request, &error.into()))?;
+        let error = match self.remotes.ask(&reference, &request.platform) {
+            Ok(remote) => return Ok(Resolved::Image(Arc::new(remote.image.clone()))),
+            Err(error) => error,
+        };
+        if self.args.pull == Pull::Newer {
+            // What is here will do.
+            if let Some(image) = local_image(&name, request, self.store, self.lease)? {
+                return Ok(Resolved::Image(image));
+            }
+            if let Ok(Some(remote)) = self.remotes.known(&reference, &request.platform) {
+                return Ok(Resolved::Image(Arc::new(remote.image.clone())));
+            }
+        }
+        match error.downcast_ref::<RegistryError>() {
+            Some(RegistryError::Refused { status: 401 | 403 | 404, .. } | RegistryError::Http { .. }) => {
+                Err(absent(&name, request, self.store, Some(&format!("{error:#}"))))
+            }
+            _ => Err(unusable(&name, request, &error)),
+        }
+    }
+
+    /// The full name of the image that is requested, or what a named context is instead of one.
+    fn image_name(&self, request: &BaseRequest) -> Result<Result<Resolved, String>, Diagnostic> {
+        if request.context {
+            named_context(request, self.args, self.settings, self.store, self.lease)
+        } else {
+            Ok(Err(request.name.clone()))
+        }
+    }
 }
 
 fn named_context(
@@ -47,7 +144,7 @@ fn named_context(
     settings: &Settings,
     store: &Store,
     lease: &Lease,
-) -> Result<Resolved, Diagnostic> {
+) -> Result<Result<Resolved, String>, Diagnostic> {
     let failed = |why: String| {
         Diagnostic::error(request.span, format!("the context \"{}\" of --build-context cannot be used", request.name))
             .help(why)
@@ -56,10 +153,9 @@ fn named_context(
     let named = args.build_contexts.iter().rfind(|(name, _)| *name == request.name);
     let Some((_, context)) = named else { return Err(failed("it was not given".to_owned())) };
     let (source, selector) = match context {
-        NamedContext::Directory(_) | NamedContext::Remote(_) => return Ok(Resolved::Context),
+        NamedContext::Directory(_) | NamedContext::Remote(_) => return Ok(Ok(Resolved::Context)),
         NamedContext::Image(name) => {
-            let full = Reference::parse(name).map_err(|error| failed(error.to_string()))?.to_string();
-            return local_image(&full, request, store, lease).map(Resolved::Image);
+            return Reference::parse(name).map(|name| Err(name.to_string())).map_err(|error| failed(error.to_string()));
         }
         NamedContext::OciArchive(file) => (LayoutSource::Archive(settings.cwd.join(file)), Selector::Any),
         NamedContext::OciLayout { dir, pick } => {
@@ -74,36 +170,40 @@ fn named_context(
     let mut image = bring_layout(store, lease, &source, &selector, &request.platform)
         .map_err(|error| failed(format!("{:#}", anyhow::Error::from(error))))?;
     image.name.clone_from(&request.name);
-    Ok(Resolved::Image(Arc::new(image)))
+    Ok(Ok(Resolved::Image(Arc::new(image))))
 }
 
 /// An image of the local store, by its full reference.
-fn local_image(name: &str, request: &BaseRequest, store: &Store, lease: &Lease) -> Result<Arc<BaseImage>, Diagnostic> {
-    let failed = |error: crate::store::StoreError| {
-        Diagnostic::error(request.span, format!("the image {} cannot be used", shown(name)))
-            .help(format!("{:#}", anyhow::Error::from(error)))
-    };
+fn local_image(
+    name: &str,
+    request: &BaseRequest,
+    store: &Store,
+    lease: &Lease,
+) -> Result<Option<Arc<BaseImage>>, Diagnostic> {
+    let failed = |error: crate::store::StoreError| unusable(name, request, &error.into());
     let _shared = lease.shared().map_err(failed)?;
     let reference = Reference::parse(name).ok();
     let found = match reference.as_ref().and_then(Reference::digest) {
         Some(digest) => store.image_by_manifest(&digest),
         None => store.image_by_name(name),
     };
-    match found.map_err(failed)? {
-        Some(record) => {
-            let image = base::base_image(store, &record).map_err(failed)?;
-            base::pin(lease, &image).map_err(failed)?;
-            Ok(Arc::new(image))
-        }
-        None => Err(absent(name, request, &store.images().map_err(failed)?, store)),
-    }
+    let Some(record) = found.map_err(failed)? else { return Ok(None) };
+    let image = base::base_image(store, &record).map_err(failed)?;
+    base::pin(lease, &image).map_err(failed)?;
+    Ok(Some(Arc::new(image)))
 }
 
-fn absent(name: &str, request: &BaseRequest, images: &[ImageRecord], store: &Store) -> Diagnostic {
+fn unusable(name: &str, request: &BaseRequest, error: &anyhow::Error) -> Diagnostic {
+    Diagnostic::error(request.span, format!("the image {} cannot be used", shown(name))).help(format!("{error:#}"))
+}
+
+/// There is no such image: why, where that is known, and what may have been meant.
+fn absent(name: &str, request: &BaseRequest, store: &Store, why: Option<&str>) -> Diagnostic {
     let shown = shown(name);
     let what = if request.similar.is_some() { "no stage above and no image" } else { "no image" };
     let mut error = Diagnostic::error(request.span, format!("there is {what} {shown}"))
         .help(format!("looked among the named contexts and in the store {}", store.root().display()));
+    let images = store.images().unwrap_or_default();
     let known: Vec<String> = images.iter().flat_map(|image| &image.names).map(|name| self::shown(name)).collect();
     error = if let Some(similar) = &request.similar {
         error.label(format!("did you mean the stage {similar}?"))
@@ -112,11 +212,10 @@ fn absent(name: &str, request: &BaseRequest, images: &[ImageRecord], store: &Sto
     } else {
         error.label("not found")
     };
-    let short = shown.strip_suffix(":latest").unwrap_or(&shown);
-    error.help(format!(
-        "pulling from registries is not supported yet: bring it in with `rbuild load` or `rbuild import FILE {short}`, \
-         or name it with --build-context {short}=oci-layout://DIR"
-    ))
+    match why {
+        Some(why) => error.help(why.to_owned()),
+        None => error,
+    }
 }
 
 /// A name as Docker shows it.

@@ -116,7 +116,7 @@ impl<'a> Network<'a> {
             });
         }
         let Ready { http, secrets, env } = self.ready.get().expect("it was set up above");
-        let (http, offline) = (Arc::clone(http), self.args.no_network);
+        let (http, offline) = (Arc::clone(http), self.args.offline);
         Ok(Fetch { http, store, lease, secrets, env, offline, cancel })
     }
 }

@@ -127,6 +127,11 @@ pub(super) fn finish(job: &Job<'_>, solution: &Solution) -> Result<Report, Failu
         layers.insert(step, new_layer(job, &solution.steps[step.0], epoch)?);
         stack = job.plan.steps[step.0].parent;
     }
+    let reads = |output: &OutputSpec| !output.push && output.kind != OutputKind::CacheOnly;
+    if let Some(base) = base.filter(|_| job.args.outputs.is_empty() || job.args.outputs.iter().any(reads)) {
+        // Whatever else is made of the image has all its layers. (To be pushed, they need not come here.)
+        job.remotes.complete(base, job.reporter)?;
+    }
     let contents = base.map(|base| base_contents(job.store, base)).transpose()?.flatten();
     let assembled = assemble::assemble(&Parts {
         image: planned,
@@ -146,10 +151,23 @@ pub(super) fn finish(job: &Job<'_>, solution: &Solution) -> Result<Report, Failu
     let names = names(job.args)?;
     let wants_store =
         job.args.outputs.is_empty() || job.args.outputs.iter().any(|output| output.kind == OutputKind::Image);
-    if wants_store {
+    let absent = assembled.config.rootfs.diff_ids.iter().any(|layer| !job.store.has_layer(layer));
+    if wants_store && absent {
+        let note = "the image is pushed and not kept in the local store: layers of its base never came here";
+        job.reporter.event(Event::Note(note));
+    } else if wants_store {
+        if let Some(base) = base {
+            job.remotes.complete(base, job.reporter)?;
+        }
         keep(job, &assembled, &names)?;
     }
+    let mut manifest = assembled.descriptor();
     for spec in &job.args.outputs {
+        if spec.push {
+            let (compression, family) = form(spec);
+            // The digest by which others get it.
+            manifest = super::push::push(job, spec, compression, family, &assembled, &names)?;
+        }
         write_output(job, spec, &assembled, &names)?;
     }
     let steps = job.plan.steps.iter().zip(&solution.steps).map(|(step, solved)| StepReport {
@@ -159,13 +177,7 @@ pub(super) fn finish(job: &Job<'_>, solution: &Solution) -> Result<Report, Failu
         cached: solved.cached,
         took: solved.took,
     });
-    Ok(Report {
-        id: assembled.image_id,
-        content: assembled.content,
-        manifest: assembled.descriptor(),
-        names,
-        steps: steps.collect(),
-    })
+    Ok(Report { id: assembled.image_id, content: assembled.content, manifest, names, steps: steps.collect() })
 }
 
 /// The layer of a step in the form that the image lists.
@@ -267,9 +279,21 @@ fn keep(job: &Job<'_>, image: &Assembled, names: &[Reference]) -> Result<(), Fai
     Ok(())
 }
 
+/// How layers are compressed, and whose media types they have.
+fn form(spec: &OutputSpec) -> (Option<Compression>, Option<Family>) {
+    let level = |usual: u8| spec.level.and_then(|level| u8::try_from(level).ok()).unwrap_or(usual);
+    let compression = spec.compression.map(|name| match (name, Compression::GZIP, Compression::ZSTD) {
+        (CompressionName::Gzip, Compression::Gzip(usual), _) => Compression::Gzip(level(usual)),
+        (CompressionName::Zstd, _, Compression::Zstd(usual)) => Compression::Zstd(level(usual)),
+        _ => Compression::None,
+    });
+    let family = spec.oci_mediatypes.map(|oci| if oci { Family::Oci } else { Family::Docker });
+    (compression, family)
+}
+
 fn write_output(job: &Job<'_>, spec: &OutputSpec, image: &Assembled, names: &[Reference]) -> Result<(), Failure> {
     let kind = match spec.kind {
-        OutputKind::Image | OutputKind::CacheOnly => return Ok(()),
+        OutputKind::Image | OutputKind::Registry | OutputKind::CacheOnly => return Ok(()),
         OutputKind::Oci => output::OutputKind::Oci { tar: spec.tar },
         OutputKind::Docker => output::OutputKind::Docker { tar: spec.tar },
         OutputKind::Tar => output::OutputKind::Tar,
@@ -279,13 +303,7 @@ fn write_output(job: &Job<'_>, spec: &OutputSpec, image: &Assembled, names: &[Re
         Some(Destination::Path(path)) => output::Destination::Path(job.settings.cwd.join(path)),
         Some(Destination::Stdout) | None => output::Destination::Stdout,
     };
-    let level = |usual: u8| spec.level.and_then(|level| u8::try_from(level).ok()).unwrap_or(usual);
-    let compression = spec.compression.map(|name| match (name, Compression::GZIP, Compression::ZSTD) {
-        (CompressionName::Gzip, Compression::Gzip(usual), _) => Compression::Gzip(level(usual)),
-        (CompressionName::Zstd, _, Compression::Zstd(usual)) => Compression::Zstd(level(usual)),
-        _ => Compression::None,
-    });
-    let family = spec.oci_mediatypes.map(|oci| if oci { Family::Oci } else { Family::Docker });
+    let (compression, family) = form(spec);
     let output = Output { kind, dest, compression, force_compression: spec.force_compression, family };
     let label = format!("exporting to {}", spec.kind.name());
     job.reporter.event(Event::Began(&label));

@@ -3,8 +3,12 @@
 //! In: the typed file, and the warnings that parser and planner have. Out: warnings. What always holds: what is the same
 //! everywhere is said once, with the lines of the other places.
 
-use crate::diagnostic::{Diagnostic, Source, Span};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use crate::diagnostic::{Diagnostic, Lines, Source, Span};
 use crate::dockerfile::ast::{CommandLine, Dockerfile, Instruction, InstructionKind};
+use crate::dockerfile::lint;
 
 /// Lines of other places that are named.
 const PLACES: usize = 6;
@@ -47,11 +51,23 @@ fn not_json(instruction: &Instruction, source: &Source) -> Option<Diagnostic> {
 /// Each warning once: where rule and message are the same, the first place is shown and the lines of the others named.
 pub(super) fn compact(warnings: Vec<Diagnostic>, source: &Source) -> Vec<Diagnostic> {
     let mut kept: Vec<(Diagnostic, Vec<usize>)> = Vec::new();
+    let mut places = HashMap::new();
+    let lines = Lines::of(source);
     for warning in warnings {
-        let line = warning.span.map(|span| source.line(span.start));
-        match kept.iter_mut().find(|(known, _)| known.rule == warning.rule && known.message == warning.message) {
-            Some((_, lines)) => lines.extend(line),
-            None => kept.push((warning, Vec::new())),
+        if lint::rule(warning.rule.unwrap_or_default()).is_some() {
+            kept.push((warning, Vec::new())); // a line each, in the summary
+            continue;
+        }
+        let line = warning.span.map(|span| lines.at(span.start));
+        match places.entry((warning.rule, warning.message.clone())) {
+            Entry::Occupied(place) => {
+                let at: usize = *place.get();
+                kept[at].1.extend(line);
+            }
+            Entry::Vacant(place) => {
+                place.insert(kept.len());
+                kept.push((warning, Vec::new()));
+            }
         }
     }
     let told = |(warning, mut lines): (Diagnostic, Vec<usize>)| {

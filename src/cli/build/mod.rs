@@ -11,6 +11,8 @@ mod finish;
 mod hints;
 mod input;
 mod limit;
+mod push;
+mod remote;
 mod secrets;
 mod shell;
 mod verify;
@@ -23,14 +25,17 @@ use std::time::SystemTime;
 
 use self::bring::{Bringer, Brought, Network, Session};
 use self::input::{Dockerfile, Root};
+use self::remote::Remotes;
 use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
+use super::check;
 use super::failure::Failure;
 use super::render::Reporter;
 use super::settings::Settings;
 use super::stdout::stdout;
+use crate::context::ignore::Patterns;
 use crate::context::local::LocalContext;
-use crate::diagnostic::Diagnostic;
-use crate::dockerfile::{self, ast};
+use crate::diagnostic::{Diagnostic, Source};
+use crate::dockerfile::{self, Parsed, ast, lint};
 use crate::event::{Event, EventSink};
 use crate::exec::{self, Sandbox};
 use crate::image::platform::Platform;
@@ -76,21 +81,22 @@ fn build(
     if args.print == Some(Print::Ast) {
         writeln!(stdout(), "{:#}", dockerfile::print_ast(&parsed.nodes))?;
     }
-    let (errors, warnings): (Vec<_>, Vec<_>) = parsed.diagnostics.into_iter().partition(Diagnostic::is_error);
-    let refuse = |list: Vec<Diagnostic>| Failure::Diagnostics { source: file.source.clone(), list };
-    if !errors.is_empty() {
-        return Err(refuse(errors));
-    }
-    if args.print == Some(Print::Ast) {
+    if args.print == Some(Print::Ast) && !parsed.has_errors() {
         return Ok(ExitCode::SUCCESS);
     }
     let mut options = plan_options(args, settings)?;
-    if let Some(wanted) = &args.run.shell_at {
+    if let Some(wanted) = args.run.shell_at.as_ref().filter(|_| !parsed.has_errors()) {
         let at = shell::place(wanted, &parsed.dockerfile)?;
         options.target = Some(at.stage.to_string());
         options.shell_at = Some(at);
     }
-    let graph = plan::graph(&parsed.dockerfile, &options).map_err(refuse)?;
+    let told = Told::new(&parsed, &file, &options);
+    if told.early.iter().any(Diagnostic::is_error) {
+        return Err(told.failure(Vec::new(), None));
+    }
+    let graph = plan::graph(&parsed.dockerfile, &options).map_err(|list| told.failure(list, None))?;
+    let built = graph.needed();
+    let refuse = |list: Vec<Diagnostic>| told.failure(list, Some(&built));
     if args.print == Some(Print::Graph) {
         write!(stdout(), "{}", plan::print::dot(&graph))?;
         return Ok(ExitCode::SUCCESS);
@@ -101,7 +107,12 @@ fn build(
     }
     let session: &Session = session.as_ref().expect("it was opened above");
     let Session { cancel, store, lease, suspects } = session;
-    let (plan, bases, more) = resolve(&graph, &options, args, settings, store, lease).map_err(refuse)?;
+    let remotes = Remotes::new(args, settings, store, lease, cancel);
+    let resolved = resolve(&graph, &options, args, settings, store, lease, &remotes);
+    if let Some(signal) = cancel.signal() {
+        return Err(Failure::Interrupted(signal));
+    }
+    let (plan, bases, more) = resolved.map_err(refuse)?;
     if args.print == Some(Print::Plan) {
         let text =
             if args.print_json { format!("{:#}\n", plan::print::to_json(&plan)) } else { plan::print::text(&plan) };
@@ -109,11 +120,11 @@ fn build(
         return Ok(ExitCode::SUCCESS);
     }
     foreign_platforms(&plan, &options.build_platform).map_err(refuse)?;
+    let warnings = told.warnings(more, ignored(&plan, &root, &file)?, &built)?;
 
     reporter.set_source(file.source.clone());
-    let warnings = warnings.into_iter().chain(hints::almost_json(&parsed.dockerfile, &file.source)).chain(more);
-    for warning in hints::compact(warnings.collect(), &file.source) {
-        reporter.event(Event::Warning(&warning));
+    for warning in &warnings {
+        reporter.event(Event::Warning(warning));
     }
     if args.outputs.iter().any(|output| output.rewrite_timestamp) && options.epoch.is_none() {
         reporter.event(Event::Note(
@@ -136,8 +147,13 @@ fn build(
         session,
         network,
         sandbox: &Sandbox { resources: args.run.resources.clone(), filter: !args.run.unconfined, ..Sandbox::default() },
+        remotes: &remotes,
     };
     if args.verify_reproducible {
+        // The two builds take their bases from this store.
+        for base in &bases {
+            remotes.complete(base, reporter)?;
+        }
         return verify::run(&job);
     }
     let result = job.carry_out(now, suspects);
@@ -173,6 +189,83 @@ enum Solved {
     Place(Box<solve::Inside>),
 }
 
+/// What there is to say about a Dockerfile before anything of it is built.
+struct Told<'a> {
+    parsed: &'a Parsed,
+    source: &'a Source,
+    checks: lint::Checks<'a>,
+    /// What the text alone gives.
+    early: Vec<Diagnostic>,
+}
+
+impl<'a> Told<'a> {
+    fn new(parsed: &'a Parsed, file: &'a Dockerfile, options: &'a PlanOptions) -> Self {
+        let (checks, mut early) = lint::Checks::new(parsed, check::given_settings(options));
+        early.extend(parsed.diagnostics.iter().cloned());
+        early.extend(lint::check_syntax(&parsed.nodes));
+        Self { parsed, source: &file.source, checks, early }
+    }
+
+    /// Errors in `list` or before, after the warnings that there are.
+    fn failure(&self, list: Vec<Diagnostic>, built: Option<&[bool]>) -> Failure {
+        let (errors, warnings): (Vec<_>, Vec<_>) =
+            self.early.iter().cloned().chain(list).partition(Diagnostic::is_error);
+        let settled = self.checks.settle(warnings, built);
+        let list = hints::compact(settled.warnings, self.source).into_iter().chain(errors).collect();
+        Failure::Diagnostics { source: self.source.clone(), list }
+    }
+
+    /// The warnings of a build that can begin; an error where the file wants none.
+    fn warnings(
+        &self,
+        planned: Vec<Diagnostic>,
+        more: Vec<Diagnostic>,
+        built: &[bool],
+    ) -> Result<Vec<Diagnostic>, Failure> {
+        let hints = hints::almost_json(&self.parsed.dockerfile, self.source);
+        let all = self.early.iter().cloned().chain(hints).chain(planned).chain(more).collect();
+        let settled = self.checks.settle(all, Some(built));
+        let mut list = hints::compact(settled.warnings, self.source);
+        match settled.violation {
+            None => Ok(list),
+            Some(violation) => {
+                list.push(violation);
+                Err(Failure::Diagnostics { source: self.source.clone(), list })
+            }
+        }
+    }
+}
+
+/// What the plan wants of the context, and the context leaves out.
+fn ignored(plan: &Plan, root: &Root, file: &Dockerfile) -> Result<Vec<Diagnostic>, Failure> {
+    let Root::Folder(folder) = root else { return Ok(Vec::new()) };
+    if !check::ignored::reads_context(plan) {
+        return Ok(Vec::new());
+    }
+    let patterns = LocalContext::read_ignore_file(folder, file.path.as_deref());
+    Ok(check::ignored::copy_ignored_file(plan, &patterns.map_err(anyhow::Error::from)?))
+}
+
+/// Reads the Dockerfile for `check`, which also gets the patterns of the context. What had to be brought for it is there as
+/// long as it works, and goes then.
+pub(super) fn with_dockerfile<T>(
+    args: &BuildArgs,
+    settings: &Settings,
+    check: impl FnOnce(&Source, &Patterns) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let network = Network::new(args, settings);
+    let silent = Reporter::new(Progress::Quiet, false, settings);
+    let mut session = None;
+    let (file, root) = input::read(args, settings, &network, &silent, &mut session)?;
+    let patterns = match &root {
+        Root::Folder(folder) => {
+            LocalContext::read_ignore_file(folder, file.path.as_deref()).map_err(anyhow::Error::from)?
+        }
+        _ => Patterns::default(),
+    };
+    check(&file.source, &patterns)
+}
+
 /// A build that has been planned.
 struct Job<'a> {
     args: &'a BuildArgs,
@@ -189,6 +282,7 @@ struct Job<'a> {
     root: &'a Root,
     session: &'a Session,
     network: &'a Network<'a>,
+    remotes: &'a Remotes<'a>,
 }
 
 impl Job<'_> {
@@ -223,6 +317,7 @@ impl Job<'_> {
             events: self.reporter,
             cancel: self.cancel,
             clock: SystemTime::now,
+            absent: &|layer| self.remotes.bring(layer, self.reporter).map_err(|error| format!("{error:#}")),
             fetch: fetch.as_ref(),
             secrets: &secrets,
             agents: &agents,
@@ -264,7 +359,7 @@ impl Job<'_> {
         if self.plan.shell.is_some() {
             return Exports::Nothing;
         }
-        if self.args.outputs.iter().any(|output| !matches!(output.kind, Image | CacheOnly)) {
+        if self.args.outputs.iter().any(|output| output.push || !matches!(output.kind, Image | CacheOnly)) {
             return Exports::Bytes;
         }
         self.epoch().map_or(Exports::Nothing, Exports::Epoch)
@@ -373,7 +468,9 @@ fn refuse_later(args: &BuildArgs) -> Result<(), Failure> {
 
 /// What can be said against names and files of the result before the work, not after it.
 fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
-    finish::names(args)?;
+    if finish::names(args)?.is_empty() && args.outputs.iter().any(|output| output.push) {
+        return Err(Failure::Usage("an image that is pushed needs a name: -t REGISTRY/NAME:TAG".to_owned()));
+    }
     for (flag, file) in [("--iidfile", &args.iidfile), ("--metadata-file", &args.metadata_file)] {
         let Some(file) = file else { continue };
         let path = settings.cwd.join(file);
@@ -387,7 +484,7 @@ fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Failure> {
+pub(super) fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Failure> {
     let build_platform = Platform::new("linux", architecture(), "");
     let platforms = match &args.platform {
         Some(text) => vec![Platform::parse(text, &build_platform).map_err(|error| Failure::Usage(error.to_string()))?],
@@ -427,6 +524,7 @@ fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Fa
             cgroup_parent: args.run.cgroup_parent.clone(),
         },
         shell_at: None,
+        all_stages: false,
     })
 }
 
@@ -451,11 +549,13 @@ fn resolve(
     settings: &Settings,
     store: &Store,
     lease: &Lease,
+    remotes: &Remotes<'_>,
 ) -> Result<Planned, Vec<Diagnostic>> {
     let mut bases = Bases::new();
     let mut requests = plan::base_requests(graph, options);
     loop {
-        bases::resolve(&requests, &mut bases, args, settings, store, lease)?;
+        bases::resolve(&requests, &mut bases, args, settings, store, lease, remotes)
+            .map_err(|errors| graph.warnings.iter().cloned().chain(errors).collect::<Vec<_>>())?;
         match plan::plan(graph, &bases, options)? {
             Outcome::Planned(plan, warnings) => {
                 let image = |name: &str, platform: &Platform| match bases.get(&(name.to_owned(), platform.to_string()))

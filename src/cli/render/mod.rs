@@ -12,6 +12,7 @@ mod rawjson;
 mod screen;
 #[cfg(test)]
 mod story;
+pub(crate) mod summary;
 pub mod table;
 mod tty;
 
@@ -25,7 +26,7 @@ use jiff::Timestamp;
 
 use self::diagnostic::Look;
 use self::json::Json;
-pub(crate) use self::json::error_line;
+pub(crate) use self::json::{base64, error_line};
 use self::output::{Lines, Tail};
 use self::plain::Plain;
 use self::rawjson::RawJson;
@@ -33,7 +34,7 @@ use self::screen::Screen;
 use self::tty::Tty;
 use super::args::Progress;
 use super::settings::{Settings, Terminal, terminal_size};
-use crate::diagnostic::Source;
+use crate::diagnostic::{Diagnostic, Source};
 use crate::digest::{ContentDigest, ImageId};
 use crate::event::{Event, EventSink, Stream};
 use crate::plan::step::StepId;
@@ -48,6 +49,9 @@ struct State {
     view: View,
     source: Option<Source>,
     tails: BTreeMap<StepId, Ending>,
+    /// What the build checks say, for the end.
+    checks: Vec<Diagnostic>,
+    look: Look,
     /// Standard error is gone: nobody reads on.
     deaf: bool,
 }
@@ -106,7 +110,17 @@ impl Reporter {
             Progress::Rawjson => View::RawJson(RawJson::new(Timestamp::now())),
             Progress::Quiet | Progress::None => View::Silent,
         };
-        Self { began, state: Mutex::new(State { view, source: None, tails: BTreeMap::new(), deaf: false }) }
+        Self {
+            began,
+            state: Mutex::new(State {
+                view,
+                source: None,
+                tails: BTreeMap::new(),
+                checks: Vec::new(),
+                look,
+                deaf: false,
+            }),
+        }
     }
 
     /// Lets warnings show excerpts of `source`, the Dockerfile.
@@ -138,6 +152,10 @@ impl Reporter {
             View::Json(json) => json.finish(at, built, &mut out),
             View::RawJson(_) | View::Silent => {}
         }
+        let live = matches!(state.view, View::Tty(_) | View::Plain(_));
+        if let (true, Some(source)) = (live && !state.checks.is_empty(), &state.source) {
+            out.extend_from_slice(summary::of(source, &state.checks, state.look).as_bytes());
+        }
         if let (View::Tty(_) | View::Plain(_), Some(built)) = (&state.view, built) {
             out.extend_from_slice(built.lines().as_bytes());
         }
@@ -153,6 +171,13 @@ impl Reporter {
     fn event_at(&self, at: Duration, event: &Event<'_>) {
         let mut state = self.lock();
         state.remember(event);
+        if let (Event::Warning(warning), View::Tty(_) | View::Plain(_)) = (event, &state.view)
+            && summary::is_check(warning)
+        {
+            // As docker does it: in few lines, and where they are not scrolled away.
+            state.checks.push((*warning).clone());
+            return;
+        }
         let State { view, source, .. } = &mut *state;
         let source = source.as_ref();
         let mut out = Vec::new();

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::json::base64;
 use crate::diagnostic::{Diagnostic, Source};
 use crate::digest::Digest;
+use crate::dockerfile::lint::{Rule, rule};
 use crate::event::{Event, Stream};
 use crate::plan::step::StepId;
 
@@ -104,12 +105,16 @@ fn digest(name: &str) -> Digest {
 }
 
 fn warning_object(warning: &Diagnostic, source: Option<&Source>) -> Value {
-    let short = match warning.rule {
-        Some(rule) => format!("{rule}: {}", warning.message),
-        None => warning.message.clone(),
+    let short = match (warning.rule, source.zip(warning.span)) {
+        (Some(rule), Some((source, span))) => format!("{rule}: {} (line {})", warning.message, source.line(span.start)),
+        (Some(rule), None) => format!("{rule}: {}", warning.message),
+        (None, _) => warning.message.clone(),
     };
     let detail: Vec<String> = warning.help.iter().map(|line| base64(line.as_bytes())).collect();
     let mut object = json!({"level": 1, "short": base64(short.as_bytes()), "detail": detail});
+    if let Some(url) = warning.rule.and_then(rule).and_then(Rule::url) {
+        object["url"] = json!(url);
+    }
     if let (Some(source), Some(span), Some(object)) = (source, warning.span, object.as_object_mut()) {
         let position = |offset| json!({"line": source.line(offset)});
         let last = span.end.saturating_sub(1).max(span.start);

@@ -140,7 +140,7 @@ impl Scope<'_> {
             args.push(value);
         }
         args.extend(handed);
-        function.call(args).map_err(|why| Mistake::new(command.at, why))
+        function.call(&args).map_err(|why| Mistake::new(command.at, why))
     }
 
     fn operand(&self, operand: &Operand, dot: &Value) -> Result<Value, Mistake> {

@@ -31,8 +31,8 @@ const ANY: usize = usize::MAX;
 
 /// All of them.
 pub(super) const FUNCTIONS: [Function; 24] = [
-    Function { name: "and", takes: (1, ANY), act: last },
-    Function { name: "or", takes: (1, ANY), act: last },
+    Function { name: "and", takes: (1, ANY), act: |args| Ok(last(args)) },
+    Function { name: "or", takes: (1, ANY), act: |args| Ok(last(args)) },
     Function { name: "not", takes: (1, 1), act: |args| Ok((!truth(&args[0])).into()) },
     Function { name: "len", takes: (1, 1), act: length },
     Function { name: "index", takes: (1, ANY), act: index },
@@ -54,12 +54,12 @@ pub(super) const FUNCTIONS: [Function; 24] = [
     Function { name: "title", takes: (1, 1), act: title },
     Function { name: "pad", takes: (3, 3), act: pad },
     Function { name: "truncate", takes: (2, 2), act: truncate },
-    Function { name: "html", takes: (0, ANY), act: html },
+    Function { name: "html", takes: (0, ANY), act: |args| Ok(html(args).into()) },
 ];
 
 impl Function {
     /// Calls it.
-    pub(super) fn call(&self, args: Vec<Value>) -> Result<Value, String> {
+    pub(super) fn call(&self, args: &[Value]) -> Result<Value, String> {
         let (fewest, most) = self.takes;
         if args.len() < fewest || args.len() > most {
             let takes = match (fewest, most) {
@@ -69,7 +69,7 @@ impl Function {
             };
             return Err(format!("{} takes {takes} arguments, not {}", self.name, args.len()));
         }
-        (self.act)(&args).map_err(|why| format!("{}: {why}", self.name))
+        (self.act)(args).map_err(|why| format!("{}: {why}", self.name))
     }
 }
 
@@ -97,8 +97,8 @@ pub(super) fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn last(args: &[Value]) -> Result<Value, String> {
-    Ok(args.last().cloned().unwrap_or_default())
+fn last(args: &[Value]) -> Value {
+    args.last().cloned().unwrap_or_default()
 }
 
 fn text(value: &Value) -> Result<String, String> {
@@ -251,7 +251,7 @@ fn truncate(args: &[Value]) -> Result<Value, String> {
     Ok(text(&args[0])?.chars().take(most).collect::<String>().into())
 }
 
-fn html(args: &[Value]) -> Result<Value, String> {
+fn html(args: &[Value]) -> String {
     let mut out = String::new();
     for letter in spaced(args, false).chars() {
         match letter {
@@ -263,5 +263,5 @@ fn html(args: &[Value]) -> Result<Value, String> {
             letter => out.push(letter),
         }
     }
-    Ok(out.into())
+    out
 }

@@ -17,14 +17,17 @@ pub(super) enum Node {
     Text(String),
     Print(Pipeline),
     /// Branches in order; the last may have no condition.
-    If(Vec<(Option<Pipeline>, Vec<Node>)>),
-    With(Vec<(Option<Pipeline>, Vec<Node>)>),
+    If(Vec<Branch>),
+    With(Vec<Branch>),
     Range {
         over: Pipeline,
         body: Vec<Node>,
         otherwise: Vec<Node>,
     },
 }
+
+/// A condition, and what is done where it holds; without one it always does.
+pub(super) type Branch = (Option<Pipeline>, Vec<Node>);
 
 /// Commands, each of which is handed what the one before it gave.
 #[derive(Debug, Clone, PartialEq)]
@@ -168,12 +171,7 @@ impl Parser<'_> {
         }
     }
 
-    fn branches(
-        &mut self,
-        at: usize,
-        tokens: &[(usize, Token)],
-        keyword: &str,
-    ) -> Result<Vec<(Option<Pipeline>, Vec<Node>)>, Mistake> {
+    fn branches(&mut self, at: usize, tokens: &[(usize, Token)], keyword: &str) -> Result<Vec<Branch>, Mistake> {
         let mut branches = Vec::new();
         let mut condition = Some(self.head(at, &tokens[1..], false)?);
         loop {

@@ -69,20 +69,9 @@ pub(super) fn format(pattern: &str, args: &[Value]) -> String {
                 _ => {}
             }
         }
-        let mut number = || {
-            let mut number = 0usize;
-            while let Some(digit) = letters.next_if(char::is_ascii_digit) {
-                number = (number * 10 + digit as usize - '0' as usize).min(LONGEST);
-            }
-            number
-        };
-        spec.width = number();
+        spec.width = number(&mut letters, LONGEST);
         if letters.next_if_eq(&'.').is_some() {
-            let mut precision = 0usize;
-            while let Some(digit) = letters.next_if(char::is_ascii_digit) {
-                precision = (precision * 10 + digit as usize - '0' as usize).min(1000);
-            }
-            spec.precision = Some(precision);
+            spec.precision = Some(number(&mut letters, 1000));
         }
         match letters.next() {
             None => out.push_str("%!(NOVERB)"),
@@ -99,6 +88,15 @@ pub(super) fn format(pattern: &str, args: &[Value]) -> String {
         out.push_str(&format!("%!(EXTRA {shown})"));
     }
     out
+}
+
+/// The digits that come next; no more than `most`.
+fn number(letters: &mut std::iter::Peekable<std::str::Chars<'_>>, most: usize) -> usize {
+    let mut number = 0;
+    while let Some(digit) = letters.next_if(char::is_ascii_digit) {
+        number = (number * 10 + digit as usize - '0' as usize).min(most);
+    }
+    number
 }
 
 /// As Go names what it did not expect: `string=x`.

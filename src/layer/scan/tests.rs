@@ -153,6 +153,7 @@ fn what_is_refused() {
         (tar().file(".wh...", ""), "/.wh... in the layer deletes its own directory"),
         (tar().file(".wh.a/b", ""), "/.wh.a/b in the layer lies in a directory whose name means a deletion"),
         (tar().file("./", ""), "/ in the layer is the root, but no directory"),
+        (tar().symlink("l", ""), "/l in the layer is a link to nothing"),
         (kinds(b'V'), "/k in the layer is of a kind that no image can hold"),
         (kinds(b'M'), "/k in the layer is of a kind that no image can hold"),
         (tar().add(b'x', "x", b"5 a=b\n"), "the layer is no tar: a broken PAX header at byte 0"),
@@ -185,6 +186,17 @@ fn what_is_refused() {
     }
     let long = Tar::default().add(b'L', "x", &b"yy/".repeat(1366)).file("a", "");
     assert!(refused(long).ends_with("has a path of more than 4095 bytes"));
+    // Nothing is repeated that is longer than Linux knows: not by links to links, nor by hard links to them.
+    let far = b"yy/".repeat(1364);
+    let link = |tar: Tar, name: &str| tar.add(b'K', "x", &far).symlink(name, "");
+    for tar in [
+        link(link(tar(), "l"), "l/l").file("l/l/f", ""),
+        link(link(tar(), "l"), "l/l").link("g", "l/l/f"),
+        link(tar(), "l").file("l/more", ""),
+        tar().add(b'K', "x", &vec![b'y'; 4096]).symlink("l", ""),
+    ] {
+        assert!(refused(tar).contains("a path of more than 4095 bytes"));
+    }
     for (bytes, expected) in [
         (vec![b'x'; 512], "the layer is no tar: a wrong checksum at byte 0"),
         (vec![0; 100], "the layer is cut short: it ends after 100 bytes"),

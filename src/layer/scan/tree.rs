@@ -3,7 +3,7 @@
 //! In: the entries of a tar in its order. Out: the entries of a [`LayerIndex`] in ours. What always holds: no entry
 //! lies below one that is no directory; of the names of a file the first in order is the file.
 
-use super::ScanError;
+use super::{MAX_PATH, ScanError};
 use crate::digest::{DiffId, Digest};
 use crate::layer::content::{OPAQUE_NAME, WHITEOUT_PREFIX};
 use crate::layer::entry_ref::{EntryRef, KindRef};
@@ -97,6 +97,9 @@ impl Tree {
             return Err("lies in a directory whose name means a deletion");
         }
         let dir = self.directory(dir)?;
+        if dir.len() + name.len() + 1 > MAX_PATH {
+            return Err("has a path of more than 4095 bytes, links followed");
+        }
         if name == OPAQUE_NAME {
             self.opaque.insert(dir);
             return Ok(());
@@ -207,6 +210,10 @@ impl Tree {
                 Some(Node::Other(NodeKind::Directory, _)) | None => real = next,
                 Some(_) => return Err("lies below something that is no directory"),
             }
+        }
+        // Links upon links would make it as long as they like, and each entry would have a copy.
+        if real.len() > MAX_PATH {
+            return Err("has a path of more than 4095 bytes, links followed");
         }
         self.last = Some((dir.to_vec(), real.clone()));
         Ok(real)

@@ -5,6 +5,7 @@
 //! paths are relative and lead nowhere else (an entry that says otherwise is an error by name); nothing but the spool
 //! is written.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 
@@ -23,6 +24,16 @@ use crate::sys::file::Part;
 
 /// So much of a sparse file may be holes: they cost nothing in the archive, and much in the image.
 const MAX_HOLES: u64 = 16 << 30;
+
+/// So much may be read before an entry is known: its name, its link and its records, each of which is kept in memory.
+const MAX_HEADERS: u64 = 4 << 20;
+
+/// Largest number of entries, as for layers.
+const MAX_ENTRIES: usize = 4_000_000;
+
+/// Longest path and component that Linux knows.
+const MAX_PATH: usize = 4095;
+const MAX_NAME: usize = 255;
 
 /// Where the files of archives are put: one file, one after the other.
 #[derive(Debug)]
@@ -94,6 +105,24 @@ fn open(view: &SourceView<'_>, data: &FileData) -> Result<Option<File>, CopyErro
     }
 }
 
+/// A reader that gives no more than what is left: a few bytes of a compressed archive can be a name of gigabytes.
+struct Metered<'a, R> {
+    source: R,
+    left: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Metered<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left.get()).unwrap_or(usize::MAX).min(buffer.len());
+        if most == 0 && !buffer.is_empty() {
+            return Err(io::Error::other("the headers of one entry have more than 4 MiB"));
+        }
+        let read = self.source.read(&mut buffer[..most])?;
+        self.left.set(self.left.get() - read as u64);
+        Ok(read)
+    }
+}
+
 /// Reads the archive that messages call `name`.
 pub(super) fn unpack(
     view: &SourceView<'_>,
@@ -105,11 +134,15 @@ pub(super) fn unpack(
     let broken = |error: io::Error| fail(error.to_string());
     let Some(file) = open(view, data)? else { return Err(fail("it is not in a build context".to_owned())) };
     let held = file.try_clone().map_err(broken)?;
-    let mut archive = tar::Archive::new(decompress(Box::new(file)).map_err(broken)?);
-    let mut entries = Vec::new();
+    let left = Cell::new(MAX_HEADERS);
+    let source = decompress(Box::new(file)).map_err(broken)?;
+    let mut archive = tar::Archive::new(Metered { source, left: &left });
+    let mut entries: Vec<Packed> = Vec::new();
     let mut holes = 0_u64;
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
+        // From here on it is data, until the next one.
+        left.set(u64::MAX);
         let Extended { mtime, capability, sparse } = extensions(&mut entry).map_err(broken)?;
         // The header of a sparse file has a name that is made up.
         let written = sparse.name.clone().unwrap_or_else(|| entry.path_bytes().into_owned());
@@ -117,9 +150,18 @@ pub(super) fn unpack(
         let escapes = || fail(format!("{shown:?} leads out of the directory that it is unpacked into"));
         let kind = entry.header().entry_type();
         if kind == EntryType::XGlobalHeader {
+            io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
+            left.set(MAX_HEADERS);
             continue;
         }
+        if entries.len() >= MAX_ENTRIES {
+            return Err(fail(format!("it has more than {MAX_ENTRIES} entries")));
+        }
         let path = cleaned(&written).ok_or_else(escapes)?;
+        if path.len() > MAX_PATH || path.split(|byte| *byte == b'/').any(|name| name.len() > MAX_NAME) {
+            let start = lossy(&written[..written.len().min(60)]);
+            return Err(fail(format!("the name that begins with {start:?} is longer than Linux allows")));
+        }
         if path.contains(&0) {
             return Err(fail(format!("the name {shown:?} has a zero byte in it")));
         }
@@ -140,6 +182,9 @@ pub(super) fn unpack(
             let target = entry.link_name_bytes().unwrap_or_default().into_owned();
             if target.contains(&0) || target.is_empty() {
                 return Err(fail(format!("{shown:?} is a link that names nothing")));
+            }
+            if target.len() > MAX_PATH {
+                return Err(fail(format!("{shown:?} is a link to a name that is longer than Linux allows")));
             }
             Ok(target)
         };
@@ -174,11 +219,18 @@ pub(super) fn unpack(
             EntryType::Fifo => PackedKind::Fifo,
             other => return Err(fail(format!("{shown:?} is of a type that is not known: {:?}", other.as_byte()))),
         };
+        // Links may bring data too, which nobody asked for.
+        io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
+        left.set(MAX_HEADERS);
         if path.is_empty() && !matches!(kind, PackedKind::Directory) {
             // Some archives begin with a nameless file. The destination is there and a directory: Docker goes on too.
             continue;
         }
-        let id = |id: u64| u32::try_from(id).map_err(|_| fail(format!("the owner of {shown:?} is out of range: {id}")));
+        let id = |id: u64| {
+            // The largest means "nobody" to the kernel.
+            let known = u32::try_from(id).ok().filter(|id| *id != u32::MAX);
+            known.ok_or_else(|| fail(format!("the owner of {shown:?} is out of range: {id}")))
+        };
         entries.push(Packed {
             path,
             mode: match kind {
@@ -215,7 +267,10 @@ fn extensions<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Extended> {
         let extension = extension?;
         match extension.key_bytes() {
             b"mtime" => extended.mtime = seconds(extension.value_bytes()),
-            b"SCHILY.xattr.security.capability" => extended.capability = to_v2(extension.value_bytes()),
+            b"SCHILY.xattr.security.capability" => {
+                let value = to_v2(extension.value_bytes());
+                extended.capability = Some(value.ok_or_else(|| io::Error::other("an entry has broken capabilities"))?);
+            }
             key => {
                 if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
                     let broken = || io::Error::other("a broken PAX header");

@@ -5,6 +5,8 @@
 //! directory is never replaced by something else, nor the reverse, but by an archive; a directory that was there keeps
 //! what it is where the destination names it, and takes over the source's metadata inside of what is copied.
 
+use std::collections::HashSet;
+
 use super::archive::{Listing, Packed, PackedKind};
 use super::select::{Selected, Selection, Shape, Source};
 use super::source::{NodeKind, resolve};
@@ -319,7 +321,7 @@ impl Lander<'_> {
         // As in BuildKit, --chmod is not for what an archive brings.
         make_directories(&mut self.target, destination, 0o755, self.owner.unwrap_or_default(), self.link)?;
         let fail = |why: String| CopyError::Archive { archive: archive.to_owned(), why };
-        let mut brought: Vec<Vec<u8>> = Vec::new();
+        let mut brought: HashSet<Vec<u8>> = HashSet::new();
         for packed in &listing.entries {
             let path = self.place(packed, destination, &brought).map_err(|error| match error {
                 Escape::Error(error) => error,
@@ -360,7 +362,7 @@ impl Lander<'_> {
                 }
                 PackedKind::Directory => NodeKind::Directory,
                 PackedKind::Symlink(text) => {
-                    brought.push(path.clone());
+                    brought.insert(path.clone());
                     NodeKind::Symlink(text.clone())
                 }
                 PackedKind::CharDevice(major, minor) => NodeKind::CharDevice(*major, *minor),
@@ -388,7 +390,7 @@ impl Lander<'_> {
 
     /// Where an entry of an archive lands: links above it are followed inside the root, and what is missing there is
     /// made. A link that the archive itself brought (`brought`) must not lead out of the destination.
-    fn place(&mut self, packed: &Packed, destination: &[u8], brought: &[Vec<u8>]) -> Result<Vec<u8>, Escape> {
+    fn place(&mut self, packed: &Packed, destination: &[u8], brought: &HashSet<Vec<u8>>) -> Result<Vec<u8>, Escape> {
         let path = join(destination, &packed.path);
         let Some((above, name)) = packed.path.iter().rposition(|byte| *byte == b'/').map(|slash| {
             let (above, name) = packed.path.split_at(slash);
@@ -400,7 +402,7 @@ impl Lander<'_> {
         let real = resolve(&join(destination, above), |path| {
             Ok(match self.target.at(path) {
                 At::Link(text) => {
-                    if brought.iter().any(|link| link == path) {
+                    if brought.contains(path) {
                         own_link = Some(path.to_vec());
                     }
                     Some(text)

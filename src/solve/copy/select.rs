@@ -93,7 +93,8 @@ pub fn select_brought(op: &CopyOp, source: &SourceView<'_>, brought: &[Brought])
         match text {
             CopySource::Inline { name, content } => sources.push(maker.inline(name, content)),
             CopySource::Remote(remote) => {
-                let Some(brought) = fetched.next() else { continue };
+                // Proof: the one who selects for a step that fetches passes one for each; nobody else has such sources.
+                let brought = fetched.next().expect("each source that is fetched was brought");
                 let (made, nodes) = maker.remote(source, remote, brought)?;
                 sources.push(made);
                 note(&sources, nodes);

@@ -351,6 +351,47 @@ fn workdir_cases() {
     assert!(check(include_str!("../../../testdata/copy/workdir.txt")) > 6);
 }
 
+/// What an archive may keep of the memory is bounded: a small file can hold a name of gigabytes.
+#[test]
+fn archives_with_endless_names_are_refused() {
+    let header = |kind: tar::EntryType, size: usize| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_path("f").expect("a short name");
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(size as u64);
+        header.set_cksum();
+        header
+    };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for (kind, name, size, expected) in [
+        (tar::EntryType::GNULongName, b'y', 5 << 20, "the headers of one entry have more than 4 MiB"),
+        (tar::EntryType::XHeader, b'y', 5 << 20, "the headers of one entry have more than 4 MiB"),
+        (tar::EntryType::GNULongName, b'y', 256, "is longer than Linux allows"),
+        (tar::EntryType::GNULongLink, b'y', 4096, "\"f\" is a link to a name that is longer than Linux allows"),
+        // What is skipped may be long.
+        (tar::EntryType::Directory, b'y', 5 << 20, ""),
+    ] {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append(&header(kind, size), vec![name; size].as_slice()).expect("writes");
+        let last = if kind == tar::EntryType::GNULongLink { tar::EntryType::Symlink } else { tar::EntryType::Regular };
+        builder.append(&header(last, 0), std::io::empty()).expect("writes");
+        let bytes = compress(builder.into_inner().expect("ends"), "gzip");
+        fs::write(folder.path().join("t.tgz"), bytes).expect("writes");
+        let context = LocalContext::open(folder.path(), Patterns::default(), StatCache::in_memory(), UNIX_EPOCH);
+        let context = context.expect("opens");
+        let view = SourceView::Context(&context);
+        let mut selection = select(&copy_op("ADD t.tgz /"), &view).expect("selects");
+        let mut spool = Spool::new(tempfile::tempfile().expect("a temporary file"));
+        let error = selection.unpack(&view, &mut spool).err().map(|error| error.to_string()).unwrap_or_default();
+        assert_eq!(error.is_empty(), expected.is_empty(), "{kind:?}: {error}");
+        assert!(error.contains(expected), "{kind:?}: {error}");
+    }
+}
+
 /// Pairs of cases: `same source`, `other source`, `same landing`, `other landing` say what the second case's digests
 /// are to those of the first.
 #[test]

@@ -1,0 +1,8 @@
+//! `cargo fuzz run plan`: see `checks::plan`.
+#![no_main]
+
+#[path = "../checks.rs"]
+#[allow(dead_code)]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::plan(data));

@@ -1,0 +1,199 @@
+//! Registries, by the distribution specification.
+//!
+//! In: references, what Docker's and containerd's files say of hosts and users. Out: manifests, blobs as they arrive, and
+//! the other way round. What always holds: bytes are believed when their digest is right; what may pass is tried again,
+//! with pauses, and what may not is said at once with the registry's own words; a secret goes to the server it is for, and
+//! to no other; threads are joined before a function returns.
+//!
+//! `hosts` finds servers, `credentials` the user, `challenge` reads what a server asks for, `client` sends one request until
+//! it is answered, `blob` reads what is long, `pull` and `push` are conversations.
+
+mod blob;
+mod challenge;
+mod client;
+pub mod credentials;
+mod hosts;
+pub mod pull;
+pub mod push;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+pub use self::credentials::{CredentialFile, Credentials};
+
+use self::client::Endpoint;
+use crate::http::{HttpError, HttpOptions};
+use crate::store::StoreError;
+use crate::sys::cancel::Cancel;
+
+/// How registries are reached.
+#[derive(Debug, Clone)]
+pub struct RegistryOptions {
+    /// Proxies and certificates.
+    pub http: HttpOptions,
+    /// Docker's `config.json`.
+    pub credentials: Option<PathBuf>,
+    /// The PATH in which credential helpers are looked for.
+    pub search: Option<OsString>,
+    /// The `certs.d` folders; the first that has a host decides.
+    pub hosts: Vec<PathBuf>,
+    /// Plain HTTP and certificates that nobody trusts are allowed.
+    pub insecure: bool,
+    /// Nothing may be asked.
+    pub offline: bool,
+}
+
+/// Why a registry did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// There was no answer.
+    #[error("cannot {what}: {error}{}", if *insecure_helps { "; if that is meant so, allow it by --insecure" } else { "" })]
+    Http {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        error: HttpError,
+        /// Whether the server would be reached without TLS or without trust.
+        insecure_helps: bool,
+    },
+    /// The answer was no.
+    #[error("cannot {what}: {why}{}{}", if help.is_empty() { "" } else { "; " }, help)]
+    Refused {
+        /// What was tried.
+        what: String,
+        /// The status.
+        status: u16,
+        /// What the registry says: its code and message.
+        why: String,
+        /// What to do.
+        help: String,
+    },
+    /// What came is not what it should be.
+    #[error("cannot {what}: {why}")]
+    Content {
+        /// What was tried.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A file of the user's cannot be used.
+    #[error("{}: {why}", path.display())]
+    Setup {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A credential helper failed.
+    #[error("the credential helper {name}: {why}")]
+    Helper {
+        /// Its program.
+        name: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The network is off.
+    #[error("cannot {what} with --offline")]
+    Offline {
+        /// What would have been asked for.
+        what: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The user wished it.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl RegistryError {
+    /// Whether the registry says that there is no such thing.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused { status: 404, .. })
+    }
+
+    fn content(what: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Content { what: what.into(), why: why.into() }
+    }
+}
+
+/// All registries, as far as they were asked for.
+pub struct Registries {
+    options: RegistryOptions,
+    cancel: Option<Cancel>,
+    file: OnceLock<CredentialFile>,
+    known: Mutex<HashMap<String, Arc<Registry>>>,
+}
+
+/// One registry: the servers that stand for it, in order.
+pub(crate) struct Registry {
+    pub(crate) host: String,
+    pub(crate) endpoints: Vec<Endpoint>,
+}
+
+impl Registries {
+    /// Opens nothing yet. Waits and transfers end when `cancel` is raised.
+    pub fn new(options: RegistryOptions, cancel: Option<Cancel>) -> Self {
+        Self { options, cancel, file: OnceLock::new(), known: Mutex::default() }
+    }
+
+    /// Those that are never asked: only what the store has is found.
+    pub fn offline() -> Self {
+        let options = RegistryOptions {
+            http: HttpOptions::default(),
+            credentials: None,
+            search: None,
+            hosts: Vec::new(),
+            insecure: false,
+            offline: true,
+        };
+        Self::new(options, None)
+    }
+
+    /// The registry of that host, for what is said in words.
+    pub(crate) fn registry(&self, host: &str, what: &str) -> Result<Arc<Registry>, RegistryError> {
+        if self.options.offline {
+            return Err(RegistryError::Offline { what: what.to_owned() });
+        }
+        if let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(host) {
+            return Ok(Arc::clone(known));
+        }
+        let mut endpoints = Vec::new();
+        for found in hosts::hosts(&self.options.hosts, host, self.options.insecure)? {
+            let find = |name: &str| -> Result<Option<Credentials>, RegistryError> {
+                Ok(self.credentials()?.map(|file| file.find(name)).transpose()?.flatten())
+            };
+            let credentials = match find(&found.name)? {
+                None if found.stands_in && found.name != host => find(host)?,
+                found => found,
+            };
+            endpoints.push(Endpoint::new(found, host, credentials, &self.options.http, self.cancel.clone()));
+        }
+        let registry = Arc::new(Registry { host: host.to_owned(), endpoints });
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::clone(known.entry(host.to_owned()).or_insert(registry)))
+    }
+
+    fn credentials(&self) -> Result<Option<&CredentialFile>, RegistryError> {
+        let Some(path) = &self.options.credentials else { return Ok(None) };
+        if let Some(file) = self.file.get() {
+            return Ok(Some(file));
+        }
+        let file = CredentialFile::read(path, self.options.search.clone())?;
+        Ok(Some(self.file.get_or_init(|| file)))
+    }
+
+    /// Whether a registry takes these credentials.
+    pub fn check(&self, host: &str, credentials: &Credentials) -> Result<(), RegistryError> {
+        let what = format!("log in at {host}");
+        if self.options.offline {
+            return Err(RegistryError::Offline { what });
+        }
+        let found = hosts::hosts(&self.options.hosts, host, self.options.insecure)?;
+        // The one that images would go to.
+        let Some(own) = found.into_iter().find(|host| host.stands_in && host.push) else { return Ok(()) };
+        Endpoint::new(own, host, Some(credentials.clone()), &self.options.http, self.cancel.clone()).check(&what)
+    }
+}

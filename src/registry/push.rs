@@ -1,0 +1,335 @@
+//! Blobs and manifests into a registry.
+//!
+//! In: blobs whose bytes can be read again and again, manifests. Out: a registry that has them. What always holds: what is
+//! there is not sent; what the registry has in another repository is mounted; an upload that breaks begins anew; a
+//! manifest is put when all that it lists is there.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::blob::BlobStream;
+use super::client::{ATTEMPTS, Call, Endpoint, encode, may_pass, retry_after};
+use super::pull::{Quiet, Transfer, Transfers, scope};
+use super::{Registries, Registry, RegistryError};
+use crate::digest::Digest;
+use crate::http::{Response, join};
+use crate::image::manifest::Descriptor;
+use crate::image::reference::Reference;
+use crate::store::StoreError;
+
+/// Other repositories of the registry that are tried for a mount.
+const MOUNTS: usize = 3;
+
+/// What goes in one piece where pieces are asked for and no least size is named.
+const PIECE: u64 = 16 << 20;
+
+/// Where the bytes of a blob come from, each time that they are asked for.
+pub enum BlobSource<'a> {
+    /// They are here.
+    Bytes(&'a [u8]),
+    /// They are opened.
+    Open(&'a (dyn Fn() -> Result<Box<dyn Read + 'a>, StoreError> + Sync)),
+    /// Another repository has them: they pass through.
+    Remote(&'a Reference),
+}
+
+/// A conversation with the registry that images go to.
+pub struct Push<'a> {
+    registry: Arc<Registry>,
+    registries: &'a Registries,
+    /// The repository.
+    target: Reference,
+    what: String,
+    listener: &'a dyn Transfers,
+}
+
+/// A place where an upload goes on, and the least size of a piece if pieces are asked for.
+struct Session {
+    location: String,
+    pieces: Option<u64>,
+}
+
+/// What became of a mount.
+enum Mounted {
+    /// The blob is there.
+    There,
+    /// It is to be sent; an upload may have begun.
+    Not(Option<Session>),
+}
+
+/// What became of an upload.
+enum Sent {
+    Done,
+    /// A new one may go well, after a pause.
+    Again(RegistryError, Option<Duration>),
+}
+
+impl Registries {
+    /// Begins to push to the repository of `target`.
+    pub fn push<'a>(&'a self, target: &Reference, listener: &'a dyn Transfers) -> Result<Push<'a>, RegistryError> {
+        let what = format!("push {}", target.familiar());
+        let registry = self.registry(target.registry(), &what)?;
+        if !registry.endpoints.iter().any(|endpoint| endpoint.host.push) {
+            let why = format!("hosts.toml names no server of {} that takes images", registry.host);
+            return Err(RegistryError::content(what, why));
+        }
+        Ok(Push { registry, registries: self, target: target.clone(), what, listener })
+    }
+}
+
+impl Push<'_> {
+    fn endpoint(&self) -> Result<&Endpoint, RegistryError> {
+        let found = self.registry.endpoints.iter().find(|endpoint| endpoint.host.push);
+        found.ok_or_else(|| RegistryError::content(&self.what, "no server takes images"))
+    }
+
+    /// What a failure means for who pushes.
+    fn explain(&self, error: RegistryError) -> RegistryError {
+        match error {
+            RegistryError::Refused { what, status: 404, why, .. } => {
+                let help = format!(
+                    "there may be no repository {}, which some registries want to be made first",
+                    self.target.familiar_name()
+                );
+                RegistryError::Refused { what, status: 404, why, help }
+            }
+            error => error,
+        }
+    }
+
+    fn tell(&self, blob: &Descriptor, source: &BlobSource<'_>, event: Transfer<'_>) {
+        // Documents are no layers.
+        if !matches!(source, BlobSource::Bytes(_)) {
+            self.listener.transfer(&blob.digest, event);
+        }
+    }
+
+    /// Puts a blob into the repository. `origins` are repositories (with their registries) that have it.
+    pub fn blob(&self, blob: &Descriptor, source: &BlobSource<'_>, origins: &[String]) -> Result<(), RegistryError> {
+        self.put_blob(blob, source, origins).map_err(|error| self.explain(error))
+    }
+
+    fn put_blob(&self, blob: &Descriptor, source: &BlobSource<'_>, origins: &[String]) -> Result<(), RegistryError> {
+        let endpoint = self.endpoint()?;
+        let repository = self.target.repository();
+        let scopes = [scope(repository, "pull,push")];
+        let path = format!("{repository}/blobs/{}", blob.digest);
+        let call =
+            |method, path| Call { method, path, headers: Vec::new(), body: None, scopes: &scopes, what: &self.what };
+        let head = endpoint.call(&call("HEAD", &path))?;
+        match head.status {
+            200..=299 => {
+                self.tell(blob, source, Transfer::Exists);
+                return Ok(());
+            }
+            404 => {}
+            _ => return Err(endpoint.refused(&self.what, head)),
+        }
+        let mut session = match self.mount(endpoint, blob, origins)? {
+            Mounted::There => return Ok(()),
+            Mounted::Not(session) => session,
+        };
+        self.tell(blob, source, Transfer::Begins { size: blob.size });
+        let mut attempt = 1;
+        loop {
+            let open = match session.take() {
+                Some(open) => open,
+                None => self
+                    .session(endpoint, "")?
+                    .ok_or_else(|| RegistryError::content(&self.what, "an upload ended before it began"))?,
+            };
+            match self.upload(endpoint, &open, blob, source)? {
+                Sent::Done => {
+                    self.tell(blob, source, Transfer::Done);
+                    return Ok(());
+                }
+                Sent::Again(error, _) if attempt >= ATTEMPTS => return Err(error),
+                Sent::Again(_, pause) => endpoint.pause(attempt, pause)?,
+            }
+            attempt += 1;
+        }
+    }
+
+    /// Tries to have the blob from another repository.
+    fn mount(&self, endpoint: &Endpoint, blob: &Descriptor, origins: &[String]) -> Result<Mounted, RegistryError> {
+        let own = self.target.repository();
+        let here = origins.iter().filter_map(|origin| origin.strip_prefix(self.target.registry())?.strip_prefix('/'));
+        let mut session = None;
+        for from in here.filter(|from| *from != own).take(MOUNTS) {
+            let scopes = [scope(own, "pull,push"), scope(from, "pull")];
+            let query = encode(&[("mount", &blob.digest.to_string()), ("from", from)]);
+            let path = format!("{own}/blobs/uploads/?{query}");
+            let call = Call {
+                method: "POST",
+                path: &path,
+                headers: Vec::new(),
+                body: Some(&[]),
+                scopes: &scopes,
+                what: &self.what,
+            };
+            let response = endpoint.call(&call)?;
+            match response.status {
+                201 => {
+                    self.listener.transfer(&blob.digest, Transfer::Mounted { from });
+                    return Ok(Mounted::There);
+                }
+                202 => session = session_of(&response),
+                // Not allowed to read there, or it does not mount: the blob is sent.
+                _ => {}
+            }
+        }
+        Ok(Mounted::Not(session))
+    }
+
+    fn session(&self, endpoint: &Endpoint, query: &str) -> Result<Option<Session>, RegistryError> {
+        let repository = self.target.repository();
+        let scopes = [scope(repository, "pull,push")];
+        let path = format!("{repository}/blobs/uploads/{query}");
+        let call = Call {
+            method: "POST",
+            path: &path,
+            headers: Vec::new(),
+            body: Some(&[]),
+            scopes: &scopes,
+            what: &self.what,
+        };
+        let response = endpoint.call(&call)?;
+        match response.status {
+            202 => session_of(&response).map(Some).ok_or_else(|| {
+                RegistryError::content(
+                    &self.what,
+                    format!("{} begins an upload and does not say where", endpoint.host.name),
+                )
+            }),
+            _ => Err(endpoint.refused(&self.what, response)),
+        }
+    }
+
+    fn open<'s>(
+        &'s self,
+        blob: &'s Descriptor,
+        source: &'s BlobSource<'_>,
+    ) -> Result<Box<dyn Read + 's>, RegistryError> {
+        Ok(match source {
+            BlobSource::Bytes(bytes) => Box::new(*bytes),
+            BlobSource::Open(open) => open()?,
+            BlobSource::Remote(reference) => {
+                let registry = self.registries.registry(reference.registry(), &self.what)?;
+                Box::new(BlobStream::new(registry, reference.repository(), blob, &self.what, &Quiet))
+            }
+        })
+    }
+
+    /// Sends a blob.
+    fn upload(
+        &self,
+        endpoint: &Endpoint,
+        session: &Session,
+        blob: &Descriptor,
+        source: &BlobSource<'_>,
+    ) -> Result<Sent, RegistryError> {
+        let scopes = [scope(self.target.repository(), "pull,push")];
+        let octets = || ("content-type", "application/octet-stream".to_owned());
+        let mut reader = Counted { inner: self.open(blob, source)?, listener: self.listener, digest: blob.digest };
+        let mut location = session.location.clone();
+        if let Some(least) = session.pieces {
+            let size = least.max(PIECE);
+            let mut offset = 0;
+            while offset < blob.size {
+                let length = size.min(blob.size - offset);
+                let headers = vec![octets(), ("content-range", format!("{offset}-{}", offset + length - 1))];
+                let call =
+                    Call { method: "PATCH", path: &location, headers, body: None, scopes: &scopes, what: &self.what };
+                let mut piece = (&mut reader).take(length);
+                let response = match endpoint.once(&call, Some((&mut piece, length))) {
+                    Ok(response) => response,
+                    Err(error) if error.is_passing() => {
+                        return Ok(Sent::Again(endpoint.no_answer(&self.what, error), None));
+                    }
+                    Err(error) => return Err(endpoint.no_answer(&self.what, error)),
+                };
+                match (response.status, session_of(&response)) {
+                    (200..=299, Some(next)) => location = next.location,
+                    _ => {
+                        return self.not_taken(endpoint, response);
+                    }
+                }
+                offset += length;
+            }
+        }
+        let separator = if location.contains('?') { '&' } else { '?' };
+        let path = format!("{location}{separator}{}", encode(&[("digest", &blob.digest.to_string())]));
+        let call =
+            Call { method: "PUT", path: &path, headers: vec![octets()], body: None, scopes: &scopes, what: &self.what };
+        let left = if session.pieces.is_some() { 0 } else { blob.size };
+        let response = match endpoint.once(&call, Some((&mut reader, left))) {
+            Ok(response) => response,
+            Err(error) if error.is_passing() => return Ok(Sent::Again(endpoint.no_answer(&self.what, error), None)),
+            Err(error) => return Err(endpoint.no_answer(&self.what, error)),
+        };
+        match response.status {
+            200..=299 => Ok(Sent::Done),
+            // Too much at once: in pieces, then.
+            413 if session.pieces.is_none() => {
+                let Some(open) = self.session(endpoint, "")? else {
+                    return Err(endpoint.refused(&self.what, response));
+                };
+                self.upload(endpoint, &Session { pieces: Some(0), ..open }, blob, source)
+            }
+            _ => self.not_taken(endpoint, response),
+        }
+    }
+
+    /// A no to something that was streamed.
+    fn not_taken(&self, endpoint: &Endpoint, response: Response) -> Result<Sent, RegistryError> {
+        let (passes, pause) = (may_pass(response.status), retry_after(&response));
+        let error = endpoint.refused(&self.what, response);
+        if passes { Ok(Sent::Again(error, pause)) } else { Err(error) }
+    }
+
+    /// Puts a manifest or index under a tag, or under its digest alone.
+    pub fn manifest(&self, tag: Option<&str>, descriptor: &Descriptor, bytes: &[u8]) -> Result<(), RegistryError> {
+        let endpoint = self.endpoint()?;
+        let repository = self.target.repository();
+        let scopes = [scope(repository, "pull,push")];
+        let name = tag.map_or_else(|| descriptor.digest.to_string(), str::to_owned);
+        let path = format!("{repository}/manifests/{name}");
+        let headers = vec![("content-type", descriptor.media_type.to_string())];
+        let call = Call { method: "PUT", path: &path, headers, body: Some(bytes), scopes: &scopes, what: &self.what };
+        let response = endpoint.call(&call)?;
+        match response.status {
+            200..=299 => {}
+            _ => return Err(self.explain(endpoint.refused(&self.what, response))),
+        }
+        let told: Option<Digest> = response.header("docker-content-digest").and_then(|digest| digest.parse().ok());
+        match told.filter(|told| *told != descriptor.digest) {
+            None => Ok(()),
+            Some(told) => Err(RegistryError::content(
+                &self.what,
+                format!("{} took the manifest {} for {told}", endpoint.host.name, descriptor.digest),
+            )),
+        }
+    }
+}
+
+fn session_of(response: &Response) -> Option<Session> {
+    let location = join(&response.url, response.header("location")?)?;
+    let pieces = response.header("oci-chunk-min-length").and_then(|length| length.parse().ok());
+    Some(Session { location, pieces })
+}
+
+/// Counts what is sent.
+struct Counted<'a> {
+    inner: Box<dyn Read + 'a>,
+    listener: &'a dyn Transfers,
+    digest: Digest,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.listener.transfer(&self.digest, Transfer::Moved(read as u64));
+        Ok(read)
+    }
+}

@@ -154,7 +154,6 @@ const CASES: &[(&str, Case)] = &[
     ("the_machine_is_probed_without_a_trace", the_machine_is_probed_without_a_trace),
     ("errors_say_what_to_do", errors_say_what_to_do),
     ("several_at_once", several_at_once),
-    ("a_network_of_ones_own", a_network_of_ones_own),
     ("system_calls_are_filtered", system_calls_are_filtered),
     ("insecure_is_not_confined", insecure_is_not_confined),
     ("ulimits_hold", ulimits_hold),
@@ -973,47 +972,6 @@ fn limits_of_memory_and_processors_hold(bench: &Bench) {
     let text = refused.err().expect("there is no such processor").to_string();
     assert!(text.contains("--cpuset-cpus cannot be enforced here: there is no 4095"), "{text}");
     assert_eq!(groups_left(), Vec::<PathBuf>::new());
-}
-
-fn a_network_of_ones_own(bench: &Bench) {
-    let facts = probe::facts(&Sandbox::default(), None);
-    let fact = facts.iter().find(|fact| fact.name == "network of RUN").expect("a fact");
-    if !fact.ok {
-        eprintln!("skipped in part: a_network_of_ones_own: {}", fact.value);
-        return;
-    }
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("an address").port();
-    // Whoever gets through is let go at once. The thread ends with this program.
-    std::thread::spawn(move || listener.incoming().for_each(drop));
-    let ask = shell(&format!(
-        "nc -w 2 127.0.0.1 {port} </dev/null >/dev/null 2>&1 && echo reached || echo refused; cat /proc/net/route | wc -l"
-    ));
-    let sandbox = Sandbox::default();
-    let answer = |process: &ProcessSpec| Bench::run_by(&sandbox, &bench.rootfs(), process).expect("runs").ok().stdout;
-    let theirs = answer(&ask);
-    if theirs.ends_with("\n1\n") && fs::read_to_string("/proc/net/route").is_ok_and(|routes| routes.lines().count() < 2)
-    {
-        eprintln!("skipped in part: a_network_of_ones_own: this machine has no route to anywhere");
-        return;
-    }
-    assert!(theirs.starts_with("refused\n") && theirs != "refused\n1\n", "it has routes and no way in: {theirs}");
-    assert!(answer(&ProcessSpec { network: Network::Host, ..ask.clone() }).starts_with("reached\n"));
-    // A proxy on the loopback of this machine takes its network.
-    let proxy = ProcessSpec { env: words(&["PATH=/bin", "http_proxy=http://127.0.0.1:9"]), ..ask.clone() };
-    assert!(answer(&proxy).starts_with("reached\n"));
-    // One network for all commands of a sandbox, and with it everything goes.
-    let space = || answer(&shell("readlink /proc/self/ns/net"));
-    let (one, two) = (space(), space());
-    assert_eq!(one, two);
-    let pasta = || {
-        let mark = one.trim().to_owned();
-        let shares =
-            |entry: &fs::DirEntry| fs::read_link(entry.path().join("ns/net")).is_ok_and(|ns| ns.as_os_str() == &*mark);
-        fs::read_dir("/proc").expect("readable").filter_map(Result::ok).filter(shares).count()
-    };
-    drop(sandbox);
-    assert_eq!(pasta(), 0, "a process of the network is left");
 }
 
 fn several_at_once(bench: &Bench) {

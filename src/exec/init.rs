@@ -15,11 +15,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus};
-use rustix::thread::{LinkNameSpaceType, UnshareFlags};
+use rustix::thread::UnshareFlags;
 
 use super::root::{self, failed};
 use super::wire::{Failure, Order, Report};
-use super::{MountSource, ProcessSpec, network, probe, shell};
+use super::{MountSource, ProcessSpec, probe, shell};
 use crate::plan::limits::{Security, Ulimit};
 use crate::sys::namespace::unshare;
 use crate::sys::process::{self, DEFAULT_CAPABILITIES, Forked, end, exec, fork};
@@ -48,9 +48,6 @@ pub fn init_main() -> ! {
         Some(word) if word == probe::ARGUMENT => {
             probe::init(arguments.next().map(PathBuf::from).as_deref(), std::io::stdout().lock())
         }
-        Some(word) if word == network::ARGUMENT => {
-            network::keep(&arguments.next().map(PathBuf::from).unwrap_or_default())
-        }
         _ => supervise().map(|never| match never {}),
     };
     end(i32::from(said.is_err()))
@@ -64,11 +61,6 @@ fn supervise() -> Result<Infallible, std::io::Error> {
     rustix::process::setsid()?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let order = Order::receive(&control)?;
-    if order.network_follows {
-        let (_, network) = shell::receive(&control, &mut [0])?;
-        let network = network.ok_or(std::io::ErrorKind::UnexpectedEof)?;
-        rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
-    }
     process::join_own_keyring();
     let first =
         unshare(UnshareFlags::NEWPID).map_err(failed("unshare", "")).and_then(|()| fork().map_err(failed("fork", "")));

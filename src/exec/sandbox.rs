@@ -3,7 +3,6 @@
 //! In: [`RootFs`], [`ProcessSpec`], a receiver of output. Out: [`Exit`]. What always holds: the calling thread waits
 //! here until the last process of the sandbox is gone, so it is also the one whose end would take the sandbox along.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::Shutdown;
@@ -20,9 +19,7 @@ use rustix::io::Errno;
 use super::cgroup::{Cgroup, Resources};
 use super::init::{INIT_NAME, NO_SHELL};
 use super::wire::{Order, Report, Stub};
-use super::{
-    ExecError, Exit, LeftStub, MountSource, ProcessSpec, RootFs, SharedNetwork, etc, place, remedy, seccomp, shell,
-};
+use super::{ExecError, Exit, LeftStub, MountSource, ProcessSpec, RootFs, etc, place, remedy, seccomp, shell};
 use crate::event::Stream;
 use crate::plan::limits::Security;
 use crate::sys::cancel::Cancel;
@@ -38,19 +35,12 @@ pub struct Sandbox {
     pub resources: Resources,
     /// Whether commands that are no insecure ones meet the filter of system calls.
     pub filter: bool,
-    /// The network that commands share which ask for no other.
-    pub network: SharedNetwork,
 }
 
 impl Default for Sandbox {
     /// This very program.
     fn default() -> Self {
-        Self {
-            init: PathBuf::from("/proc/self/exe"),
-            resources: Resources::default(),
-            filter: true,
-            network: SharedNetwork::default(),
-        }
+        Self { init: PathBuf::from("/proc/self/exe"), resources: Resources::default(), filter: true }
     }
 }
 
@@ -103,8 +93,6 @@ impl Sandbox {
         let initial = in_initial_user_namespace()
             .map_err(|source| ExecError::Read { path: "/proc/self/ns/user".to_owned(), source })?;
         let files = etc::files(process).map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
-        let resolv_conf = files.first().map_or("", |(_, text)| text.as_str());
-        let network = self.network.namespace(&self.init, process, resolv_conf);
         let cgroup = Cgroup::make(&self.resources, process.cgroup_parent.as_deref())?;
         let confined = self.filter && process.security == Security::Sandbox;
         let order = Order {
@@ -115,16 +103,11 @@ impl Sandbox {
             terminal,
             seccomp: if confined { seccomp::program().to_vec() } else { Vec::new() },
             cgroups: cgroup.as_ref().map(Cgroup::joins).unwrap_or_default(),
-            network_follows: network.is_some(),
         };
         let (control, theirs) = UnixStream::pair().map_err(talk("socketpair"))?;
-        let init = spawn(&self.init, theirs.into(), &[])?;
+        let init = spawn(&self.init, theirs.into())?;
         let mut running = Running { init, control, order, heard: Heard::default(), cgroup };
-        let sent = running.order.send(&running.control).and_then(|()| match network {
-            Some(network) => Ok(shell::send_with(&running.control, &[0], network.as_fd())?),
-            None => Ok(()),
-        });
-        match sent {
+        match running.order.send(&running.control) {
             Ok(()) => Ok(running),
             // It died before it had read all: what it said, if anything, is still to be heard.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(running),
@@ -205,7 +188,7 @@ fn check(process: &ProcessSpec) -> Result<(), ExecError> {
 }
 
 /// Starts the init with `control` as its standard input.
-pub(super) fn spawn(init: &Path, control: OwnedFd, args: &[&OsStr]) -> Result<Child, ExecError> {
+fn spawn(init: &Path, control: OwnedFd) -> Result<Child, ExecError> {
     let error = |source: io::Error| {
         let help = match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => remedy::NOT_ALLOWED.to_owned(),
@@ -216,7 +199,6 @@ pub(super) fn spawn(init: &Path, control: OwnedFd, args: &[&OsStr]) -> Result<Ch
     let program = unwritable(init).map_err(error)?;
     Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg0(INIT_NAME)
-        .args(args)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(control))

@@ -30,8 +30,6 @@ pub(super) struct Order {
     pub(super) seccomp: Vec<u8>,
     /// The files of this machine that take the process into its cgroups.
     pub(super) cgroups: Vec<PathBuf>,
-    /// A byte follows, and with it the network namespace of the command.
-    pub(super) network_follows: bool,
 }
 
 /// What the sandbox has to say.
@@ -76,7 +74,7 @@ pub(super) struct Failure {
 impl Order {
     /// Writes it, with its length before it.
     pub(super) fn send(&self, mut to: impl Write) -> io::Result<()> {
-        let Self { rootfs, process, files, user_xattr, terminal, seccomp, cgroups, network_follows } = self;
+        let Self { rootfs, process, files, user_xattr, terminal, seccomp, cgroups } = self;
         let mut out = Encoder(vec![0; 8]);
         out.list(&rootfs.lower, |out, path| out.bytes(path.as_os_str().as_bytes()));
         out.bytes(rootfs.upper.as_os_str().as_bytes());
@@ -125,7 +123,6 @@ impl Order {
         out.number(u64::from(*terminal));
         out.bytes(seccomp);
         out.list(cgroups, |out, path| out.bytes(path.as_os_str().as_bytes()));
-        out.number(u64::from(*network_follows));
         let length = (out.0.len() - 8) as u64;
         out.0[..8].copy_from_slice(&length.to_le_bytes());
         to.write_all(&out.0)
@@ -176,7 +173,6 @@ impl Order {
             terminal: input.number()? != 0,
             seccomp: input.bytes()?.to_vec(),
             cgroups: input.list(Decoder::path)?,
-            network_follows: input.number()? != 0,
         })
     }
 }
@@ -429,7 +425,6 @@ mod tests {
             terminal: true,
             seccomp: vec![1, 2],
             cgroups: vec!["/c".into()],
-            network_follows: true,
         }
     }
 

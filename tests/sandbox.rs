@@ -1051,14 +1051,14 @@ fn mounts_of_every_kind(bench: &Bench) {
     fs::create_dir(&folder).expect("a folder");
     let socket = bench.path().join("socket");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
-    let writes = Some(folders(bench, "writes"));
+    let (upper, work) = folders(bench, "writes");
     let stack = |path: &str, writes| MountSource::Stack { lower: vec![tree.clone()], path: path.into(), writes };
     let mut rootfs = bench.rootfs();
     rootfs.mounts = vec![
         mount("/all", true, stack("/", None)),
         mount("/one/file", true, stack("/d/f", None)),
         mount("/by/link", true, stack("link", None)),
-        mount("/rw", false, stack("/", writes.clone())),
+        mount("/rw", false, stack("/", Some((upper.clone(), work.clone())))),
         mount("/none", true, MountSource::Stack { lower: vec![], path: "/".into(), writes: None }),
         mount("/keep", false, MountSource::Folder { folder: folder.clone(), path: String::new() }),
         mount("/look", true, MountSource::Folder { folder: folder.clone(), path: String::new() }),
@@ -1073,7 +1073,6 @@ fn mounts_of_every_kind(bench: &Bench) {
     assert_eq!(ran.changes(), ["etc/"], "only the folder that was copied up for the places of /etc");
     assert_eq!(fs::read_to_string(tree.join("d/f")).expect("there"), "lower");
     assert_eq!(fs::read_to_string(folder.join("f")).expect("kept"), "kept\n");
-    let (upper, work) = writes.expect("given above");
     assert_eq!(fs::read_to_string(upper.join("d/f")).expect("written"), "new\n");
     assert_eq!(fs::read_dir(work).expect("readable").count(), 0, "the work folder is not empty");
     // A command in another network reaches the socket of this machine, and none of it is left behind.
@@ -1104,7 +1103,7 @@ fn mounts_in_mounts(bench: &Bench) {
     let cancel = Cancel::new().expect("an event");
     let output = Mutex::new(Vec::new());
     let note = |_, bytes: &[u8]| output.lock().expect("no panic").extend_from_slice(bytes);
-    process.cwd = "/work/in".to_owned();
+    "/work/in".clone_into(&mut process.cwd);
     let (exit, left) = Sandbox::default().run_noting(&rootfs, &process, &note, &cancel).expect("it runs");
     let text = String::from_utf8(output.into_inner().expect("no panic")).expect("text");
     assert_eq!((exit, text.as_str()), (Exit::Code(0), "/work/in\noverin"));

@@ -444,6 +444,21 @@ mod tests {
             ("type=image,push=false,unpack=false,store=true", empty(Image)),
             ("type=cacheonly", empty(CacheOnly)),
             ("type=registry", empty(Registry)),
+            ("type=docker", empty(Docker)),
+            ("type=image,name=a,name=b", OutputSpec { names: vec!["a".into(), "b".into()], ..empty(Image) }),
+            ("type=local,dest=x,platform-split=false", OutputSpec { platform_split: Some(false), ..file(Local, "x") }),
+            (
+                "type=oci,dest=x,annotation-index.A.b=c",
+                OutputSpec {
+                    annotations: vec![Annotation {
+                        carrier: crate::image::annotation::Carrier::Index,
+                        platform: None,
+                        key: "A.b".into(),
+                        value: "c".into(),
+                    }],
+                    ..file(Oci, "x")
+                },
+            ),
             (
                 "type=image,push=true,push-by-digest=true,registry.insecure=true",
                 OutputSpec { push: true, by_digest: true, insecure: true, ..empty(Image) },
@@ -490,9 +505,19 @@ mod tests {
             ("type=ocii", "unknown type ocii; did you mean oci?"),
             ("type=zip", "unknown type zip; the types are image, oci, docker, tar, local, cacheonly, registry"),
             ("type=registry,push=false", "type=registry pushes; push=false asks for nothing"),
-            ("type=registry,dest=x", "type=registry has no option dest"),
+            (
+                "type=registry,dest=x",
+                "type=registry has no option dest; it takes name, compression, compression-level, force-compression, \
+                 oci-mediatypes, push, push-by-digest, registry.insecure, rewrite-timestamp",
+            ),
             ("type=image,push=maybe", "push=maybe is neither true nor false"),
-            ("type=image,annotation.a=b", "not supported yet: annotation.a"),
+            ("type=image,annotation-indx.a=b", "indx carries no annotations; did you mean index?"),
+            ("type=oci,annotation=b", "annotation: expected annotation.KEY=VALUE: the key is empty"),
+            (
+                "type=oci,annotation.a=b,oci-mediatypes=false",
+                "Docker's manifests have no annotations; leave oci-mediatypes=false out",
+            ),
+            ("type=tar,annotation.a=b", "type=tar has no option annotation.a; it takes dest, rewrite-timestamp"),
             ("type=local,dest=x,mode=delete", "not supported yet: mode=delete"),
             ("type=local", "type=local needs dest=DIR"),
             ("type=local,dest=-", "a directory cannot be written to standard output; type=tar can"),

@@ -82,17 +82,6 @@ fn constant_platform(stage: &Stage, flag: &Word, text: &str) -> Option<Diagnosti
     Some(Diagnostic::warning(flag.span, "FromPlatformFlagConstDisallowed", message))
 }
 
-/// InvalidBaseImagePlatform.
-pub(super) fn base_platform(span: Span, shown: &str, wanted: &Platform, got: &Platform) -> Option<Diagnostic> {
-    let same = wanted.os == got.os && wanted.architecture == got.architecture;
-    (!same && !got.architecture.is_empty()).then(|| {
-        let (wanted, got) = (wanted.to_string(), got.to_string());
-        let message =
-            format!("Base image {shown} was pulled with platform {got:?}, expected {wanted:?} for current build");
-        Diagnostic::warning(span, "InvalidBaseImagePlatform", message)
-    })
-}
-
 /// SecretsUsedInArgOrEnv, of the name of a variable.
 pub(super) fn secret(keyword: &str, name: &Word, expanded: &str) -> Option<Diagnostic> {
     let has =

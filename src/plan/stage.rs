@@ -209,12 +209,6 @@ impl<'a> Planner<'a> {
             return (Stack::Scratch, None, Folded::scratch(&stage.platform));
         }
         if let Some(Resolved::Image(image)) = self.bases.get(&key) {
-            self.diagnostics.extend(lint::base_platform(
-                stage.image_span,
-                &stage.image,
-                &stage.platform,
-                &image.platform,
-            ));
             let base = self.base(outside, &stage.platform);
             // An image can have no layers to build on.
             let empty = image.layers.is_empty() && image.config.rootfs.diff_ids.is_empty();

@@ -124,10 +124,10 @@ impl Op {
                 user,
                 network,
                 hostname,
-                mut mounts,
                 security,
                 limits,
                 shell,
+                mut mounts,
             }) => {
                 for path in mounts.iter_mut().filter_map(|mount| mount.kind.input_mut()) {
                     path.stack = stack(path.stack);
@@ -141,10 +141,10 @@ impl Op {
                     user,
                     network,
                     hostname,
-                    mounts,
                     security,
                     limits,
                     shell,
+                    mounts,
                 })
             }
             Self::Copy(copy) => Self::Copy(CopyOp {

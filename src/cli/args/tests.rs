@@ -503,8 +503,8 @@ fn help_answers() {
     for (line, parts, not) in [
         (
             "--help",
-            vec!["rbuild [build] [OPTIONS] CONTEXT", "images", "history", "pull", "rbuild build --help"],
-            "prune",
+            vec!["rbuild [build] [OPTIONS] CONTEXT", "images", "history", "pull", "prune", "rbuild build --help"],
+            "--squash",
         ),
         (
             "build --help",

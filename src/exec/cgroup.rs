@@ -1,6 +1,6 @@
 //! Control groups: how much memory and processor time a RUN may use.
 //!
-//! In: [`Resources`] and `--cgroup-parent`, and what this machine has mounted. Out: a [`Cgroup`], which a sandbox's first
+//! In: [`Resources`] and `--cgroup-parent`, and what this machine has mounted. Out: a `Cgroup`, which a sandbox's first
 //! process joins before anything else. What always holds: version 1 and version 2 are both written; what was asked for
 //! and cannot be enforced here is an error that names it; a group is removed when its command has ended, and what a
 //! killed rbuild left is removed by the next one that makes groups in the same place.

@@ -135,6 +135,34 @@ fn skopeo_reads_and_writes_the_same_registry() {
 }
 
 #[test]
+fn an_index_goes_there_whole() {
+    if !needs("an_index_goes_there_whole", &[NEEDS[0], Need::Program("skopeo")]) {
+        return;
+    }
+    let registry = Registry::start("", "");
+    let host = registry.host();
+    let env = TestEnv::new();
+    env.write("ctx/Dockerfile", "FROM scratch\nARG TARGETPLATFORM\nCOPY <<EOF /platform\n$TARGETPLATFORM\nEOF\n");
+    let platforms = "--platform linux/amd64,linux/arm64";
+    env.build(&format!("{platforms} -t {host}/multi:1")).ok();
+    let stored = env.rbuild(&format!("push {host}/multi:1")).ok();
+    let digest = stored.stdout.split(' ').nth(2).unwrap_or_default();
+    assert!(digest.starts_with("sha256:"), "{}", stored.stdout);
+    env.build(&format!("{platforms} -o type=registry,name={host}/multi:2"))
+        .ok()
+        .says(&format!("pushed {host}/multi:2 digest: {digest} "));
+    // Its images have no tags of their own, and all of it is there.
+    let mut all = Command::new("skopeo");
+    all.args(["--tmpdir", &env.path("tmp").display().to_string(), "copy", "-q", "--all", "--src-tls-verify=false"]);
+    all.args([format!("docker://{host}/multi:2"), format!("dir:{}", env.path("all").display())]);
+    Run::of(all.stdin(Stdio::null())).ok();
+    let other = TestEnv::new();
+    other.rbuild(&format!("pull --platform linux/arm64 {host}/multi:1")).ok();
+    let architecture = other.rbuild(&format!("inspect -f {{{{.Architecture}}}} {host}/multi:1")).ok().stdout;
+    assert_eq!(architecture, "arm64\n");
+}
+
+#[test]
 fn bases_come_from_registries() {
     if !needs("bases_come_from_registries", NEEDS) {
         return;

@@ -16,11 +16,11 @@ use super::pull;
 use super::settings::Settings;
 use super::stdout::stdout;
 use crate::image::config::{ImageConfig, MAX_CONFIG_SIZE};
-use crate::image::manifest::{Descriptor, MAX_MANIFEST_SIZE, Manifest};
+use crate::image::manifest::{Descriptor, Document, Family, Index, MAX_MANIFEST_SIZE, Manifest};
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::output::OutputImage;
-use crate::output::registry::{Target, push, reads_trees};
+use crate::output::registry::{Target, push, push_index, reads_trees};
 use crate::registry::Registries;
 use crate::store::Store;
 use crate::store::images::ImageRecord;
@@ -66,8 +66,11 @@ pub(super) fn run(args: &PushArgs, settings: &Settings) -> Result<ExitCode, Fail
         return Err(anyhow!("{} is for {}, not for {wanted}", name.familiar(), record.platform).into());
     }
     for (_, record) in &images {
-        let (image, _) = documents(&store, record)?;
-        if reads_trees(&store, &image, None, false).map_err(anyhow::Error::from)? {
+        let mut images = Documents::read(&store, record)?.images.into_iter();
+        let reads = images.try_fold(false, |reads, listed| {
+            Ok::<_, anyhow::Error>(reads || reads_trees(&store, &listed.image, None, false)?)
+        });
+        if reads? {
             find::enter_ids(settings)?;
             break;
         }
@@ -90,16 +93,45 @@ pub(super) fn run(args: &PushArgs, settings: &Settings) -> Result<ExitCode, Fail
     Ok(ExitCode::SUCCESS)
 }
 
-/// The image that a record stands for, and the bytes of its manifest.
-fn documents(store: &Store, record: &ImageRecord) -> Result<(OutputImage, Vec<u8>), Failure> {
-    let read = || -> anyhow::Result<(OutputImage, Vec<u8>)> {
+/// What a record stands for: an image, or an index and its images.
+struct Documents {
+    images: Vec<Listed>,
+    index: Option<(Index, Vec<u8>)>,
+}
+
+/// An image as its index lists it.
+struct Listed {
+    descriptor: Descriptor,
+    image: OutputImage,
+    /// The bytes of its manifest.
+    manifest: Vec<u8>,
+}
+
+impl Documents {
+    fn read(store: &Store, record: &ImageRecord) -> anyhow::Result<Self> {
         let bytes = store.read_blob(&record.manifest, MAX_MANIFEST_SIZE as u64)?;
-        let manifest = Manifest::parse(&bytes)?;
-        let config = store.read_blob(&manifest.config.digest, MAX_CONFIG_SIZE as u64)?;
-        let parsed = ImageConfig::parse(&config)?;
-        Ok((OutputImage::new(config, &parsed, manifest, Vec::new()), bytes))
-    };
-    Ok(read()?)
+        let whole = Descriptor::new(record.media_type.as_str().into(), record.manifest, bytes.len() as u64);
+        Ok(match Document::parse(&bytes)? {
+            Document::Manifest(manifest) => {
+                Self { images: vec![Listed::read(store, whole, manifest, bytes)?], index: None }
+            }
+            Document::Index(index) => {
+                let images = index.images().map(|entry| {
+                    let bytes = store.read_blob(&entry.digest, MAX_MANIFEST_SIZE as u64)?;
+                    Listed::read(store, entry.clone(), Manifest::parse(&bytes)?, bytes)
+                });
+                Self { images: images.collect::<anyhow::Result<_>>()?, index: Some((index, bytes)) }
+            }
+        })
+    }
+}
+
+impl Listed {
+    fn read(store: &Store, descriptor: Descriptor, parsed: Manifest, manifest: Vec<u8>) -> anyhow::Result<Self> {
+        let config = store.read_blob(&parsed.config.digest, MAX_CONFIG_SIZE as u64)?;
+        let image = OutputImage::new(config.clone(), &ImageConfig::parse(&config)?, parsed, Vec::new());
+        Ok(Self { descriptor, image, manifest })
+    }
 }
 
 fn send(
@@ -109,18 +141,34 @@ fn send(
     record: &ImageRecord,
     name: &Reference,
     lines: &Lines,
-) -> Result<Descriptor, Failure> {
-    let (image, manifest) = documents(store, record)?;
+) -> anyhow::Result<Descriptor> {
+    let Documents { images, index } = Documents::read(store, record)?;
     let target = Target {
         registries,
         names: std::slice::from_ref(name),
-        by_digest: false,
+        by_digest: index.is_some(),
         compression: None,
         force: false,
         family: None,
-        manifest: Some(&manifest),
+        manifest: None,
         elsewhere: &|_| None,
         listener: lines,
     };
-    Ok(push(&target, &image, store, lease).map_err(anyhow::Error::from)?)
+    let mut sent = Vec::with_capacity(images.len());
+    for Listed { descriptor, image, manifest } in &images {
+        let Descriptor { media_type, digest, size, .. } =
+            push(&Target { manifest: Some(manifest), ..target }, image, store, lease)?;
+        sent.push(Descriptor { media_type, digest, size, ..descriptor.clone() });
+    }
+    let Some((index, bytes)) = index else { return Ok(sent.swap_remove(0)) };
+    let media_type = index.media_type.clone().unwrap_or_else(|| Family::Oci.index());
+    let (descriptor, bytes) = if index.manifests == sent {
+        (Descriptor::of(media_type, &bytes), bytes)
+    } else {
+        // New layers are compressed for a registry, so the manifests are others, and those that are no images stay here.
+        let bytes = Index { manifests: sent, ..index }.to_bytes();
+        (Descriptor::of(media_type, &bytes), bytes)
+    };
+    push_index(&Target { by_digest: false, ..target }, &descriptor, &bytes)?;
+    Ok(descriptor)
 }

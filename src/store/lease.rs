@@ -302,7 +302,7 @@ fn remove_if_there(path: &Path) -> Result<(), StoreError> {
 
 /// Removes a folder in which the processes of a killed command may still be at work: they are on their way out.
 fn remove_patiently(path: &Path) -> bool {
-    const TRIES: u32 = 50;
+    const TRIES: u32 = 300;
     for _ in 0..TRIES {
         match remove_tree(path) {
             Ok(()) => return true,

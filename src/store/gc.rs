@@ -143,8 +143,13 @@ impl Store {
         let mut collected = Collected::default();
         {
             let _exclusive = self.gc_lock(true)?;
-            let mut stay = self.needed_by_images()?;
+            // Leases before images: a command that ends in between has named its image before it dropped its lease.
+            let mut stay = Needed::default();
             let busy = self.needed_by_commands(&mut stay)?;
+            let Needed { layers, blobs, chains } = self.needed_by_images()?;
+            stay.layers.extend(layers);
+            stay.blobs.extend(blobs);
+            stay.chains.extend(chains);
             let from_records = staying.iter().filter_map(|entry| entry.layer);
             stay.layers.extend(from_records);
             let layers: Vec<DiffId> = stay.layers.iter().copied().collect();
@@ -308,7 +313,8 @@ impl Store {
                 continue;
             }
             busy = true;
-            let text = fs::read_to_string(&path).map_err(StoreError::io("read", &path))?;
+            // Not by its name: the command may end, and its lease with it.
+            let text = io::read_to_string(&file).map_err(StoreError::io("read", &path))?;
             for name in text.lines().filter_map(|line| line.strip_prefix("made ").or(line.strip_prefix("used "))) {
                 match name.rsplit_once('/').map(|(folder, name)| (folder, Digest::from_hex(name))) {
                     Some(("layers", Some(name))) => drop(all.layers.insert(DiffId(name))),

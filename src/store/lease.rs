@@ -108,7 +108,8 @@ impl Store {
             let _exclusive = self.gc_lock(true)?;
             for path in self.list("leases")? {
                 let Ok(file) = File::open(&path) else { continue };
-                let text = fs::read_to_string(&path).map_err(StoreError::io("read", &path))?;
+                // Not by its name: the command may end, and its lease with it.
+                let text = io::read_to_string(&file).map_err(StoreError::io("read", &path))?;
                 if !is_free(&file, &text) {
                     continue;
                 }

@@ -307,13 +307,20 @@ fn remove_patiently(path: &Path) -> bool {
     for _ in 0..TRIES {
         match remove_tree(path) {
             Ok(()) => return true,
-            Err(error) if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy) => {
-                std::thread::sleep(std::time::Duration::from_millis(10));
-            }
-            Err(_) => return false,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && has_foreign(path) => return false,
+            // They make folders that nobody may enter, and remove what is just being looked at.
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
     false
+}
+
+/// Whether something in a folder belongs to somebody else: waiting does not help against that.
+fn has_foreign(path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let own = rustix::process::geteuid().as_raw();
+    let entries = walkdir::WalkDir::new(path).into_iter().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).any(|metadata| metadata.uid() != own)
 }
 
 /// Removes a folder with all that is in it, folders without write permission too.

@@ -16,9 +16,9 @@ use crate::digest::{DiffId, Digest};
 use crate::image::manifest::{Descriptor, Encoding, Family, Kind, Manifest};
 use crate::image::reference::Reference;
 use crate::layer::compress::Compression;
-use crate::registry::Registries;
 use crate::registry::pull::Transfers;
 use crate::registry::push::{BlobSource, Push};
+use crate::registry::{Registries, RegistryError};
 use crate::store::lease::Lease;
 use crate::store::origins::Origin;
 use crate::store::{Store, StoreError};
@@ -42,7 +42,7 @@ pub struct Target<'a> {
     pub family: Option<Family>,
     /// The bytes of the manifest that the image came with, to be kept where nothing changes.
     pub manifest: Option<&'a [u8]>,
-    /// Where a layer is that never came here; where this says nothing, what the store knows of it counts.
+    /// Where a layer is that never came here, beside what the store knows of it.
     pub elsewhere: &'a (dyn Fn(&DiffId) -> Option<Reference> + Sync),
     /// What is on its way already, or there.
     pub layers: &'a Layers,
@@ -174,7 +174,8 @@ struct Ready {
 enum From {
     Blob,
     Tar,
-    Elsewhere(Reference),
+    /// One of these repositories: there is at least one.
+    Elsewhere(Vec<Reference>),
 }
 
 /// Pushes it.
@@ -303,12 +304,11 @@ fn prepare(
     let absent = absent_blob(store, lease, diff_id, listed, wish)?;
     let gone = absent.is_some();
     if let Some(descriptor) = absent {
-        let known = || Ok::<_, StoreError>(store.origins_of_blob(diff_id, &listed.digest)?.into_iter().next());
-        let from = match (target.elsewhere)(diff_id) {
-            None => known()?,
-            from => from,
-        };
-        if let Some(from) = from {
+        let mut from = store.origins_of_blob(diff_id, &listed.digest)?;
+        if let Some(base) = (target.elsewhere)(diff_id) {
+            from.insert(0, base);
+        }
+        if !from.is_empty() {
             return Ok(Ready { descriptor, from: From::Elsewhere(from) });
         }
     }
@@ -345,11 +345,38 @@ fn send(
             let open = || Ok(Box::new(lease.heeding(store.tar_file(diff_id, lease)?)) as Box<dyn Read>);
             push.blob(blob, &BlobSource::Open(&open), &origins)?;
         }
-        From::Elsewhere(from) => {
-            origins.insert(0, format!("{}/{}", from.registry(), from.repository()));
-            push.blob(blob, &BlobSource::Remote(from), &origins)?;
+        From::Elsewhere(places) => {
+            origins = places.iter().map(|from| format!("{}/{}", from.registry(), from.repository())).collect();
+            pass_through(push, blob, places, &origins)?;
         }
     }
     store.add_origin(diff_id, Origin { blob: blob.digest, repository: place.to_owned() })?;
     Ok(())
+}
+
+/// Sends a blob that another repository has. Where a registry is not reached, its other repositories are not asked.
+fn pass_through(
+    push: &Push<'_>,
+    blob: &Descriptor,
+    places: &[Reference],
+    origins: &[String],
+) -> Result<(), OutputError> {
+    let (mut first, mut unreached) = (None, Vec::new());
+    for from in places {
+        if unreached.contains(&from.registry()) {
+            continue;
+        }
+        match push.blob(blob, &BlobSource::Remote(from), origins) {
+            Ok(()) => return Ok(()),
+            Err(error @ (RegistryError::Stopped | RegistryError::Store(_))) => return Err(error.into()),
+            Err(error) => {
+                if matches!(error, RegistryError::Http { .. }) {
+                    unreached.push(from.registry());
+                }
+                first.get_or_insert(error);
+            }
+        }
+    }
+    // Proof: there is a place, and all failed.
+    Err(first.unwrap_or(RegistryError::Stopped).into())
 }

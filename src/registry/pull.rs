@@ -357,13 +357,21 @@ impl Bring<'_> {
             return self.layer_from(from, layer, expected, &self.what());
         }
         let absent = |why: String| RegistryError::Absent { layer: expected.diff_id, image: self.shown(), why };
-        let mut reasons = Vec::new();
+        let (mut reasons, mut unreached) = (Vec::new(), Vec::new());
         for from in self.store.origins_of_blob(&expected.diff_id, &layer.digest)? {
+            if unreached.iter().any(|registry| registry == from.registry()) {
+                continue;
+            }
             let what = format!("fetch it from {}", from.familiar_name());
             match self.layer_from(&from, layer, expected, &what) {
                 Ok(()) => return Ok(()),
                 Err(error @ (RegistryError::Stopped | RegistryError::Store(_))) => return Err(error),
-                Err(error) => reasons.push(error.to_string()),
+                Err(error) => {
+                    if matches!(error, RegistryError::Http { .. } | RegistryError::Offline { .. }) {
+                        unreached.push(from.registry().to_owned());
+                    }
+                    reasons.push(error.to_string());
+                }
             }
         }
         if reasons.is_empty() && self.store.has_layer(&expected.diff_id) {

@@ -181,10 +181,14 @@ fn what_is_pushed_stays_until_it_is_there() {
     });
     let image = format!("{}/x:1", server.host());
     name.set(image.clone()).unwrap();
-    // Two layers: the second is read after the first upload began.
+    // More layers than are sent at once: some are read after the first upload began.
     import(&env, "base", "f");
-    env.write("ctx/g", "g".repeat(5000));
-    env.write("ctx/Dockerfile", "FROM base\nCOPY g /\n");
+    let mut file = "FROM base\n".to_owned();
+    for number in 0..9 {
+        env.write(&format!("ctx/{number}"), number.to_string().repeat(5000));
+        file.push_str(&format!("COPY {number} /\n"));
+    }
+    env.write("ctx/Dockerfile", file);
     env.build(&format!("-t {image}")).ok();
     env.rbuild("rmi base").ok();
     env.rbuild(&format!("push {image}")).ok();

@@ -159,7 +159,7 @@ impl Store {
             }
             for (folder, stays) in [
                 ("layers", (|name, stay| stay.layers.contains(&DiffId(name))) as fn(Digest, &Needed) -> bool),
-                (origins::FOLDER, |name, stay| stay.layers.contains(&DiffId(name))),
+                (origins::FOLDER, |name, stay| stay.layers.contains(&DiffId(name)) || stay.blobs.contains(&name)),
                 ("blobs/sha256", |name, stay| stay.blobs.contains(&name)),
                 ("trees", |name, stay| stay.chains.contains(&ChainId(name))),
             ] {

@@ -25,6 +25,7 @@ use crate::output::{self, Output, OutputImage, OutputIndex, Subject};
 use crate::plan::step::Plan;
 use crate::store::base;
 use crate::store::images::ImageRecord;
+use crate::store::origins::Origin;
 
 /// Refuses outputs that the planned images cannot be written to.
 pub(super) fn check(args: &BuildArgs, plan: &Plan) -> Result<(), Failure> {
@@ -150,13 +151,27 @@ pub(super) fn write(
                 }
                 if spec.push {
                     // The digest by which others get it.
-                    sent = Some(pushes.push(spec, made)?);
+                    let pushed = sent.insert(pushes.push(spec, made)?);
+                    if let Some(kept) = kept.as_ref().filter(|_| spec.kind == OutputKind::Image) {
+                        remember_pushed(job, made, kept, pushed)?;
+                    }
                 }
             }
             _ => sent = write_one(job, spec, made, &mut loader)?.or(sent),
         }
     }
     Ok((kept, sent))
+}
+
+/// Writes down as what registries know an image of the store.
+fn remember_pushed(job: &Job<'_>, made: &Made, kept: &Listed, pushed: &Listed) -> Result<(), Failure> {
+    let id = made.id(&kept.descriptor);
+    for name in &made.names {
+        let repository = format!("{}/{}", name.registry(), name.repository());
+        let origin = Origin { blob: pushed.descriptor.digest, repository };
+        job.store.add_origin_of_image(&id, origin).map_err(anyhow::Error::from)?;
+    }
+    Ok(())
 }
 
 /// Puts the documents into the store, makes all durable, and gives the names.

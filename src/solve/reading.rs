@@ -228,7 +228,7 @@ impl<'a> Window<'a> {
     /// Whatever is wrong there, the context has the file.
     fn same(&mut self, landed: &LandedEntry) -> Option<(&[u8], Digest)> {
         let Kind::File { size, sha256 } = landed.entry.kind else { return None };
-        let (FileData::Context { .. }, true) = (&landed.data, landed.is_hashed()) else { return None };
+        let (FileData::Context(_), true) = (&landed.data, landed.is_hashed()) else { return None };
         let index = &self.before.index;
         while self.position < index.len() && compare_paths(index.path(self.position), &landed.entry.path).is_lt() {
             self.position += 1;

@@ -164,6 +164,29 @@ const MERGED: [(&str, &str, &str); 13] = [
 ];
 
 #[test]
+fn what_was_looked_up_stays() {
+    let mut place = Place::new();
+    let image = place.image(Compression::GZIP);
+    let wish = blobs::Wish { compression: Compression::GZIP, force: false, family: Family::Oci, gentle: false };
+    let blobs = |place: &Place| -> Vec<Digest> {
+        let layers = image.diff_ids.iter().zip(&image.manifest.layers);
+        let blob = |(layer, listed)| blobs::layer_blob(&place.store, &place.lease, layer, listed, wish).unwrap();
+        layers.map(|layer| blob(layer).descriptor.digest).collect()
+    };
+    blobs(&place);
+    // Who made them has ended, nobody has named the image, and somebody looks for them.
+    place.lease = place.store.lease("boot").unwrap();
+    let found = blobs(&place);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    place.store.collect(None).unwrap();
+    assert_eq!(found.len(), 2);
+    assert!(found.iter().all(|blob| place.store.has_blob(blob)), "a prune took what a push is about to read");
+    place.lease = place.store.lease("boot").unwrap();
+    place.store.collect(None).unwrap();
+    assert!(!found.iter().any(|blob| place.store.has_blob(blob)));
+}
+
+#[test]
 fn a_root_file_system_is_merged_into_one_tar() {
     let place = Place::new();
     let image = place.image(Compression::GZIP);

@@ -53,18 +53,6 @@ pub struct KnownBlob {
     pub encoder: Option<String>,
 }
 
-/// A repository of a registry that has a blob of a layer: from there other repositories can mount it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
-    /// The blob.
-    pub blob: Digest,
-    /// Registry and repository: `docker.io/library/nginx`.
-    pub repository: String,
-}
-
-/// Origins that are kept for a layer.
-const MOST_ORIGINS: usize = 16;
-
 #[derive(Debug, Serialize, Deserialize)]
 struct EpochOf {
     of: DiffId,
@@ -227,27 +215,6 @@ impl Store {
         blobs.push(blob);
         let path = self.layer_path(layer).join("blobs");
         let bytes = serde_json::to_vec(&blobs)
-            .map_err(|error| StoreError::Damaged { path: path.clone(), why: error.to_string() })?;
-        self.replace(&path, &bytes)
-    }
-
-    /// Repositories that are known to have a blob of the layer, the latest last.
-    pub fn origins(&self, layer: &DiffId) -> Result<Vec<Origin>, StoreError> {
-        let path = self.layer_path(layer).join("origins");
-        let Some(bytes) = read_if_there(&path)? else { return Ok(Vec::new()) };
-        serde_json::from_slice(&bytes).map_err(|error| StoreError::Damaged { path, why: error.to_string() })
-    }
-
-    /// Remembers one more, for a layer that is here.
-    pub fn add_origin(&self, layer: &DiffId, origin: Origin) -> Result<(), StoreError> {
-        let mut origins = self.origins(layer)?;
-        if origins.contains(&origin) || !self.has_layer(layer) {
-            return Ok(());
-        }
-        origins.push(origin);
-        let from = origins.len().saturating_sub(MOST_ORIGINS);
-        let path = self.layer_path(layer).join("origins");
-        let bytes = serde_json::to_vec(&origins[from..])
             .map_err(|error| StoreError::Damaged { path: path.clone(), why: error.to_string() })?;
         self.replace(&path, &bytes)
     }

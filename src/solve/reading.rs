@@ -24,8 +24,8 @@ use crate::layer::index::LayerIndex;
 const SMALL: u64 = 256 << 10;
 
 /// A batch ends with the file that brings it to this many bytes, or files.
-const BATCH_BYTES: u64 = 1 << 20;
-const BATCH_FILES: usize = 256;
+const BATCH_BYTES: u64 = 1 << 19;
+const BATCH_FILES: usize = 128;
 
 /// Batches that wait for the writer, per thread.
 const WAITING: usize = 2;

@@ -200,18 +200,18 @@ fn what_is_pushed_stays_until_it_is_there() {
     drop(server);
 }
 
-/// A server that takes images, and has a file that it gives only when a layer is on its way, or never (404).
-fn slow_file(taker: Arc<Taker>, found: bool) -> Server {
-    let uploads = Mutex::new(false);
+/// A server that takes images, and has a file that it gives only when so many layers came, or never (404).
+fn slow_file(taker: Arc<Taker>, layers: usize, found: bool) -> Server {
+    let uploads = Mutex::new(0);
     Server::start(move |asked: &Asked| {
         if asked.method == "PUT" && asked.path.contains("/blobs/") {
-            *uploads.lock().unwrap() = true;
+            *uploads.lock().unwrap() += 1;
         }
         if asked.path != "/slow" {
             return taker.answer(asked);
         }
         let end = Instant::now() + Duration::from_secs(60);
-        while !*uploads.lock().unwrap() {
+        while *uploads.lock().unwrap() < layers {
             if Instant::now() > end {
                 return Answer::new(410, "no layer came");
             }
@@ -225,7 +225,7 @@ fn slow_file(taker: Arc<Taker>, found: bool) -> Server {
 fn layers_go_ahead_while_later_steps_run() {
     for args in ["--push", "--push --timestamp 0", "--push -o type=image,compression=zstd", "-o type=registry"] {
         let taker = Arc::new(Taker::default());
-        let server = slow_file(Arc::clone(&taker), true);
+        let server = slow_file(Arc::clone(&taker), 1, true);
         let host = server.host();
         let env = TestEnv::new();
         env.write("ctx/f", "text".repeat(1000));
@@ -251,9 +251,27 @@ fn layers_go_ahead_while_later_steps_run() {
 }
 
 #[test]
+fn layers_of_the_base_go_ahead_too() {
+    if !needs("layers_of_the_base_go_ahead_too", NEEDS) {
+        return;
+    }
+    let registry = with_base();
+    let taker = Arc::new(Taker::default());
+    let server = slow_file(Arc::clone(&taker), 2, true);
+    let (env, host) = (TestEnv::new(), server.host());
+    env.write("ctx/g", "g");
+    env.write("ctx/Dockerfile", format!("FROM {}/base:1\nCOPY g /\nADD http://{host}/slow /\n", registry.host()));
+    env.build(&format!("-t {host}/x:1 -o type=registry")).ok();
+    let other = TestEnv::new();
+    other.rbuild(&format!("pull {host}/x:1")).ok();
+    other.rbuild(&format!("inspect --verify {host}/x:1")).ok();
+    drop(server);
+}
+
+#[test]
 fn a_build_that_fails_names_nothing() {
     let taker = Arc::new(Taker::default());
-    let server = slow_file(Arc::clone(&taker), false);
+    let server = slow_file(Arc::clone(&taker), 1, false);
     let host = server.host();
     let env = TestEnv::new();
     env.write("ctx/f", "text");
@@ -267,7 +285,7 @@ fn a_build_that_fails_names_nothing() {
 #[test]
 fn only_layers_of_the_result_go_ahead() {
     let taker = Arc::new(Taker::default());
-    let server = slow_file(Arc::clone(&taker), true);
+    let server = slow_file(Arc::clone(&taker), 1, true);
     let host = server.host();
     let env = TestEnv::new();
     for name in ["a", "b"] {

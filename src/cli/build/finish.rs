@@ -218,7 +218,7 @@ fn assemble(job: &Job<'_>, solution: &Solution, planned: &PlannedImage) -> Resul
 }
 
 /// Whether an output takes the bytes of the base's layers: what is pushed does not, unless they are compressed anew.
-fn reads_base(args: &BuildArgs, base: &BaseImage) -> bool {
+pub(super) fn reads_base(args: &BuildArgs, base: &BaseImage) -> bool {
     let plain = || base.layers.iter().zip(&base.config.rootfs.diff_ids).any(|(blob, layer)| blob.digest == layer.0);
     let reads = |output: &OutputSpec| match output.kind {
         OutputKind::CacheOnly => false,

@@ -11,7 +11,7 @@ use std::thread::{self, Scope};
 use std::time::Instant;
 
 use super::Job;
-use super::finish::{Listed, Made, names, new_layer};
+use super::finish::{Listed, Made, names, new_layer, reads_base};
 use super::outputs;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::OutputSpec;
@@ -19,7 +19,7 @@ use crate::digest::{DiffId, Digest};
 use crate::event::{Event, EventSink};
 use crate::image::annotation::{Carrier, annotations_of};
 use crate::image::assemble::AssembledIndex;
-use crate::image::manifest::Family;
+use crate::image::manifest::{Descriptor, Family};
 use crate::image::reference::Reference;
 use crate::output::OutputError;
 use crate::output::registry::{Layers, Target, push as send, push_index, send_ahead};
@@ -43,10 +43,18 @@ pub(super) struct Pushes<'j, 'a> {
     changed: Condvar,
 }
 
+/// A layer of the result.
+enum Ahead {
+    /// Of a step.
+    Step(Solved),
+    /// Of its base, as that lists it.
+    Base(DiffId, Descriptor),
+}
+
 /// Layers that are to go ahead.
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Solved>,
+    waiting: VecDeque<Ahead>,
     threads: usize,
     /// No further one goes ahead: the steps have ended, or one layer could not be sent. The end of the build sends what is
     /// left, and tells what is wrong.
@@ -79,6 +87,10 @@ impl<'j, 'a> Pushes<'j, 'a> {
                 pushes.steps.insert(step);
                 stack = job.plan.steps[step.0].parent;
             }
+            let base = image.base.map(|base| &job.bases[base.0]).filter(|base| !reads_base(job.args, base));
+            let layers = base.into_iter().flat_map(|base| base.config.rootfs.diff_ids.iter().zip(&base.layers));
+            let layers = layers.map(|(layer, blob)| Ahead::Base(*layer, blob.clone()));
+            pushes.queue.get_mut().unwrap_or_else(PoisonError::into_inner).waiting.extend(layers);
         }
         Ok(pushes)
     }
@@ -87,17 +99,23 @@ impl<'j, 'a> Pushes<'j, 'a> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Lets a layer go ahead, if it belongs to the result.
+    /// Lets a layer go ahead, if it belongs to the result; before the first, those of the base, as far as nobody reads them
+    /// for anything else.
     pub(super) fn take<'scope>(&'scope self, scope: &'scope Scope<'scope, '_>, step: StepId, solved: &Solved) {
-        if !self.steps.contains(&step) {
+        if self.outputs.is_empty() {
             return;
         }
         let mut queue = self.queue();
-        queue.waiting.push_back(solved.clone());
-        if queue.threads < AT_ONCE && !queue.closed {
-            // Without a thread the layer goes at the end.
+        if self.steps.contains(&step) {
+            queue.waiting.push_back(Ahead::Step(solved.clone()));
+        }
+        while !queue.closed && queue.threads < AT_ONCE.min(queue.waiting.len()) {
             let spawned = thread::Builder::new().name("push".to_owned()).spawn_scoped(scope, move || self.work());
-            queue.threads += usize::from(spawned.is_ok());
+            if spawned.is_err() {
+                // Without a thread the layer goes at the end.
+                break;
+            }
+            queue.threads += 1;
         }
         self.changed.notify_all();
     }
@@ -118,12 +136,12 @@ impl<'j, 'a> Pushes<'j, 'a> {
     fn work(&self) {
         let mut queue = self.queue();
         while !queue.closed {
-            let Some(solved) = queue.waiting.pop_front() else {
+            let Some(layer) = queue.waiting.pop_front() else {
                 queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             drop(queue);
-            let sent = self.send_ahead(&solved);
+            let sent = self.send_ahead(&layer);
             queue = self.queue();
             queue.closed |= sent.is_err();
         }
@@ -131,12 +149,18 @@ impl<'j, 'a> Pushes<'j, 'a> {
         self.changed.notify_all();
     }
 
-    fn send_ahead(&self, solved: &Solved) -> Result<(), Failure> {
+    fn send_ahead(&self, layer: &Ahead) -> Result<(), Failure> {
         let job = self.job;
-        let layer = new_layer(job, solved, job.epoch())?;
+        let (diff_id, listed) = match layer {
+            Ahead::Base(layer, blob) => (*layer, blob.clone()),
+            Ahead::Step(solved) => {
+                let made = new_layer(job, solved, job.epoch())?;
+                (made.diff_id, made.descriptor)
+            }
+        };
         for (spec, layers) in &self.outputs {
             self.with_target(spec, layers, false, |target| {
-                send_ahead(target, job.store, job.lease, &layer.diff_id, &layer.descriptor, Family::Oci)
+                send_ahead(target, job.store, job.lease, &diff_id, &listed, Family::Oci)
             })?;
         }
         Ok(())

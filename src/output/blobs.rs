@@ -4,6 +4,9 @@
 //! blob that came from outside keeps its digest and size unless the wish is forced; one that was made here is used again
 //! only if the same encoder in the same version made it, so that digests do not depend on what lies in the store.
 
+use std::fs::File;
+use std::io::{self, BufReader};
+
 use super::OutputError;
 use crate::digest::DiffId;
 use crate::image::manifest::{Descriptor, Encoding, Family, Kind};
@@ -129,7 +132,13 @@ fn compressed(
     let failed = |source| OutputError::Compress { layer: *layer, source };
     let encoder = Encoder::new(store.blob_writer(lease)?, compression);
     let mut encoder = if gentle { encoder.gently() } else { encoder };
-    store.write_tar(layer, &mut lease.heeding(&mut encoder))?;
+    match store.own_tar(layer, lease) {
+        Some(tar) => {
+            let plain = File::open(&tar).map_err(OutputError::io("open", &tar))?;
+            io::copy(&mut BufReader::with_capacity(1 << 20, plain), &mut lease.heeding(&mut encoder)).map_err(failed)?;
+        }
+        None => store.write_tar(layer, &mut lease.heeding(&mut encoder))?,
+    }
     let (digest, size) = encoder.finish().map_err(failed)?.commit()?;
     let media_type = Family::Oci.layer(encoding).to_string();
     let blob = KnownBlob { media_type, digest, size, encoder: Some(compression.encoder()) };

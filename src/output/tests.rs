@@ -547,3 +547,28 @@ fn umoci_unpacks_layouts() {
         fs::set_permissions(bundle.join("rootfs").join(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
 }
+
+#[test]
+fn only_what_this_command_wrote_is_taken_without_a_check() {
+    let mut place = Place::new();
+    let image = place.image(Compression::None);
+    let new = *image.diff_ids.last().unwrap();
+    let tar = place.store.own_tar(&new, &place.lease).expect("it was written under this lease");
+    let other = place.store.lease("boot").unwrap();
+    drop(std::mem::replace(&mut place.lease, other));
+    // Making the layer once more does not vouch for the file that was there.
+    place.image(Compression::None);
+    assert_eq!(place.store.own_tar(&new, &place.lease), None);
+    let mut bytes = fs::read(&tar).unwrap();
+    bytes[600] ^= 1;
+    fs::write(&tar, bytes).unwrap();
+    for compression in [Compression::None, Compression::GZIP] {
+        for (tar, name) in [(true, "damaged.tar"), (false, "damaged")] {
+            let mut output = place.archive(OutputKind::Oci { tar }, name);
+            output.compression = Some(compression);
+            let error = place.write(&output, &image, None).unwrap_err();
+            assert!(matches!(error, OutputError::Store(StoreError::Damaged { .. })), "{compression:?}: {error}");
+            assert!(!place.path("damaged.tar").exists() && !place.path("damaged/index.json").exists(), "{compression:?}");
+        }
+    }
+}

@@ -175,7 +175,10 @@ impl Store {
         };
         lease.will_make(&name)?;
         match fs::rename(&folder, &place) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                lease.wrote(place.join(form_name));
+                return Ok(());
+            }
             Err(error) if !place.join("index").exists() => {
                 return Err(StoreError::io("rename into place", &place)(error));
             }
@@ -243,6 +246,13 @@ impl Store {
             Err(WriteError::Out(error) | WriteError::Thread(error)) => Err(failed(error)),
             Err(error) => Err(damaged(error.to_string())),
         }
+    }
+
+    /// The layer's uncompressed tar, if this very command made it: its digest is known, and nobody needs to compute it
+    /// once more.
+    pub fn own_tar(&self, layer: &DiffId, lease: &Lease) -> Option<PathBuf> {
+        let tar = self.layer_path(layer).join("tar");
+        lease.has_written(&tar).then_some(tar)
     }
 
     /// The layer's uncompressed tar, where the store has it as a file.

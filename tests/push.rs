@@ -283,6 +283,24 @@ fn a_build_that_fails_names_nothing() {
 }
 
 #[test]
+fn each_repository_gets_each_layer_once() {
+    let (taker, other) = (Arc::new(Taker::default()), Arc::new(Taker::default()));
+    let server = slow_file(Arc::clone(&taker), 1, true);
+    let second = Server::start(move |asked| other.answer(asked));
+    let (env, host) = (TestEnv::new(), server.host());
+    env.write("ctx/f", "text".repeat(1000));
+    env.write("ctx/Dockerfile", format!("FROM scratch\nCOPY f /\nADD http://{host}/slow /\n"));
+    let names = format!("-t {host}/x:1 -t {host}/x:2 -t {}/x:1", second.host());
+    env.build(&format!("{names} --push")).ok().says("pushing layer ").says("to repository 2");
+    for (server, manifests) in [(&server, 2), (&second, 1)] {
+        let asked = server.asked();
+        let puts = |part: &str| asked.iter().filter(|asked| asked.method == "PUT" && asked.path.contains(part)).count();
+        assert_eq!((puts("/blobs/"), puts("/manifests/")), (3, manifests));
+    }
+    drop((server, second));
+}
+
+#[test]
 fn only_layers_of_the_result_go_ahead() {
     let taker = Arc::new(Taker::default());
     let server = slow_file(Arc::clone(&taker), 1, true);

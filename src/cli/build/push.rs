@@ -69,7 +69,7 @@ impl<'j, 'a> Pushes<'j, 'a> {
             outputs: Vec::new(),
             names: Vec::new(),
             steps: BTreeSet::new(),
-            parts: Parts { events: job.reporter, running: Mutex::default() },
+            parts: Parts { events: job.reporter, layers: Mutex::default() },
             queue: Mutex::default(),
             changed: Condvar::new(),
         };
@@ -241,22 +241,37 @@ impl Drop for GoingAhead<'_, '_, '_> {
 /// Shows layers on their way as parts of the build.
 struct Parts<'a> {
     events: &'a dyn EventSink,
-    running: Mutex<HashMap<Digest, Instant>>,
+    layers: Mutex<HashMap<Digest, Shown>>,
+}
+
+/// What is shown of a layer.
+#[derive(Default)]
+struct Shown {
+    /// Since when it moves.
+    since: Option<Instant>,
+    /// To how many repositories it went.
+    times: usize,
 }
 
 impl Transfers for Parts<'_> {
     fn transfer(&self, blob: &Digest, event: Transfer<'_>) {
-        let label = format!("pushing layer {}", &blob.hex()[..12]);
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = layers.entry(*blob).or_default();
+        let label = |times: usize| match times {
+            0 => format!("pushing layer {}", &blob.hex()[..12]),
+            // Each part has a name of its own.
+            times => format!("pushing layer {} to repository {}", &blob.hex()[..12], times + 1),
+        };
         match event {
             // One that broke off, and is sent again at the end of the build, is still shown.
-            Transfer::Begins { .. } if !running.contains_key(blob) => {
-                running.insert(*blob, Instant::now());
-                self.events.event(Event::Began(&label));
+            Transfer::Begins { .. } if shown.since.is_none() => {
+                shown.since = Some(Instant::now());
+                self.events.event(Event::Began(&label(shown.times)));
             }
             Transfer::Done => {
-                let took = running.remove(blob).map(|began| began.elapsed()).unwrap_or_default();
-                self.events.event(Event::Ended(&label, took));
+                let took = shown.since.take().map(|since| since.elapsed()).unwrap_or_default();
+                self.events.event(Event::Ended(&label(shown.times), took));
+                shown.times += 1;
             }
             Transfer::Begins { .. } | Transfer::Exists | Transfer::Moved(_) | Transfer::Mounted { .. } => {}
         }

@@ -123,3 +123,24 @@ fn records_go_by_the_time_of_their_last_use() {
         assert_eq!(store.cache_entries().unwrap().len(), left.len());
     }
 }
+
+#[test]
+fn what_is_known_of_a_layer_stays_as_long_as_somebody_needs_the_layer() {
+    use crate::store::origins::Origin;
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let layer = DiffId(Digest::of(b"layer"));
+    let user = store.lease("boot").unwrap();
+    {
+        let _shared = user.shared().unwrap();
+        user.uses([format!("layers/{}", layer.0.hex())]).unwrap();
+    }
+    let origin = Origin { blob: layer.0, repository: "r.example/x".to_owned() };
+    store.expect_layer(&layer, origin.clone()).unwrap();
+    settle();
+    store.collect(Some(&CachePolicy { all: true, ..CachePolicy::default() })).unwrap();
+    assert_eq!(store.origins(&layer).unwrap(), [origin], "somebody is about to keep an image with it");
+    drop(user);
+    store.collect(None).unwrap();
+    assert_eq!(store.origins(&layer).unwrap(), []);
+}

@@ -10,6 +10,8 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, BufReader, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 
 use libdeflater::{CompressionLvl, Compressor, Crc};
@@ -146,6 +148,7 @@ pub struct Encoder<W: Write> {
     /// Blocks in work, oldest first; bounded, so memory is too.
     pending: VecDeque<Receiver<io::Result<Vec<u8>>>>,
     limit: usize,
+    gently: Option<Arc<AtomicBool>>,
     begun: bool,
     /// Of all plain bytes: what a gzip file ends with.
     crc: Crc,
@@ -165,16 +168,16 @@ impl<W: Write> Encoder<W> {
             block: Vec::new(),
             pending: VecDeque::new(),
             limit,
+            gently: None,
             begun: false,
             crc: Crc::new(),
             length: 0,
         }
     }
 
-    /// The same with half of the pool at most: others need the processors more.
-    pub fn gently(mut self) -> Self {
-        self.limit = self.limit.min(rayon::current_num_threads().div_ceil(2));
-        self
+    /// The same with half of the pool at most, as long as this is true: others need the processors more.
+    pub fn gently(self, gently: Arc<AtomicBool>) -> Self {
+        Self { gently: Some(gently), ..self }
     }
 
     /// Writes what is left; the inner writer.
@@ -208,7 +211,11 @@ impl<W: Write> Encoder<W> {
         if self.limit == 0 {
             return self.out.write_all(&block);
         }
-        if self.pending.len() >= self.limit {
+        let limit = match &self.gently {
+            Some(gently) if gently.load(Ordering::Relaxed) => rayon::current_num_threads().div_ceil(2),
+            _ => self.limit,
+        };
+        while self.pending.len() >= limit {
             self.take_oldest()?;
         }
         let (send, receive) = sync_channel(1);
@@ -356,6 +363,20 @@ mod tests {
                 assert_eq!(small, compressed(&bytes, compression, 700_001), "{compression:?} {size}: pieces show");
             }
         }
+    }
+
+    #[test]
+    fn who_compresses_gently_writes_the_same() {
+        let bytes = sample(9 * GZIP_BLOCK);
+        let gently = Arc::new(AtomicBool::new(true));
+        let mut encoder = Encoder::new(Vec::new(), Compression::GZIP).gently(Arc::clone(&gently));
+        for (number, piece) in bytes.chunks(GZIP_BLOCK).enumerate() {
+            encoder.write_all(piece).unwrap();
+            let half = rayon::current_num_threads().div_ceil(2);
+            assert!(number >= 5 || encoder.pending.len() <= half, "more than half of the pool is taken");
+            gently.store(number < 4, Ordering::Relaxed);
+        }
+        assert_eq!(encoder.finish().unwrap(), compressed(&bytes, Compression::GZIP, 1 << 20));
     }
 
     /// Readers that stop after the first member see all, noise is stored as it is, and other programs agree.

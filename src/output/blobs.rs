@@ -7,6 +7,9 @@
 use std::fs::File;
 use std::io::{self, BufReader};
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use super::OutputError;
 use crate::digest::DiffId;
 use crate::image::manifest::{Descriptor, Encoding, Family, Kind};
@@ -16,14 +19,14 @@ use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
 
 /// What an output wants of layers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Wish {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wish<'a> {
     pub(super) compression: Compression,
     /// Blobs from outside are compressed anew, or unpacked.
     pub(super) force: bool,
     pub(super) family: Family,
-    /// Others need the processors more than compressing does.
-    pub(super) gentle: bool,
+    /// As long as this is true others need the processors more than compressing does.
+    pub(super) gently: Option<&'a Arc<AtomicBool>>,
 }
 
 /// A layer in the form that was wished for.
@@ -48,9 +51,9 @@ pub(super) fn layer_blob(
     lease: &Lease,
     layer: &DiffId,
     listed: &Descriptor,
-    wish: Wish,
+    wish: Wish<'_>,
 ) -> Result<LayerBlob, OutputError> {
-    let Wish { compression, force, family, gentle } = wish;
+    let Wish { compression, force, family, gently } = wish;
     // Made here, or saved without compression: there is no blob whose digest anyone knows.
     let uncompressed = listed.digest == layer.0;
     if !uncompressed && !force {
@@ -77,7 +80,7 @@ pub(super) fn layer_blob(
         Compression::Gzip(_) => Encoding::Gzip,
         Compression::Zstd(_) => Encoding::Zstd,
     };
-    let KnownBlob { digest, size, .. } = compressed(store, lease, layer, compression, encoding, gentle)?;
+    let KnownBlob { digest, size, .. } = compressed(store, lease, layer, compression, encoding, gently)?;
     let descriptor = Descriptor::new(family.layer(encoding), digest, size);
     Ok(LayerBlob { descriptor, source: Source::Stored })
 }
@@ -88,7 +91,7 @@ pub(super) fn absent_blob(
     lease: &Lease,
     layer: &DiffId,
     listed: &Descriptor,
-    wish: Wish,
+    wish: Wish<'_>,
 ) -> Result<Option<Descriptor>, StoreError> {
     let Some(Kind::Layer(encoding)) = Kind::of(&listed.media_type).filter(|_| !wish.force) else { return Ok(None) };
     let uncompressed = listed.digest == layer.0;
@@ -124,14 +127,17 @@ fn compressed(
     layer: &DiffId,
     compression: Compression,
     encoding: Encoding,
-    gentle: bool,
+    gently: Option<&Arc<AtomicBool>>,
 ) -> Result<KnownBlob, OutputError> {
     if let Some(blob) = known_compressed(store, lease, layer, compression)? {
         return Ok(blob);
     }
     let failed = |source| OutputError::Compress { layer: *layer, source };
     let encoder = Encoder::new(store.blob_writer(lease)?, compression);
-    let mut encoder = if gentle { encoder.gently() } else { encoder };
+    let mut encoder = match gently {
+        Some(gently) => encoder.gently(Arc::clone(gently)),
+        None => encoder,
+    };
     match store.own_tar(layer, lease) {
         Some(tar) => {
             let plain = File::open(&tar).map_err(OutputError::io("open", &tar))?;

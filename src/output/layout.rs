@@ -84,10 +84,10 @@ impl Content<'_> {
         let family = self.output.family.unwrap_or_else(|| image.manifest.family());
         // `docker save` unpacks what it saves; whoever asks for a compression gets it.
         let wish = match self.output.compression {
-            None if docker => Wish { compression: Compression::None, force: true, family, gentle: false },
+            None if docker => Wish { compression: Compression::None, force: true, family, gently: None },
             compression => {
                 let compression = compression.unwrap_or(Compression::GZIP);
-                Wish { compression, force: self.output.force_compression, family, gentle: false }
+                Wish { compression, force: self.output.force_compression, family, gently: None }
             }
         };
         let mut layers = Vec::with_capacity(image.diff_ids.len());

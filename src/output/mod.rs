@@ -357,7 +357,7 @@ pub fn compress(
     wish: (Compression, bool, Family),
 ) -> Result<Vec<Descriptor>, OutputError> {
     let (compression, force, family) = wish;
-    let wish = blobs::Wish { compression, force, family, gentle: false };
+    let wish = blobs::Wish { compression, force, family, gently: None };
     let one = |(layer, listed)| match blobs::absent_blob(store, lease, layer, listed, wish)? {
         Some(blob) => Ok(blob),
         None => Ok(blobs::layer_blob(store, lease, layer, listed, wish)?.descriptor),

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::blobs::{LayerBlob, Source, Wish, absent_blob, known_compressed, layer_blob};
@@ -77,12 +77,12 @@ impl Target<'_> {
         Ok(())
     }
 
-    fn wish(&self, usual: Family) -> Wish {
+    fn wish(&self, usual: Family) -> Wish<'_> {
         Wish {
             compression: self.compression.unwrap_or(Compression::GZIP),
             force: self.force,
             family: self.family.unwrap_or(usual),
-            gentle: false,
+            gently: None,
         }
     }
 }
@@ -117,11 +117,18 @@ pub fn reads_trees(
 
 /// Layers that are on their way to registries, or there. Each is made ready once, and goes once to each repository: who
 /// comes second waits for the first.
-#[derive(Default)]
 pub struct Layers {
     known: Mutex<Vec<(LayerKey, Arc<Mutex<LayerState>>)>>,
     /// Held while one is made ready ahead of its image: one at a time.
     ahead: Mutex<()>,
+    /// What is made ready ahead of its image takes half of the processors.
+    gently: Arc<AtomicBool>,
+}
+
+impl Default for Layers {
+    fn default() -> Self {
+        Self { known: Mutex::default(), ahead: Mutex::default(), gently: Arc::new(AtomicBool::new(true)) }
+    }
 }
 
 /// A layer in the form that is sent: of two manifests that list it differently there are two.
@@ -135,6 +142,11 @@ struct LayerState {
 }
 
 impl Layers {
+    /// From now on nobody else needs the processors.
+    pub fn hurry(&self) {
+        self.gently.store(false, Ordering::Relaxed);
+    }
+
     fn state(&self, key: LayerKey) -> Arc<Mutex<LayerState>> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, state)) = known.iter().find(|(known, _)| *known == key) {
@@ -156,7 +168,7 @@ pub fn send_ahead(
     listed: &Descriptor,
     family: Family,
 ) -> Result<(), OutputError> {
-    let wish = Wish { gentle: true, ..target.wish(family) };
+    let wish = Wish { gently: Some(&target.layers.gently), ..target.wish(family) };
     for names in target.repositories().values() {
         // Proof: an entry is made with the first of its names.
         let push = target.registries.push(names[0], target.listener)?;
@@ -230,7 +242,7 @@ fn send_layers(
     image: &OutputImage,
     store: &Store,
     lease: &Lease,
-    wish: Wish,
+    wish: Wish<'_>,
     push: &Push<'_>,
     to: &Reference,
 ) -> Result<Vec<Descriptor>, OutputError> {
@@ -271,7 +283,7 @@ fn send_layer(
     target: &Target<'_>,
     store: &Store,
     lease: &Lease,
-    wish: Wish,
+    wish: Wish<'_>,
     (push, to): (&Push<'_>, &Reference),
     (diff_id, listed): (&DiffId, &Descriptor),
 ) -> Result<Descriptor, OutputError> {
@@ -281,7 +293,8 @@ fn send_layer(
     let ready = match ready {
         Some(ready) => ready,
         None => {
-            let _one = wish.gentle.then(|| target.layers.ahead.lock().unwrap_or_else(PoisonError::into_inner));
+            let ahead = || target.layers.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+            let _one = wish.gently.map(|_| ahead());
             ready.insert(prepare(target, store, lease, diff_id, listed, wish)?)
         }
     };
@@ -299,7 +312,7 @@ fn prepare(
     lease: &Lease,
     diff_id: &DiffId,
     listed: &Descriptor,
-    wish: Wish,
+    wish: Wish<'_>,
 ) -> Result<Ready, OutputError> {
     let absent = absent_blob(store, lease, diff_id, listed, wish)?;
     let gone = absent.is_some();

@@ -167,7 +167,7 @@ const MERGED: [(&str, &str, &str); 13] = [
 fn what_was_looked_up_stays() {
     let mut place = Place::new();
     let image = place.image(Compression::GZIP);
-    let wish = blobs::Wish { compression: Compression::GZIP, force: false, family: Family::Oci, gentle: false };
+    let wish = blobs::Wish { compression: Compression::GZIP, force: false, family: Family::Oci, gently: None };
     let blobs = |place: &Place| -> Vec<Digest> {
         let layers = image.diff_ids.iter().zip(&image.manifest.layers);
         let blob = |(layer, listed)| blobs::layer_blob(&place.store, &place.lease, layer, listed, wish).unwrap();

@@ -27,7 +27,7 @@ use crate::plan::step::{Stack, StepId};
 use crate::registry::pull::{Transfer, Transfers};
 use crate::solve::Solved;
 
-/// Layers that go ahead at once, of those that are ready: steps need the processors more.
+/// Layers that go ahead at once: steps need the processors more.
 const AT_ONCE: usize = 2;
 
 /// What is pushed of a build: layers of the result go ahead while later steps run.
@@ -234,6 +234,7 @@ pub(super) struct GoingAhead<'p, 'j, 'a>(&'p Pushes<'j, 'a>);
 impl Drop for GoingAhead<'_, '_, '_> {
     fn drop(&mut self) {
         self.0.queue().closed = true;
+        self.0.outputs.iter().for_each(|(_, layers)| layers.hurry());
         self.0.changed.notify_all();
     }
 }

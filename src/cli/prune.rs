@@ -43,7 +43,7 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
     if store.path("trees.format").exists() {
         find::enter_ids(settings)?;
     }
-    drop(find::lease(&store, settings)?);
+    find::clear(&store, settings)?;
     let mut out = stdout();
     if args.everything {
         if store.is_busy().map_err(anyhow::Error::from)? {
@@ -56,9 +56,24 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
         return Ok(ExitCode::SUCCESS);
     }
     let now = find::now();
-    let mut untagged_any = false;
+    let before = args.filters.iter().find_map(|filter| match filter {
+        PruneFilter::Until(until) => {
+            let seconds = u64::try_from(until.seconds(now)).unwrap_or(0);
+            Some(UNIX_EPOCH + Duration::from_secs(seconds))
+        }
+        PruneFilter::Label { .. } => None,
+    });
+    let policy = CachePolicy { all: args.all, before, keep: args.keep_storage };
+    let (mut untagged_any, mut freed) = (false, 0);
     if images {
-        let gone = prune_images(&store, args, now)?;
+        let gone = match prune_images(&store, args, now) {
+            // The list of images is written anew, which takes room: the cache makes some.
+            Err(failure) if cache && !labels && is_full_disk(&failure) => {
+                freed += store.collect(Some(&policy)).map_err(anyhow::Error::from)?.freed;
+                prune_images(&store, args, now)?
+            }
+            gone => gone?,
+        };
         untagged_any = !gone.is_empty();
         if untagged_any {
             writeln!(out, "Deleted Images:")?;
@@ -71,14 +86,6 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
             writeln!(out, "deleted: {}", image.id)?;
         }
     }
-    let before = args.filters.iter().find_map(|filter| match filter {
-        PruneFilter::Until(until) => {
-            let seconds = u64::try_from(until.seconds(now)).unwrap_or(0);
-            Some(UNIX_EPOCH + Duration::from_secs(seconds))
-        }
-        PruneFilter::Label { .. } => None,
-    });
-    let policy = CachePolicy { all: args.all, before, keep: args.keep_storage };
     let collected = store.collect((cache && !labels).then_some(&policy)).map_err(anyhow::Error::from)?;
     if !collected.records.is_empty() {
         let blank = if untagged_any { "\n" } else { "" };
@@ -96,7 +103,7 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
     if untagged_any || !collected.records.is_empty() || collected.mounts > 0 {
         writeln!(out)?;
     }
-    writeln!(out, "Total reclaimed space: {}", size::precise(collected.freed))?;
+    writeln!(out, "Total reclaimed space: {}", size::precise(freed + collected.freed))?;
     if collected.stuck > 0 {
         return Err(Failure::Error(anyhow!(
             "{} things could not be removed yet; the next command that can will do it",
@@ -104,6 +111,14 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
         )));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a command failed for want of room on the disk.
+fn is_full_disk(failure: &Failure) -> bool {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    let Failure::Error(error) = failure else { return false };
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| matches!(cause.kind(), StorageFull | QuotaExceeded))
 }
 
 /// Asks, as Docker does.

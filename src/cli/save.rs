@@ -56,7 +56,7 @@ pub(super) fn run(args: &SaveArgs, settings: &Settings) -> Result<ExitCode, Fail
     }
     let cancel = Cancel::new().context("cannot prepare for signals")?;
     cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
-    let mut lease = find::lease(&store, settings)?;
+    let mut lease = find::reading_lease(&store, settings)?;
     lease.heed(&cancel);
     let kind = match args.format {
         ArchiveFormat::Docker => OutputKind::Docker { tar: true },

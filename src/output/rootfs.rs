@@ -31,11 +31,8 @@ impl<'a> RootFs<'a> {
             let index = store.layer_index(layer)?.ok_or_else(|| store.missing(format!("the layer {layer}")))?;
             indexes.push(Arc::new(index));
         }
-        let damaged = |error: crate::layer::index::IndexError| StoreError::Damaged {
-            path: store.path("layers"),
-            why: error.to_string(),
-        };
-        let stack = LayerStack::new(indexes).map_err(damaged)?;
+        let stack =
+            LayerStack::new(indexes).map_err(|error| store.damaged(&store.path("layers"), error.to_string()))?;
         Ok(Self { store, lease, diff_ids, stack })
     }
 

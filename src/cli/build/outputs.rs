@@ -23,8 +23,8 @@ use crate::image::reference::Reference;
 use crate::layer::compress::Compression;
 use crate::output::{self, Output, OutputImage, OutputIndex, Subject};
 use crate::plan::step::Plan;
-use crate::store::base;
 use crate::store::images::ImageRecord;
+use crate::store::{Store, base};
 
 /// Refuses outputs that the planned images cannot be written to.
 pub(super) fn check(args: &BuildArgs, plan: &Plan) -> Result<(), Failure> {
@@ -83,6 +83,12 @@ pub(super) struct Documents {
 }
 
 impl Documents {
+    /// Whether the store has them all, whole: a name alone says nothing of what a disk has done.
+    fn are_here(&self, store: &Store) -> bool {
+        let images = self.images.iter().flat_map(|(_, image, _)| [&image.config_bytes, &image.manifest_bytes]);
+        images.chain(self.index.iter().map(|index| &index.bytes)).all(|bytes| store.has_document(bytes))
+    }
+
     /// Their descriptors.
     pub(super) fn listed(&self) -> Listed {
         let manifests: Vec<Descriptor> = self.images.iter().map(|(.., descriptor)| descriptor.clone()).collect();
@@ -179,9 +185,9 @@ fn keep(job: &Job<'_>, made: &Made, spec: Option<&OutputSpec>) -> Result<Listed,
         (None, [(_, image, _)]) => image.image_id,
         _ => ImageId(listed.descriptor.digest),
     };
-    let images = store.images().map_err(anyhow::Error::from)?;
-    let known = images.iter().find(|known| known.id == id && known.manifest == listed.descriptor.digest);
-    if known.is_some_and(|known| names.iter().all(|name| known.names.contains(name))) {
+    let known = store.image_by_manifest(&listed.descriptor.digest).map_err(anyhow::Error::from)?;
+    let named = |known: &ImageRecord| known.id == id && names.iter().all(|name| known.names.contains(name));
+    if known.as_ref().is_some_and(named) && documents.are_here(store) {
         return Ok(listed);
     }
     // Of a known image too: what nobody names may be collected until this lease lists it.

@@ -50,7 +50,7 @@ fn compare(args: &DiffArgs, settings: &Settings) -> Result<Report, Failure> {
             find::enter_ids(settings)?;
         }
     }
-    let lease = find::lease(&store, settings)?;
+    let lease = find::reading_lease(&store, settings)?;
     let (a, b) = (Side { store: &store, lease: &lease, image: a }, Side { store: &store, lease: &lease, image: b });
     let names = [args.a.clone(), args.b.clone()];
     let contents = [records[0].content, records[1].content];

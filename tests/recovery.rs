@@ -281,7 +281,7 @@ fn a_full_disk_leaves_no_half_of_an_output() {
         if "$RB" build -o out/local ctx 2>said; then echo 'local did not fail'; fi
         grep -q 'No space left on device' said && grep -q out/local said || { echo local; cat said; }
         rm -r out/local
-        if "$RB" build --iidfile out/id --metadata-file out/full -o type=oci,tar=false,dest=out/layout ctx 2>said; then
+        if "$RB" build --iidfile out/id --metadata-file out/full -o type=oci,tar=false,compression=uncompressed,dest=out/layout ctx 2>said; then
             echo 'layout did not fail'; fi
         grep -q 'No space left on device' said && grep -q out/layout said || { echo layout; cat said; }
         find store/tmp store/leases store/trash -mindepth 1

@@ -64,16 +64,9 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
         PruneFilter::Label { .. } => None,
     });
     let policy = CachePolicy { all: args.all, before, keep: args.keep_storage };
-    let (mut untagged_any, mut freed) = (false, 0);
+    let mut untagged_any = false;
     if images {
-        let gone = match prune_images(&store, args, now) {
-            // The list of images is written anew, which takes room: the cache makes some.
-            Err(failure) if cache && !labels && is_full_disk(&failure) => {
-                freed += store.collect(Some(&policy)).map_err(anyhow::Error::from)?.freed;
-                prune_images(&store, args, now)?
-            }
-            gone => gone?,
-        };
+        let gone = prune_images(&store, args, now)?;
         untagged_any = !gone.is_empty();
         if untagged_any {
             writeln!(out, "Deleted Images:")?;
@@ -103,7 +96,7 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
     if untagged_any || !collected.records.is_empty() || collected.mounts > 0 {
         writeln!(out)?;
     }
-    writeln!(out, "Total reclaimed space: {}", size::precise(freed + collected.freed))?;
+    writeln!(out, "Total reclaimed space: {}", size::precise(collected.freed))?;
     if collected.stuck > 0 {
         return Err(Failure::Error(anyhow!(
             "{} things could not be removed yet; the next command that can will do it",
@@ -111,14 +104,6 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
         )));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Whether a command failed for want of room on the disk.
-fn is_full_disk(failure: &Failure) -> bool {
-    use io::ErrorKind::{QuotaExceeded, StorageFull};
-    let Failure::Error(error) = failure else { return false };
-    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
-    causes.any(|cause| matches!(cause.kind(), StorageFull | QuotaExceeded))
 }
 
 /// Asks, as Docker does.

@@ -23,7 +23,7 @@ pub(super) fn run(args: &RmiArgs, settings: &Settings) -> Result<ExitCode, Failu
     for name in &args.images {
         match remove(&store, name, args.force) {
             Ok(()) => {}
-            Err(Failure::Error(error)) => failures.push(error.to_string()),
+            Err(Failure::Error(error)) => failures.push(format!("{error:#}")),
             Err(other) => return Err(other),
         }
     }

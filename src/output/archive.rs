@@ -167,8 +167,13 @@ impl ArchiveWriter {
     ) -> Result<(), OutputError> {
         self.header(name, EntryType::Regular, 0o644, size)?;
         let written = {
-            let mut out = Counted { out: self.sink.buffered(), written: 0 };
-            write(&mut out)?;
+            let mut out = Counted::new(self.sink.buffered());
+            let done = write(&mut out);
+            // Whoever copies to it may take it for what is copied.
+            if let Some(error) = out.error {
+                return Err(self.sink.failed()(error));
+            }
+            done?;
             out.flush().map_err(self.sink.failed())?;
             out.written
         };
@@ -204,14 +209,29 @@ impl ArchiveWriter {
     }
 }
 
-struct Counted<W> {
+/// Counts what is written, and keeps the error that stopped it: a copy does not tell which side failed.
+pub(super) struct Counted<W> {
     out: W,
     written: u64,
+    pub(super) error: Option<io::Error>,
+}
+
+impl<W> Counted<W> {
+    pub(super) fn new(out: W) -> Self {
+        Self { out, written: 0, error: None }
+    }
 }
 
 impl<W: Write> Write for Counted<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
+        let written = match self.out.write(bytes) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                let kept = error.raw_os_error().map_or(error.kind().into(), io::Error::from_raw_os_error);
+                self.error = Some(kept);
+                return Err(error);
+            }
+            other => other?,
+        };
         self.written += written as u64;
         Ok(written)
     }

@@ -6,6 +6,7 @@
 //! the file is damaged or lost: names stand nowhere else. The next change writes both again.
 
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 
 use serde::{Deserialize, Serialize};
 
@@ -222,7 +223,16 @@ impl Store {
         let document = serde_json::to_vec(&Document { version: VERSION, images });
         let bytes = document.map_err(|error| StoreError::io("write", &path)(error.into()))?;
         let bytes = with_sum(bytes);
-        self.replace(&path, &bytes)?;
+        match self.replace(&path, &bytes) {
+            // On a full disk the copy is what makes room: else no name could be taken away there.
+            Err(StoreError::Io { source, .. })
+                if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+                    && std::fs::remove_file(self.path(COPY)).is_ok() =>
+            {
+                self.replace(&path, &bytes)?;
+            }
+            other => other?,
+        }
         // Not waited for: the file itself is on the disk now. No copy is better than an old one.
         if self.replace_later(&self.path(COPY), &bytes).is_err() {
             drop(std::fs::remove_file(self.path(COPY)));

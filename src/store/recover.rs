@@ -19,6 +19,7 @@ use crate::digest::{DiffId, Digest, HashingReader};
 use crate::layer::entry_ref::KindRef;
 use crate::layer::index::{LayerIndex, Origin};
 use crate::layer::scan::scan;
+use crate::layer::write::{Body, LayerWriter};
 use crate::layer::{compress, data};
 use crate::sys::root_dir::RootDir;
 
@@ -74,8 +75,14 @@ impl Store {
         }
         let folder = self.path("layers").join(layer.0.hex());
         let of = |tar: Box<dyn io::Read + Send>| scan(tar).ok().filter(|index| index.diff_id() == *layer);
-        let tar = open_if_there(&folder.join("tar"))?;
-        let mut found = tar.and_then(|tar| of(Box::new(io::BufReader::with_capacity(1 << 20, tar))));
+        let mut found = None;
+        if let Some(tar) = open_if_there(&folder.join("tar"))? {
+            let copy = tar.try_clone().map_err(StoreError::io("open the tar in", &folder))?;
+            found = of(Box::new(io::BufReader::with_capacity(1 << 20, copy)));
+            // What was made here says so: other forms of it can be made.
+            let made = found.as_ref().and_then(|index| written_again(index, &tar));
+            found = made.filter(|index| index.diff_id() == *layer).or(found);
+        }
         for blob in self.layer_blobs(layer)?.iter().filter(|blob| self.has_blob(&blob.digest)) {
             if found.is_none() {
                 found = compress::decompress(Box::new(self.open_blob(&blob.digest)?)).ok().and_then(of);
@@ -152,6 +159,19 @@ impl Store {
     }
 }
 
+/// The index that rbuild's own writer makes of the entries of a tar.
+fn written_again(index: &LayerIndex, tar: &File) -> Option<LayerIndex> {
+    let mut writer = LayerWriter::new(io::sink());
+    for (position, entry) in index.entries().enumerate() {
+        let body = match entry.kind {
+            KindRef::File { .. } => Body::Reader(data::from_tar(index, position, tar).ok()?),
+            _ => Body::None,
+        };
+        writer.push(&mut entry.to_entry(), body).ok()?;
+    }
+    writer.finish().ok().map(|(_, index)| index)
+}
+
 /// Whether a file holds such a value.
 fn parses<T: serde::de::DeserializeOwned>(path: &Path) -> Result<bool, StoreError> {
     Ok(read(path)?.is_some_and(|bytes| serde_json::from_slice::<T>(&bytes).is_ok()))
@@ -177,7 +197,6 @@ fn digest_of(path: &Path) -> Result<Digest, StoreError> {
 mod tests {
     use super::*;
     use crate::layer::sample;
-    use crate::layer::write::{Body, LayerWriter};
     use crate::store::layers::Form;
     use std::fs;
 
@@ -240,6 +259,9 @@ mod tests {
             let left = ["tar", "tree"].into_iter().filter(|form| store.path(&name).join(form).exists());
             assert_eq!(left.collect::<Vec<_>>(), stays, "{broken:?}");
             assert_eq!(store.has_layer(&id), !stays.is_empty());
+            if let Some(index) = store.layer_index(&id).unwrap() {
+                assert!(matches!(index.origin(), Origin::Made { .. }), "{broken:?}: it was made here");
+            }
         }
     }
 

@@ -169,7 +169,7 @@ impl Bench {
         assert!(matches!(run.code, Some(0 | 1)), "{shown}\n{}", run.shown());
         assert!(!run.stderr.contains("panicked"), "{shown}\n{}", run.shown());
         if run.code == Some(1) {
-            let names_it = run.stderr.contains("/store") || run.stderr.contains("No such image");
+            let names_it = run.stderr.contains("/store") || run.stderr.contains("such image");
             assert!(names_it, "{shown}: it does not say what is damaged\n{}", run.shown());
         } else if line.starts_with("build") {
             let found = (run.image(), run.content());
@@ -190,6 +190,13 @@ impl Bench {
                     ["not in the store", "No such image", "no image"].iter().any(|text| run.stderr.contains(text));
                 if run.code == Some(1) && lost {
                     self.bring();
+                }
+                for file in ["trees.format", "format"] {
+                    if run.stderr.contains(&format!("its file {file}"))
+                        || run.stderr.contains(&format!("its file \"{file}\""))
+                    {
+                        env.remove(&format!("store/{file}"));
+                    }
                 }
                 if run.code == Some(0) && line.starts_with("inspect") {
                     env.rbuild("save -o saved.tar x packed").ok();
@@ -224,7 +231,9 @@ fn damage_is_found_told_and_healed() {
     let mut cases = Vec::new();
     for (kind, file) in &kinds {
         for damage in DAMAGES {
-            for order in ORDERS {
+            // What a RUN reads of trees nobody hashes (docs/store.md): `inspect --verify` has to come first.
+            let unseen = kind.ends_with("tree/…") || kind.ends_with(": tar");
+            for order in ORDERS.into_iter().filter(|order| !unseen || !order[0].contains("--no-cache")) {
                 cases.push((kind, file, damage, order, random.one_in(4)));
             }
         }

@@ -165,7 +165,7 @@ fn a_killed_command_leaves_a_store_that_works() {
         ),
         victim("save -o saved.tar app:1", &[&here], &["inspect --verify app:1"]),
         victim("tag app:1 again:1", &[&here, &["rmi -f again:1"]], &["inspect --verify again:1 app:1"]),
-        victim("rmi -f app:1", &[&here], &["images"]),
+        victim("rmi -f app:1", &[&here], &["image prune -f"]),
         victim(
             "prune -af",
             &[&away[2..], &here, &["build -t x ctx", "rmi x"]],

@@ -236,13 +236,14 @@ fn on_a_full_disk_room_can_be_made() {
         "$RB" df >/dev/null
         "$RB" prune -f >said || { echo 'prune fails'; cat said; }
         grep -q '^Deleted Images:' said || cat said
+        rm store/rest
         "$RB" build -t x big 2>/dev/null
         fill
         "$RB" prune -af >said || { echo 'prune -a fails'; cat said; }
         grep -q '^untagged: x:latest' said || cat said
         fill
         "$RB" prune --everything -f >said || { echo 'prune --everything fails'; cat said; }
-        rm store/rest
+        [ ! -e store/rest ] || echo 'something is left'
         "$RB" import busybox.tar busybox >/dev/null
         find store/tmp store/leases store/trash -mindepth 1"#,
     )

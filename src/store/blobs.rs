@@ -68,6 +68,25 @@ impl Store {
         Ok(BlobReader { file, path, expected: *digest, hasher: Some(Hasher::new()) })
     }
 
+    /// Copies a blob. Its digest has been checked when this returns; bytes that were written before a mismatch was found
+    /// must not be used.
+    pub fn copy_blob(&self, digest: &Digest, to: &mut dyn Write) -> Result<(), StoreError> {
+        let mut reader = self.open_blob(digest)?;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let read = match reader.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    return Err(self.damaged(&reader.path, "its digest is another one"));
+                }
+                other => other.map_err(StoreError::io("read", &reader.path))?,
+            };
+            if read == 0 {
+                return Ok(());
+            }
+            to.write_all(&buffer[..read]).map_err(StoreError::io("write a copy of", &reader.path))?;
+        }
+    }
+
     /// Reads a small document whole, checked. Larger than `limit` bytes is an error.
     pub fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
         let reader = self.open_blob(digest)?;

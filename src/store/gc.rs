@@ -351,8 +351,8 @@ impl Store {
                 }
             }
         }
-        Self::open(self.root())?;
         let stuck = self.empty_trash()?;
+        Self::open(self.root())?;
         let freed = before.saturating_sub(measure(self.root()).total);
         Ok(Collected { freed, stuck, ..Collected::default() })
     }

@@ -40,7 +40,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The folder is a store of another version, or something else.
-    #[error("{} is no store of this version of rbuild (its file \"format\" says {found:?}); choose another folder with --root, or remove it", root.display())]
+    #[error("{} is no store of this version of rbuild (its file \"format\" says {found:?}); choose another folder with --root. If the disk had a fault, remove that file", root.display())]
     Format {
         /// The store's root.
         root: PathBuf,

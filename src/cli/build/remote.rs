@@ -125,7 +125,13 @@ impl<'a> Remotes<'a> {
     /// Brings what is not here of a base that is to be kept: all blobs that its manifest lists.
     pub(super) fn complete(&self, base: &BaseImage, events: &dyn EventSink) -> anyhow::Result<()> {
         let images = self.images.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(remote) = images.iter().find(|remote| remote.image.manifest == base.manifest) else { return Ok(()) };
+        let Some(remote) = images.iter().find(|remote| remote.image.manifest == base.manifest) else {
+            // An image of the store has all its layers, unless one was damaged and had to go.
+            let mut gone = base.config.rootfs.diff_ids.iter().filter(|layer| !self.store.has_layer(layer));
+            return gone.next().map_or(Ok(()), |layer| {
+                Err(self.store.missing(format!("the layer {layer} of the base {}", base.name)).into())
+            });
+        };
         let layers = base.layers.iter().zip(&base.config.rootfs.diff_ids);
         let here = |(layer, diff_id): (&Descriptor, &DiffId)| {
             arrived(self.store, self.lease, &Expected { blob: Some((layer.digest, layer.size)), diff_id: *diff_id })

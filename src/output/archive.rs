@@ -6,7 +6,7 @@
 //! pipes, terminals and devices are written to as they are.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -147,6 +147,17 @@ impl ArchiveWriter {
         self.stream(name, bytes.len() as u64, |out| out.write_all(bytes).map_err(failed))
     }
 
+    /// A copy of a file that should have `size` bytes. The kernel does the copying.
+    pub(super) fn copy(&mut self, name: &str, from: &Path, size: u64) -> Result<(), OutputError> {
+        let file = File::open(from).map_err(OutputError::io("open", from))?;
+        self.header(name, EntryType::Regular, 0o644, size)?;
+        let copied = io::copy(&mut (&file).take(size), &mut self.sink.file()).map_err(self.sink.failed())?;
+        if copied != size {
+            return Err(OutputError::Short { what: from.display().to_string(), expected: size, found: copied });
+        }
+        self.pad(size)
+    }
+
     /// A file of exactly `size` bytes that `write` makes.
     pub(super) fn stream(
         &mut self,
@@ -200,7 +211,7 @@ impl ArchiveWriter {
 
 /// Counts what is written, and keeps the error that stopped it: a copy does not tell which side failed.
 pub(super) struct Counted<W> {
-    out: W,
+    pub(super) out: W,
     written: u64,
     pub(super) error: Option<io::Error>,
 }

@@ -5,7 +5,7 @@
 //! its index names the new one only when its blobs are there.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -84,10 +84,10 @@ impl Content<'_> {
         let family = self.output.family.unwrap_or_else(|| image.manifest.family());
         // `docker save` unpacks what it saves; whoever asks for a compression gets it.
         let wish = match self.output.compression {
-            None if docker => Wish { compression: Compression::None, force: true, family },
+            None if docker => Wish { compression: Compression::None, force: true, family, gentle: false },
             compression => {
                 let compression = compression.unwrap_or(Compression::GZIP);
-                Wish { compression, force: self.output.force_compression, family }
+                Wish { compression, force: self.output.force_compression, family, gentle: false }
             }
         };
         let mut layers = Vec::with_capacity(image.diff_ids.len());
@@ -285,14 +285,23 @@ impl Target {
                                 |out| Ok(store.copy_blob(digest, &mut lease.heeding(out))?),
                             )?;
                         }
-                        Blob::Tar(layer, size) => {
-                            archive.stream(&name, *size, |out| Ok(store.write_tar(layer, &mut lease.heeding(out))?))?;
-                        }
+                        Blob::Tar(layer, size) => match store.own_tar(layer, lease) {
+                            Some(tar) => archive.copy(&name, &tar, *size)?,
+                            None => archive
+                                .stream(&name, *size, |out| Ok(store.write_tar(layer, &mut lease.heeding(out))?))?,
+                        },
                     }
                 }
                 archive.finish()
             }
             Self::Folder(folder) => {
+                let document = |name: &String, bytes: &Vec<u8>| put(&folder, name, |out| whole(out, bytes));
+                // `index.json` is the last by its place, not by its name: with it the image appears. The others come
+                // first: what fails halfway leaves a layout, which the next try takes.
+                let (index, others): (Vec<_>, Vec<_>) = documents.iter().partition(|(name, _)| *name == "index.json");
+                for (name, bytes) in others {
+                    document(name, bytes)?;
+                }
                 let place = folder.join("blobs/sha256");
                 fs::create_dir_all(&place).map_err(OutputError::io("make", &place))?;
                 for (digest, blob) in blobs {
@@ -305,8 +314,16 @@ impl Target {
                     if fs::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == *size) {
                         continue;
                     }
-                    put(&folder, &blob_name(digest), |out| match blob {
-                        Blob::Tar(layer, _) => {
+                    let own = match blob {
+                        Blob::Tar(layer, _) => store.own_tar(layer, lease),
+                        _ => None,
+                    };
+                    put(&folder, &blob_name(digest), |out| match (blob, own) {
+                        (_, Some(tar)) => {
+                            let mut tar = File::open(&tar).map_err(OutputError::io("open", &tar))?;
+                            io::copy(&mut tar, &mut out.out).map(drop).map_err(OutputError::io("write", &path))
+                        }
+                        (Blob::Tar(layer, _), None) => {
                             let mut out = io::BufWriter::with_capacity(1 << 20, out);
                             store.write_tar(layer, &mut lease.heeding(&mut out))?;
                             out.flush().map_err(OutputError::io("write", &path))
@@ -314,12 +331,7 @@ impl Target {
                         _ => Ok(store.copy_blob(digest, &mut lease.heeding(out))?),
                     })?;
                 }
-                // `index.json` is the last by its place, not by its name: with it the image appears.
-                let (index, others): (Vec<_>, Vec<_>) = documents.iter().partition(|(name, _)| *name == "index.json");
-                for (name, bytes) in others.into_iter().chain(index) {
-                    put(&folder, name, |out| whole(out, bytes))?;
-                }
-                Ok(())
+                index.into_iter().try_for_each(|(name, bytes)| document(name, bytes))
             }
         }
     }
@@ -333,7 +345,7 @@ fn whole(out: &mut dyn Write, bytes: &[u8]) -> Result<(), OutputError> {
 fn put(
     folder: &Path,
     name: &str,
-    write: impl FnOnce(&mut dyn Write) -> Result<(), OutputError>,
+    write: impl FnOnce(&mut Counted<&mut File>) -> Result<(), OutputError>,
 ) -> Result<(), OutputError> {
     let path = folder.join(name);
     let mut file = tempfile::Builder::new()

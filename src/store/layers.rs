@@ -54,18 +54,6 @@ pub struct KnownBlob {
     pub encoder: Option<String>,
 }
 
-/// A repository of a registry that has a blob of a layer: from there other repositories can mount it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
-    /// The blob.
-    pub blob: Digest,
-    /// Registry and repository: `docker.io/library/nginx`.
-    pub repository: String,
-}
-
-/// Origins that are kept for a layer.
-const MOST_ORIGINS: usize = 16;
-
 #[derive(Debug, Serialize, Deserialize)]
 struct EpochOf {
     of: DiffId,
@@ -192,7 +180,10 @@ impl Store {
         };
         lease.will_make(&name)?;
         match fs::rename(&folder, &place) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                lease.wrote(place.join(form_name));
+                return Ok(());
+            }
             Err(error) if !place.is_dir() => return Err(StoreError::io("rename into place", &place)(error)),
             Err(_) => {}
         }
@@ -224,13 +215,8 @@ impl Store {
 
     /// The compressed blobs known to hold the layer.
     pub fn layer_blobs(&self, layer: &DiffId) -> Result<Vec<KnownBlob>, StoreError> {
-        self.list_beside(layer, "blobs")
-    }
-
-    /// A list in the folder of a layer. One that cannot be read says nothing: what is only known from there is looked for
-    /// elsewhere, and missed if it is nowhere.
-    fn list_beside<T: serde::de::DeserializeOwned>(&self, layer: &DiffId, name: &str) -> Result<Vec<T>, StoreError> {
-        let path = self.layer_path(layer).join(name);
+        // One that cannot be read says nothing: what is known from there alone is missed by whoever needs it.
+        let path = self.layer_path(layer).join("blobs");
         let Some(bytes) = read_if_there(&path)? else { return Ok(Vec::new()) };
         Ok(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
             drop(self.damaged(&path, error.to_string()));
@@ -247,24 +233,6 @@ impl Store {
         blobs.push(blob);
         let path = self.layer_path(layer).join("blobs");
         let bytes = serde_json::to_vec(&blobs).map_err(|error| self.damaged(&path, error.to_string()))?;
-        self.replace(&path, &bytes)
-    }
-
-    /// Repositories that are known to have a blob of the layer, the latest last.
-    pub fn origins(&self, layer: &DiffId) -> Result<Vec<Origin>, StoreError> {
-        self.list_beside(layer, "origins")
-    }
-
-    /// Remembers one more, for a layer that is here.
-    pub fn add_origin(&self, layer: &DiffId, origin: Origin) -> Result<(), StoreError> {
-        let mut origins = self.origins(layer)?;
-        if origins.contains(&origin) || !self.has_layer(layer) {
-            return Ok(());
-        }
-        origins.push(origin);
-        let from = origins.len().saturating_sub(MOST_ORIGINS);
-        let path = self.layer_path(layer).join("origins");
-        let bytes = serde_json::to_vec(&origins[from..]).map_err(|error| self.damaged(&path, error.to_string()))?;
         self.replace(&path, &bytes)
     }
 
@@ -328,6 +296,13 @@ impl Store {
     /// What an error in reading a layer says: that its bytes are wrong, or that they could not be had.
     fn unreadable(&self, path: &Path, error: io::Error) -> StoreError {
         if is_damage(&error) { self.damaged(path, error.to_string()) } else { StoreError::io("read", path)(error) }
+    }
+
+    /// The layer's uncompressed tar, if this very command made it: its digest is known, and nobody needs to compute it
+    /// once more.
+    pub fn own_tar(&self, layer: &DiffId, lease: &Lease) -> Option<PathBuf> {
+        let tar = self.layer_path(layer).join("tar");
+        lease.has_written(&tar).then_some(tar)
     }
 
     /// The layer's uncompressed tar, where the store has it as a file.

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use super::layers::{KnownBlob, Origin as Known};
+use super::layers::KnownBlob;
 use super::layout::{Store, StoreError, open_if_there};
 use super::lease::Lease;
 use super::verify::layer_content;
@@ -31,7 +31,7 @@ impl Store {
         for suspect in suspects {
             // Each form of a layer is used by itself: a right tar says nothing of the tree beside it.
             let layer = suspect.strip_prefix("layers/").and_then(Digest::from_hex).map(DiffId);
-            let forms = if layer.is_some() { &["tar", "tree", "blobs", "epoch", "origins", ""][..] } else { &[""] };
+            let forms = if layer.is_some() { &["tar", "tree", "blobs", "epoch", ""][..] } else { &[""] };
             if let Some(layer) = layer {
                 self.restore_index(&layer)?;
             }
@@ -107,7 +107,6 @@ impl Store {
                 }
             }
             (("layers", _), _) if form == Some("blobs") => parses::<Vec<KnownBlob>>(path)?,
-            (("layers", _), _) if form == Some("origins") => parses::<Vec<Known>>(path)?,
             (("layers", layer), _) if form == Some("epoch") => {
                 Digest::from_hex(layer).is_some_and(|layer| self.source_of_epoch(&DiffId(layer)).is_ok())
             }
@@ -243,7 +242,7 @@ mod tests {
             (vec!["index"], vec![], vec!["tar", "tree"]),
             (vec!["index", "tree/f"], vec!["/tree"], vec!["tar"]),
             (vec!["index", "tar"], vec!["/tar", "/tree", ""], vec![]),
-            (vec!["blobs", "origins"], vec!["/blobs", "/origins"], vec!["tar", "tree"]),
+            (vec!["blobs"], vec!["/blobs"], vec!["tar", "tree"]),
         ] {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(folder.path()).unwrap();

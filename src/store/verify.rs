@@ -2,7 +2,8 @@
 //!
 //! In: an [`ImageRecord`]. Out: what is wrong, in words; nothing when all is right. What always holds: every byte that
 //! belongs to the image is read and digested: its documents, the blobs of its layers, the tar of each layer in whichever
-//! form it is kept, and the files of its trees. What is damaged is noted, and the next command removes it.
+//! form it is kept, and the files of its trees. What is damaged is noted, and the next command removes it. A layer that is
+//! not here, but known to be in a registry, is no damage.
 
 use std::io;
 use std::sync::Arc;
@@ -62,8 +63,13 @@ fn image_problems(
     let mut contents: Vec<ContentDigest> = Vec::new();
     let diff_ids = &image.config.rootfs.diff_ids;
     for (number, (layer, blob)) in diff_ids.iter().zip(&image.layers).enumerate() {
-        if blob.digest != layer.0 {
+        // What its registry has is not lost.
+        let elsewhere = store.lacks(layer, &blob.digest) && !store.origins_of_blob(layer, &blob.digest)?.is_empty();
+        if blob.digest != layer.0 && !elsewhere {
             problems.extend(blob_problem(store, layer, blob)?);
+        }
+        if elsewhere && !store.has_layer(layer) {
+            continue;
         }
         match layer_content(store, lease, layer)? {
             Ok(content) => contents.push(content),

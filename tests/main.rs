@@ -12,6 +12,7 @@ mod cases;
 mod changing;
 mod concurrent;
 mod conformance;
+mod damage;
 mod decisions;
 mod differential;
 mod explain;

@@ -384,9 +384,7 @@ impl Job<'_> {
         let gone = self.store.recover(self.lease, suspects).map_err(anyhow::Error::from)?;
         self.store.forget().map_err(anyhow::Error::from)?;
         if !gone.is_empty() {
-            let note =
-                format!("the machine went down during a build: {} damaged files of the store were removed", gone.len());
-            self.reporter.event(Event::Note(&note));
+            self.reporter.event(Event::Note(&find::removed_damage(gone.len())));
         }
         Ok(())
     }

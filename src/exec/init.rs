@@ -15,11 +15,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::root::{self, failed};
 use super::wire::{Failure, Order, Report};
-use super::{MountSource, ProcessSpec, probe, shell};
+use super::{MountSource, ProcessSpec, network, probe, shell};
 use crate::plan::limits::{Security, Ulimit};
 use crate::sys::namespace::unshare;
 use crate::sys::process::{self, DEFAULT_CAPABILITIES, Forked, end, exec, fork};
@@ -48,6 +48,7 @@ pub fn init_main() -> ! {
         Some(word) if word == probe::ARGUMENT => {
             probe::init(arguments.next().map(PathBuf::from).as_deref(), std::io::stdout().lock())
         }
+        Some(word) if word == network::ARGUMENT => network::keep(arguments),
         _ => supervise().map(|never| match never {}),
     };
     end(i32::from(said.is_err()))
@@ -61,6 +62,15 @@ fn supervise() -> Result<Infallible, std::io::Error> {
     rustix::process::setsid()?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let order = Order::receive(&control)?;
+    if order.network_follows {
+        let (_, network) = shell::receive(&control, &mut [0])?;
+        let network = network.ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        let joined = rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network));
+        if let Err(errno) = joined {
+            Report::Failed(failed("setns", "the private network")(errno.into())).send(&control)?;
+            end(1)
+        }
+    }
     process::join_own_keyring();
     let first =
         unshare(UnshareFlags::NEWPID).map_err(failed("unshare", "")).and_then(|()| fork().map_err(failed("fork", "")));
@@ -262,6 +272,12 @@ fn become_command(order: &Order, limit: Option<Rlimit>, terminal: Option<OwnedFd
     };
     process::limit_bounding_set(capabilities).map_err(failed("drop capabilities", ""))?;
     process::clear_inheritable().map_err(failed("capset", ""))?;
+    if order.process.linux32 {
+        process::tell_32_bits().map_err(failed("personality", ""))?;
+    }
+    if order.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).map_err(errno("prctl"))?;
+    }
     if !order.seccomp.is_empty() {
         // While this process may do so without giving up set-user-id programs.
         process::filter_calls(&order.seccomp).map_err(failed("seccomp", ""))?;

@@ -2,7 +2,7 @@
 //!
 //! In: a [`RootFs`] (trees, an upper and a work folder) and a [`ProcessSpec`]. Out: what the command wrote, live, and
 //! how it ended ([`Exit`]); its changes are in the upper folder. What always holds: the command sees nothing of this
-//! machine but its network (unless that is off too); when [`run`] returns, or rbuild is killed, every process of the
+//! machine but its network (unless that is off or private); when [`run`] returns, or rbuild is killed, every process of the
 //! command is gone and nothing is mounted; what the sandbox had to put into the file system for its own mounts is gone
 //! from the upper folder.
 //!
@@ -20,6 +20,7 @@ pub mod emulator;
 mod etc;
 mod init;
 mod mounts;
+mod network;
 mod place;
 pub mod probe;
 mod remedy;
@@ -38,6 +39,7 @@ use crate::plan::step::Network;
 pub use init::{init_hook, init_main};
 pub(crate) use mounts::holds_another;
 pub use mounts::{LeftStub, Mount, MountSource, remove_stubs};
+pub use network::PrivateNetwork;
 pub use root::DEFAULT_SHM;
 pub use sandbox::{Sandbox, run};
 pub use shell::Terminal;
@@ -84,6 +86,8 @@ pub struct ProcessSpec {
     pub security: Security,
     /// Its limits for [`setrlimit(2)`](https://man7.org/linux/man-pages/man2/setrlimit.2.html).
     pub ulimits: Vec<Ulimit>,
+    /// The kernel tells it that the machine has 32 bits: it is for the smaller sibling of this machine's architecture.
+    pub linux32: bool,
     /// The control group below which its own is made, from the root of all on.
     pub cgroup_parent: Option<String>,
 }
@@ -152,6 +156,9 @@ pub enum ExecError {
     /// A limit cannot be enforced.
     #[error(transparent)]
     Limit(#[from] cgroup::CgroupError),
+    /// The network that was asked for cannot be had.
+    #[error("RUN cannot have a network of its own (--network private): {0}")]
+    Network(String),
     /// There is no program to give to a person who asked for a shell.
     #[error("the image has no shell: there is neither {} nor /bin/sh in it", .0.join(" "))]
     NoShell(Vec<String>),

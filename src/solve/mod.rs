@@ -42,7 +42,7 @@ use crate::layer::apply::{ApplyError, TreeOptions};
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::WriteError;
 use crate::plan::BaseImage;
-use crate::plan::step::{CopyFrom, CopyOp, Op, Plan, ShellPoint, Stack, Step, StepId};
+use crate::plan::step::{BaseId, CopyFrom, CopyOp, Op, Plan, ShellPoint, Stack, Step, StepId};
 use crate::snapshot::diff::CommitError;
 use crate::store::cache_mounts::CacheName;
 use crate::store::lease::Lease;
@@ -273,7 +273,13 @@ pub fn shell(plan: &Plan, engine: &Engine<'_>, point: &ShellPoint) -> Result<Ins
         // Everything was in the cache: there is one thread still.
         solver.prepare_trees().map_err(ShellError::Place)?;
     }
-    solver.shell(&point.run, &solver.stack(point.stack)).map_err(ShellError::Place)
+    let platform = match point.stack {
+        Stack::Step(StepId(step)) => Some(&plan.steps[step].platform),
+        Stack::Base(BaseId(base)) => Some(&plan.bases[base].platform),
+        Stack::Scratch => None,
+    };
+    let platform = platform.cloned().unwrap_or_default();
+    solver.shell(&point.run, &platform, &solver.stack(point.stack)).map_err(ShellError::Place)
 }
 
 /// The steps whose results a step needs.

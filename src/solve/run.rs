@@ -12,8 +12,9 @@ use super::mask::Held;
 use super::step::{NewLayer, StackState};
 use super::{Cause, Inside, Solver};
 use crate::event::{Event, Stream};
-use crate::exec::{Exit, ProcessSpec, RootFs};
+use crate::exec::{Exit, ProcessSpec, RootFs, emulator};
 use crate::image::accounts;
+use crate::image::platform::Platform;
 use crate::layer::stack::LayerStack;
 use crate::plan::step::{RunOp, StepId};
 use crate::snapshot::diff;
@@ -35,8 +36,9 @@ impl Solver<'_> {
         let engine = self.engine;
         let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
         let view = self.view(below)?;
-        let no_cache = self.plan.steps[id.0].no_cache;
-        let Inside { rootfs, process, held: prepared } = self.prepare(op, below, &view, no_cache)?;
+        let step = &self.plan.steps[id.0];
+        let Inside { rootfs, process, held: prepared } =
+            self.prepare(op, &step.platform, below, &view, step.no_cache)?;
         // The file system's own clock, which is coarser than the system's: files that the command writes are not older.
         let stamp = rootfs.work.with_file_name("began");
         let began = File::create(&stamp)
@@ -91,15 +93,22 @@ impl Solver<'_> {
     }
 
     /// A shell where a stage stands.
-    pub(super) fn shell(&self, op: &RunOp, below: &StackState) -> Result<Inside, Cause> {
-        let inside = self.prepare(op, below, &self.view(below)?, false)?;
+    pub(super) fn shell(&self, op: &RunOp, platform: &Platform, below: &StackState) -> Result<Inside, Cause> {
+        let inside = self.prepare(op, platform, below, &self.view(below)?, false)?;
         Ok(Inside { process: ProcessSpec { args: op.interactive_shell(), ..inside.process }, ..inside })
     }
 
     /// The file system of a command, with nothing changed in it yet, its mounts, and its surroundings.
-    fn prepare(&self, op: &RunOp, below: &StackState, view: &LayerStack, no_cache: bool) -> Result<Inside, Cause> {
+    fn prepare(
+        &self,
+        op: &RunOp,
+        platform: &Platform,
+        below: &StackState,
+        view: &LayerStack,
+        no_cache: bool,
+    ) -> Result<Inside, Cause> {
         let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
-        let mut process = self.process(op, view)?;
+        let mut process = self.process(op, platform, view)?;
         let lower = self.stacks.trees(&below.layers, options)?;
         let folder = self.engine.lease.fresh_path();
         fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
@@ -114,7 +123,7 @@ impl Solver<'_> {
         Ok(Inside { rootfs, process, held })
     }
 
-    fn process(&self, op: &RunOp, view: &LayerStack) -> Result<ProcessSpec, Cause> {
+    fn process(&self, op: &RunOp, platform: &Platform, view: &LayerStack) -> Result<ProcessSpec, Cause> {
         let identity = accounts::user(&op.user, view.file_bytes(b"etc/passwd"), view.file_bytes(b"etc/group"))
             .map_err(|error| Cause::User(error.to_string()))?;
         let mut env = op.env.clone();
@@ -136,6 +145,7 @@ impl Solver<'_> {
             shm_size: op.limits.shm_size,
             security: op.security,
             ulimits: op.limits.ulimits.clone(),
+            linux32: emulator::is_32_bits_here(platform),
             cgroup_parent: op.limits.cgroup_parent.clone(),
         })
     }

@@ -124,6 +124,16 @@ pub fn close_from(first: u32) -> io::Result<()> {
     }
 }
 
+/// Has `uname` say for this process and its children that the machine is one of 32 bits, as their images take it to be.
+pub fn tell_32_bits() -> io::Result<()> {
+    const PER_LINUX32: libc::c_ulong = 8;
+    // SAFETY: it takes a number and changes nothing but what some calls say.
+    match unsafe { libc::personality(PER_LINUX32) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Gives this process a keyring of its own, so that the command does not get at the keys of the user's session.
 /// A kernel or a filter without keyrings has none to protect, and a full quota only means that the old one stays hidden
 /// behind the namespaces: no error.

@@ -42,7 +42,7 @@ use crate::context::local::LocalContext;
 use crate::diagnostic::Diagnostic;
 use crate::dockerfile::{self, ast};
 use crate::event::{Event, EventSink};
-use crate::exec::{self, Sandbox};
+use crate::exec::{self, PrivateNetwork, Sandbox};
 use crate::image::platform::Platform;
 use crate::layer::apply::{Flavour, TreeOptions};
 use crate::plan::limits::{Allowed, RunLimits};
@@ -152,7 +152,13 @@ fn build(
         root: &root,
         session,
         network,
-        sandbox: &Sandbox { resources: args.run.resources.clone(), filter: !args.run.unconfined, ..Sandbox::default() },
+        sandbox: &Sandbox {
+            resources: args.run.resources.clone(),
+            filter: !args.run.unconfined,
+            no_new_privileges: args.run.no_new_privileges,
+            network: args.private_network.then(PrivateNetwork::default),
+            ..Sandbox::default()
+        },
         remotes: &remotes,
     };
     if args.verify_reproducible {

@@ -263,7 +263,7 @@ impl Bench {
         fs::create_dir_all(&upper).expect("upper");
         fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)).expect("mode");
         fs::create_dir_all(&work).expect("work");
-        RootFs { lower: vec![self.lower()], upper, work, mounts: vec![] }
+        RootFs { lower: vec![self.lower()], upper, work, mounts: vec![], copied: false }
     }
 
     fn sh(&self, script: &str) -> Ran {
@@ -613,8 +613,13 @@ fn cancel_ends_everything(bench: &Bench) {
 
 /// The part of the next case that is killed.
 fn run_for_ever(root: &Path, network: Option<PrivateNetwork>) -> ExitCode {
-    let rootfs =
-        RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w"), mounts: vec![] };
+    let rootfs = RootFs {
+        lower: vec![root.join("lower")],
+        upper: root.join("u"),
+        work: root.join("w"),
+        mounts: vec![],
+        copied: false,
+    };
     let marker = fs::read_to_string(root.join("marker")).expect("a marker");
     let cancel = Cancel::new().expect("an event");
     let script =
@@ -648,8 +653,13 @@ fn death_of_rbuild_ends_everything(bench: &Bench) {
 
 /// The part of the next case that gets the signal.
 fn run_until_signal(root: &Path) -> ExitCode {
-    let rootfs =
-        RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w"), mounts: vec![] };
+    let rootfs = RootFs {
+        lower: vec![root.join("lower")],
+        upper: root.join("u"),
+        work: root.join("w"),
+        mounts: vec![],
+        copied: false,
+    };
     let cancel = Cancel::new().expect("an event");
     install_signal_handlers(&cancel).expect("installed");
     let exit = run(
@@ -1111,8 +1121,13 @@ fn run_deleted(root: &Path) -> ExitCode {
     let program = std::env::current_exe().expect("this program");
     fs::remove_file(&program).expect("removed");
     fs::write(&program, "another one").expect("replaced");
-    let rootfs =
-        RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w"), mounts: vec![] };
+    let rootfs = RootFs {
+        lower: vec![root.join("lower")],
+        upper: root.join("u"),
+        work: root.join("w"),
+        mounts: vec![],
+        copied: false,
+    };
     let cancel = Cancel::new().expect("an event");
     match run(&rootfs, &shell("(echo x >> /proc/1/exe) 2>/dev/null || exit 5"), &|_, _| {}, &cancel) {
         Ok(Exit::Code(code)) => ExitCode::from(u8::try_from(code).unwrap_or(255)),

@@ -16,6 +16,7 @@
 //! rbuild-init is this program itself, started anew, since only a process with one thread may do what it does.
 
 pub mod cgroup;
+mod chroot;
 pub mod emulator;
 mod etc;
 mod init;
@@ -44,7 +45,7 @@ pub use root::DEFAULT_SHM;
 pub use sandbox::{Sandbox, run};
 pub use shell::Terminal;
 
-/// The file system of a command: an overlay.
+/// The file system of a command: an overlay, or a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootFs {
     /// Layer trees, topmost first.
@@ -55,7 +56,28 @@ pub struct RootFs {
     pub work: PathBuf,
     /// What else is mounted in it, parents before what lies in them.
     pub mounts: Vec<Mount>,
+    /// `upper` is a copy of all that there is, and becomes the root as it is: there are no lower trees and no mounts.
+    pub copied: bool,
 }
+
+/// How commands are contained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Isolation {
+    /// By namespaces where they are allowed, else, for root, by a root directory.
+    #[default]
+    Auto,
+    /// By namespaces.
+    Namespace,
+    /// By a root directory alone.
+    Chroot,
+}
+
+/// The folders of the image in which a command in a [copy](RootFs::copied) finds the machine's things. Like
+/// [`FILES_PUT_IN`] they are no part of what it leaves.
+pub const FOLDERS_PUT_IN: [&str; 3] = chroot::PLACES;
+
+/// The files that a command finds and no layer holds.
+pub const FILES_PUT_IN: [&str; 3] = ["etc/resolv.conf", "etc/hosts", "etc/hostname"];
 
 /// A command and its surroundings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,4 +200,17 @@ pub enum ExecError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl ExecError {
+    /// Whether this machine does not let this process make namespaces, or mount what the command would see: with a copy
+    /// of its file system it could be run.
+    pub fn is_refusal(&self) -> bool {
+        const CALLS: [&str; 5] = ["unshare", "make private", "mount overlay", "mount tmpfs", "open_tree"];
+        match self {
+            Self::SetUp { what, .. } => CALLS.iter().any(|call| what.starts_with(call)),
+            Self::Spawn { source, .. } => matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES)),
+            _ => false,
+        }
+    }
 }

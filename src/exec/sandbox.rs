@@ -21,7 +21,8 @@ use super::cgroup::{Cgroup, Resources};
 use super::init::{INIT_NAME, NO_SHELL};
 use super::wire::{Order, Report, Stub};
 use super::{
-    ExecError, Exit, LeftStub, MountSource, PrivateNetwork, ProcessSpec, RootFs, etc, place, remedy, seccomp, shell,
+    ExecError, Exit, Isolation, LeftStub, MountSource, PrivateNetwork, ProcessSpec, RootFs, etc, place, remedy,
+    seccomp, shell,
 };
 use crate::event::Stream;
 use crate::plan::limits::Security;
@@ -35,6 +36,8 @@ use crate::sys::namespace::in_initial_user_namespace;
 pub struct Sandbox {
     /// The program that becomes the sandbox's init.
     pub init: PathBuf,
+    /// How commands are contained: whoever makes their file systems goes by it.
+    pub isolation: Isolation,
     /// Limits of memory and processors.
     pub resources: Resources,
     /// Whether commands that are no insecure ones meet the filter of system calls.
@@ -49,7 +52,14 @@ impl Default for Sandbox {
     /// This very program.
     fn default() -> Self {
         let init = PathBuf::from("/proc/self/exe");
-        Self { init, resources: Resources::default(), filter: true, no_new_privileges: false, network: None }
+        Self {
+            init,
+            isolation: Isolation::default(),
+            resources: Resources::default(),
+            filter: true,
+            no_new_privileges: false,
+            network: None,
+        }
     }
 }
 
@@ -237,7 +247,8 @@ fn unwritable(program: &Path) -> io::Result<OwnedFd> {
     };
     match read_only_mount(program) {
         Ok(tree) => return Ok(tree.into()),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {}
+        // EPERM: no mounts are allowed here.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT | libc::EPERM)) => {}
         Err(error) => return Err(error),
     }
     // `/proc/self/exe` leads to a mount of the namespace in which this process began, and it has left that since. By

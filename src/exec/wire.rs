@@ -85,6 +85,7 @@ impl Order {
         out.bytes(rootfs.upper.as_os_str().as_bytes());
         out.bytes(rootfs.work.as_os_str().as_bytes());
         out.list(&rootfs.mounts, Encoder::mount);
+        out.number(u64::from(rootfs.copied));
         let ProcessSpec {
             args,
             env,
@@ -152,6 +153,7 @@ impl Order {
             upper: input.path()?,
             work: input.path()?,
             mounts: input.list(Decoder::mount)?,
+            copied: input.number()? != 0,
         };
         let process = ProcessSpec {
             args: input.list(Decoder::text)?,
@@ -415,6 +417,7 @@ mod tests {
                 ]
                 .map(|source| Mount { target: "/t".into(), read_only: true, source })
                 .to_vec(),
+                copied: true,
             },
             process: ProcessSpec {
                 args: vec!["/bin/sh".into(), "-c".into(), "echo ü\n".into()],

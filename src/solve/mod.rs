@@ -30,6 +30,7 @@ use std::time::{Duration, SystemTime};
 
 pub use self::agent::{Agent, AgentKeys};
 pub use self::mounts::Secret;
+pub use self::run::needs_mounts;
 use crate::context::local::LocalContext;
 use crate::diagnostic::Span;
 use crate::digest::{ContentDigest, DiffId, StackId};
@@ -316,6 +317,8 @@ struct Solver<'a> {
     restarted: Vec<OnceLock<()>>,
     stacks: stacks::Stacks<'a>,
     trees: OnceLock<TreeOptions>,
+    /// Set when namespaces were refused: commands then run in copies.
+    refused: OnceLock<()>,
     /// What RUNs left that failed.
     failed: Mutex<Vec<(StepId, Inside)>>,
     /// The steps whose layers take the times that their sources have now.
@@ -341,6 +344,7 @@ impl<'a> Solver<'a> {
             restarted: (0..count).map(|_| OnceLock::new()).collect(),
             stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events, engine.absent),
             trees: OnceLock::new(),
+            refused: OnceLock::new(),
             failed: Mutex::new(Vec::new()),
             today: OnceLock::new(),
             dated: (0..count).map(|_| OnceLock::new()).collect(),

@@ -184,6 +184,11 @@ pub fn limit_bounding_set(mask: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether this process has CAP_SYS_ADMIN in its user namespace.
+pub fn is_administrator() -> io::Result<bool> {
+    Ok(rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::SYS_ADMIN))
+}
+
 /// Leaves this process, which has the capabilities to do so, with those of `mask`, and nothing to inherit.
 pub fn set_capabilities(mask: u64) -> io::Result<()> {
     let have = rustix::thread::capabilities(None)?;

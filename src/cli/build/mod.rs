@@ -11,6 +11,7 @@ mod checks;
 mod finish;
 mod hints;
 mod input;
+mod isolation;
 mod limit;
 mod load;
 mod outputs;
@@ -31,7 +32,7 @@ pub(super) use self::checks::with_dockerfile;
 use self::checks::{Told, ignored};
 use self::input::{Dockerfile, Root};
 use self::remote::Remotes;
-use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
+use super::args::{BuildArgs, Entitlement, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::find;
 use super::output_spec::OutputSpec;
@@ -58,7 +59,7 @@ use crate::sys::namespace;
 /// Builds.
 pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
-    refuse_later(args)?;
+    isolation::chosen(args, settings)?;
     check_results(args, settings)?;
     shell::check_terminal(args, settings)?;
     // Each of the two builds that are compared has a display of its own, and is forked, which takes one thread.
@@ -125,6 +126,11 @@ fn build(
         return Ok(ExitCode::SUCCESS);
     }
 
+    let isolation = isolation::chosen(args, settings)?;
+    let refused = isolation::refusals(isolation, &plan);
+    if !refused.is_empty() {
+        return Err(told.failure(refused, Some(&built)));
+    }
     outputs::check(args, &plan)?;
     let warnings = told.warnings(more, ignored(&plan, &root, &file)?, &built)?;
 
@@ -153,6 +159,7 @@ fn build(
         session,
         network,
         sandbox: &Sandbox {
+            isolation,
             resources: args.run.resources.clone(),
             filter: !args.run.unconfined,
             no_new_privileges: args.run.no_new_privileges,
@@ -398,14 +405,6 @@ impl Job<'_> {
             _ => Failure::Diagnostics { source, list: vec![diagnostic] },
         }
     }
-}
-
-/// What the command line takes and a build cannot do yet.
-fn refuse_later(args: &BuildArgs) -> Result<(), Failure> {
-    if args.isolation == Isolation::Chroot {
-        return Err(Failure::Usage("not supported yet: --isolation=chroot; RUN needs namespaces".to_owned()));
-    }
-    Ok(())
 }
 
 /// What can be said against names and files of the result before the work, not after it.

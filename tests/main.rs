@@ -18,6 +18,7 @@ mod differential;
 mod explain;
 mod ignore;
 mod images;
+mod isolation;
 mod kill;
 mod layering;
 mod lint;

@@ -188,6 +188,12 @@ impl<'a> Stacks<'a> {
         if let Some(tree) = self.store.chain_tree(name) {
             return Ok(tree);
         }
+        let tree = self.flatten(layers, options)?;
+        Ok(self.store.put_chain_tree(self.lease, name, &tree)?)
+    }
+
+    /// A new folder with what is seen through `layers`, for the caller alone.
+    pub(super) fn flatten(&self, layers: &[DiffId], options: &TreeOptions) -> Result<PathBuf, Cause> {
         let folder = self.lease.folder();
         let view = self.view(layers)?;
         let tar = tempfile::tempfile_in(folder).map_err(StoreError::io("make a file in", folder))?;
@@ -209,7 +215,7 @@ impl<'a> Stacks<'a> {
         let tree = self.lease.fresh_path();
         std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
         self.tell(&apply::apply(&index, &tar, &tree, options)?);
-        Ok(self.store.put_chain_tree(self.lease, name, &tree)?)
+        Ok(tree)
     }
 
     /// What could not be made in a tree.

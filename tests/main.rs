@@ -34,5 +34,6 @@ mod rootless;
 mod save;
 mod scenarios;
 mod seeds;
+mod shared;
 mod shell;
 mod signals;

@@ -6,6 +6,7 @@
 pub mod age;
 pub mod args;
 pub mod build;
+pub mod cache_spec;
 pub mod check;
 mod df;
 mod diff;

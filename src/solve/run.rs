@@ -34,7 +34,7 @@ impl Solver<'_> {
     pub(super) fn run(&self, id: StepId, op: &RunOp, below: &StackState) -> Result<NewLayer, Cause> {
         let engine = self.engine;
         let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
-        let view = self.view(below)?;
+        let view = self.checked_view(below)?;
         let no_cache = self.plan.steps[id.0].no_cache;
         let Inside { rootfs, process, held: prepared } = self.prepare(op, below, &view, no_cache)?;
         // The file system's own clock, which is coarser than the system's: files that the command writes are not older.
@@ -92,7 +92,7 @@ impl Solver<'_> {
 
     /// A shell where a stage stands.
     pub(super) fn shell(&self, op: &RunOp, below: &StackState) -> Result<Inside, Cause> {
-        let inside = self.prepare(op, below, &self.view(below)?, false)?;
+        let inside = self.prepare(op, below, &self.checked_view(below)?, false)?;
         Ok(Inside { process: ProcessSpec { args: op.interactive_shell(), ..inside.process }, ..inside })
     }
 

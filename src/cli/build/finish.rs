@@ -16,6 +16,7 @@ use serde_json::json;
 use super::Job;
 use super::load::Loader;
 use super::outputs;
+use super::share;
 use crate::cli::args::BuildArgs;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::{OutputKind, OutputSpec};
@@ -84,6 +85,8 @@ struct StepReport {
     layer: DiffId,
     content: ContentDigest,
     cached: bool,
+    /// The shared cache that had it.
+    cache: Option<String>,
     took: Duration,
 }
 
@@ -120,13 +123,17 @@ impl Report {
     pub(super) fn metadata(&self) -> serde_json::Value {
         let Self { made, listed, .. } = self;
         let steps = self.steps.iter().map(|step| {
-            json!({
+            let mut document = json!({
                 "name": step.name,
                 "layer": step.layer,
                 "content": step.content,
                 "cached": step.cached,
                 "seconds": step.took.as_secs_f64(),
-            })
+            });
+            if let Some(cache) = &step.cache {
+                document["cache"] = json!(cache);
+            }
+            document
         });
         let mut document = json!({
             "containerimage.descriptor": listed.descriptor,
@@ -186,6 +193,7 @@ pub(super) fn finish(job: &Job<'_>, solution: &Solution, loader: Option<Loader>)
         layer: solved.layer,
         content: solved.content,
         cached: solved.cached,
+        cache: solved.cache.clone(),
         took: solved.took,
     });
     Ok(Report { id, listed, steps: steps.collect(), made })
@@ -206,7 +214,10 @@ fn assemble(job: &Job<'_>, solution: &Solution, planned: &PlannedImage) -> Resul
         // Whatever else is made of the image has all its layers. (To be pushed, they need not come here.)
         job.remotes.complete(base, job.reporter)?;
     }
-    let contents = base.map(|base| base_contents(job.store, base)).transpose()?.flatten();
+    let contents = match base.map(|base| base_contents(job.store, base)).transpose()?.flatten() {
+        None => base.and_then(|base| share::base_contents(job, base)),
+        known => known,
+    };
     let parts =
         Parts { image: planned, base, base_contents: contents.as_deref(), layers: &layers, epoch, family: Family::Oci };
     Ok(assemble::assemble(&parts).map_err(anyhow::Error::from)?)
@@ -214,6 +225,9 @@ fn assemble(job: &Job<'_>, solution: &Solution, planned: &PlannedImage) -> Resul
 
 /// The layer of a step in the form that the image lists.
 fn new_layer(job: &Job<'_>, solved: &Solved, epoch: Option<i64>) -> Result<NewLayer, Failure> {
+    if let Some(layer) = share::absent_layer(job, solved, epoch)? {
+        return Ok(layer);
+    }
     let diff_id = match epoch {
         None => solved.layer,
         Some(epoch) => epoch_form(job, solved, epoch)?,
@@ -246,7 +260,7 @@ fn epoch_form(job: &Job<'_>, solved: &Solved, epoch: i64) -> Result<DiffId, Fail
 }
 
 /// What the layers of a base hold; `None` where one of them is not indexed.
-fn base_contents(store: &Store, base: &BaseImage) -> anyhow::Result<Option<Vec<ContentDigest>>> {
+pub(super) fn base_contents(store: &Store, base: &BaseImage) -> anyhow::Result<Option<Vec<ContentDigest>>> {
     let mut contents = Vec::new();
     for layer in &base.config.rootfs.diff_ids {
         if !store.has_layer(layer) {

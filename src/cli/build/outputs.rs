@@ -162,7 +162,7 @@ pub(super) fn write(
 fn keep_if_here(job: &Job<'_>, made: &Made, spec: &OutputSpec) -> Result<Option<Listed>, Failure> {
     let mut layers = made.images.iter().flat_map(|(_, image)| &image.config.rootfs.diff_ids);
     if spec.push && layers.any(|layer| !job.store.has_layer(layer)) {
-        let note = "the image is pushed and not kept in the local store: layers of its base never came here";
+        let note = "the image is pushed and not kept in the local store: layers of its base, or of a shared cache, never came here";
         job.reporter.event(Event::Note(note));
         return Ok(None);
     }
@@ -311,6 +311,7 @@ pub(super) fn family(spec: Option<&OutputSpec>) -> Option<Family> {
     spec?.oci_mediatypes.map(|oci| if oci { Family::Oci } else { Family::Docker })
 }
 
+/// The compression that a specification names.
 pub(super) fn compression(spec: &OutputSpec) -> Option<Compression> {
     let level = |usual: u8| spec.level.and_then(|level| u8::try_from(level).ok()).unwrap_or(usual);
     spec.compression.map(|name| match (name, Compression::GZIP, Compression::ZSTD) {

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::Job;
 use super::finish::{Listed, Made};
 use super::outputs;
+use super::share;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::OutputSpec;
 use crate::digest::DiffId;
@@ -34,7 +35,7 @@ pub(super) fn push(job: &Job<'_>, spec: &OutputSpec, made: &Made) -> Result<List
         force: spec.force_compression,
         family,
         manifest: None,
-        elsewhere: &|layer: &DiffId| job.remotes.elsewhere(layer),
+        elsewhere: &|layer: &DiffId| job.remotes.elsewhere(layer).or_else(|| share::elsewhere(job, layer)),
         listener: &Quiet,
     };
     let mut manifests = Vec::with_capacity(made.images.len());

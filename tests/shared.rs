@@ -23,8 +23,8 @@ fn machine() -> TestEnv {
 }
 
 /// Several stages, times that no two builds share, and COPY onto what RUN made.
-const DOCKERFILE: &str = "FROM busybox AS made\nRUN cat /proc/sys/kernel/random/uuid > /id && adduser -D -u 77 own\n\
-    FROM busybox\nRUN mkdir -p /d && date +%s%N > /d/now && addgroup -g 99 grp\nWORKDIR /w\nCOPY --chown=0:grp f g/\n\
+const DOCKERFILE: &str = "FROM busybox AS made\nRUN cat /proc/sys/kernel/random/uuid > /id && echo own:x:77:77::/:/bin/sh >> /etc/passwd\n\
+    FROM busybox\nRUN mkdir -p /d && date +%s%N > /d/now && echo grp:x:99: >> /etc/group\nWORKDIR /w\nCOPY --chown=0:grp f g/\n\
     COPY --from=made /id /id\nENV A=b\n";
 
 fn write_context(env: &TestEnv) {
@@ -274,7 +274,7 @@ fn what_lands_on_a_layer_that_never_came_lands_alike() {
     let server = between(&registry, |_, answer| answer);
     let host = server.host();
     let maker = machine();
-    let dockerfile = "FROM scratch\nCOPY --from=busybox / /\nRUN mkdir /real && chown 5:6 /real && ln -s real /link && adduser -D -u 77 own\n";
+    let dockerfile = "FROM scratch\nCOPY --from=busybox / /\nRUN mkdir /real && chown 5:6 /real && ln -s real /link && echo own:x:77:77::/:/bin/sh >> /etc/passwd\n";
     maker.write("ctx/Dockerfile", dockerfile);
     build(&maker, &format!("--cache-to {host}/cache,mode=max"));
     let more = format!("{dockerfile}COPY --chown=own f /link/sub/\nWORKDIR /link/w\n");

@@ -446,7 +446,10 @@ fn a_lying_cache_deceives_no_build() {
     let names = files(&maker.path("cache/names"));
     let zero = "sha256:0000000000000000000000000000000000000000000000000000000000000000";
     for (said, change) in [
-        ("diffID", &(|claim: &mut serde_json::Value| claim["layer"] = zero.into()) as &dyn Fn(&mut serde_json::Value)),
+        (
+            "another content",
+            &(|claim: &mut serde_json::Value| claim["layer"] = zero.into()) as &dyn Fn(&mut serde_json::Value),
+        ),
         ("content", &|claim| claim["content"] = zero.into()),
         ("no time", &|claim| claim["created"] = "tomorrow".into()),
         ("version 7", &|claim| claim["version"] = 7.into()),
@@ -590,13 +593,13 @@ fn cache_mounts_go_along_when_they_are_named() {
         // One that is not empty stays as it is; who writes last has written it.
         let third = machine();
         third.write("ctx/Dockerfile", &show);
-        build(&third, &format!("--cache-from {from},mounts=objects")).says(" two\n");
-        build(&third, &format!("--build-arg N=1 --cache-from {from},mounts=objects"))
+        build(&third, &format!("--build-arg N=3 --cache-from {from},mounts=objects")).says(" two\n");
+        build(&third, &format!("--build-arg N=4 --cache-from {from},mounts=objects"))
             .says_nothing_of("importing cache mount");
         // Not asked for: not taken.
         let fourth = machine();
         fourth.write("ctx/Dockerfile", &show);
-        build(&fourth, &format!("--cache-from {from},mounts=object"))
+        build(&fourth, &format!("--build-arg N=5 --cache-from {from},mounts=object"))
             .says("warning: mounts=object: no RUN of this build has a cache mount of that id; did you mean objects?")
             .says_nothing_of(" one\n");
     }

@@ -120,7 +120,8 @@ impl Export<'_> {
                 Some(claim) if !self.force || claim.result.encoder == self.compression.encoder() => {
                     return self.pass_on(step, shared, &claim);
                 }
-                _ => drop(shared.bring(layer).map_err(SharedError::Wrong)?),
+                // What cannot be had is missed below.
+                _ => drop(shared.bring(layer)),
             }
         }
         let (store, lease) = (self.store, self.lease);

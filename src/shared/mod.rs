@@ -87,7 +87,11 @@ impl From<String> for SharedError {
 impl SharedError {
     /// Whether one thing is wrong, and not the whole place.
     fn is_of_content(&self) -> bool {
-        matches!(self, Self::Wrong(_) | Self::Registry(RegistryError::Content { .. }))
+        match self {
+            Self::Wrong(_) | Self::Registry(RegistryError::Content { .. }) => true,
+            Self::Registry(error) => error.is_not_found(),
+            _ => false,
+        }
     }
 
     fn told(self) -> String {
@@ -416,27 +420,30 @@ impl<'a> SharedCache<'a> {
         Ok(Some(index))
     }
 
-    /// Brings a layer that a claim names into the store; `false` where none does. Why not, where its caches do not
-    /// have it as they said.
-    pub fn bring(&self, layer: &DiffId) -> Result<bool, String> {
-        let claims = self.claims(layer);
-        let mut failed = None;
-        for claim in &claims {
+    /// Brings a layer that a claim names into the store; `None` where none does, `false` where its caches do not have it as
+    /// they said, which the user has been told then.
+    pub fn bring(&self, layer: &DiffId) -> Option<bool> {
+        if !lock(&self.layers).contains_key(layer) {
+            return None;
+        }
+        for claim in &self.claims(layer) {
             let place = &self.sources[claim.source].place;
             let label = format!("[internal] load layer {} of the cache {}", short(&layer.0), place.name());
             match self.part(&label, || self.fetch(claim, place)) {
-                Ok(()) => return Ok(true),
-                Err(SharedError::Registry(RegistryError::Stopped)) => return Err("stopped".to_owned()),
+                Ok(()) => return Some(true),
                 Err(error) => {
-                    let name = place.name();
                     self.forget(claim);
-                    let why = format!("the layer {layer}: {}", error.told());
-                    failed = Some(format!("the cache {name}: {why}; build again without it"));
-                    self.doubt(claim.source, SharedError::Wrong(why));
+                    self.doubt(claim.source, error);
                 }
             }
         }
-        failed.map_or(Ok(false), Err)
+        Some(false)
+    }
+
+    /// What is claimed of a layer is not so.
+    pub fn refute(&self, layer: &DiffId) {
+        let why = format!("the layer {layer} has another content than it says");
+        self.claims(layer).iter().for_each(|claim| self.distrust(claim, &why));
     }
 
     fn fetch(&self, claim: &Claim, place: &Place<'_>) -> Result<(), SharedError> {
@@ -445,10 +452,12 @@ impl<'a> SharedCache<'a> {
         let mut reader = place.open(&claim.blob, &what)?;
         let expected = Expected { blob: Some((claim.blob.digest, claim.blob.size)), diff_id: *layer };
         let arrived = arrive(self.store, self.lease, &mut self.lease.heeding(&mut reader), &expected);
-        let arrived = arrived.map_err(|error| not_arrived(error, &what))?;
+        let arrived = arrived.map_err(|error| not_arrived(error, layer, &what))?;
         let found = self.store.layer_summary(layer)?.content;
         if found != *content {
-            return Err(SharedError::Wrong(format!("its content is {found}, and it was to be {content}")));
+            return Err(SharedError::Wrong(format!(
+                "the layer {layer} has the content {found}, it was to be {content}"
+            )));
         }
         if arrived.encoding != Encoding::Tar {
             // So a push of it sends what is there already, and not the same once more in other bytes.
@@ -485,15 +494,16 @@ fn short(digest: &Digest) -> String {
     digest.hex()[..12].to_owned()
 }
 
-fn not_arrived(error: ArrivalError, what: &str) -> SharedError {
-    SharedError::Wrong(match error {
+fn not_arrived(error: ArrivalError, layer: &DiffId, what: &str) -> SharedError {
+    let why = match error {
         ArrivalError::Store(error) => return error.into(),
         ArrivalError::Read(error) => return from_io(error, what),
         ArrivalError::Digest(found) => format!("what came has the digest {found}"),
         ArrivalError::DiffId(found) => format!("what came has the diffID {found}"),
         ArrivalError::Compression(format) => format!("it is compressed by {format}"),
         ArrivalError::Scan(error) => format!("{:#}", anyhow::Error::from(error)),
-    })
+    };
+    SharedError::Wrong(format!("the layer {layer}: {why}"))
 }
 
 /// The same entries, their content computed anew, under a name that no layer has: so nobody takes offsets from it. The kept

@@ -240,6 +240,9 @@ pub enum Cause {
     /// A layer of a base cannot be had.
     #[error("{0}")]
     Absent(String),
+    /// A shared cache does not have what it said. Nobody is told this: all begins anew without that.
+    #[error("a shared cache does not have what it said")]
+    Untrue,
     /// A file of the context changed while it was read, twice.
     #[error("{} changes while it is being copied; try again when nothing writes to it", .0.display())]
     Unsteady(PathBuf),
@@ -352,6 +355,8 @@ struct Solver<'a> {
     remade: Mutex<HashSet<CacheName>>,
     /// Caches that a command used.
     used_caches: Mutex<BTreeSet<CacheName>>,
+    /// A shared cache did not have what it said.
+    anew: AtomicBool,
 }
 
 impl<'a> Solver<'a> {
@@ -373,6 +378,7 @@ impl<'a> Solver<'a> {
             fetching: AtomicBool::new(false),
             remade: Mutex::default(),
             used_caches: Mutex::default(),
+            anew: AtomicBool::new(false),
         }
     }
 
@@ -386,7 +392,10 @@ impl<'a> Solver<'a> {
         let mut looked_up = done.clone();
         self.name_remotes();
         if engine.shared.is_some() {
-            self.follow_at_once(&needs, &mut done, &mut looked_up)?;
+            match self.follow_at_once(&needs, &mut done, &mut looked_up) {
+                Err(StepError { cause: Cause::Untrue, .. }) => return Ok(false),
+                other => other?,
+            }
         } else {
             for index in 0..plan.steps.len() {
                 if wanted[index] && needs[index].iter().all(|need| done[*need]) {
@@ -417,7 +426,10 @@ impl<'a> Solver<'a> {
         let today = self.today.get_or_init(|| self.below_caches(&done));
         for (index, done) in done.iter().enumerate() {
             if *done && wanted[index] && today[index] {
-                self.date(StepId(index)).map_err(|cause| StepError::new(StepId(index), cause))?;
+                match self.date(StepId(index)) {
+                    Err(Cause::Untrue) => return Ok(false),
+                    other => other.map_err(|cause| StepError::new(StepId(index), cause))?,
+                }
             }
         }
         self.fetching.store(true, Ordering::Relaxed);
@@ -442,6 +454,7 @@ impl<'a> Solver<'a> {
                 // Whatever a step says that was to stop: it says so because it was to stop.
                 let cause = if engine.cancel.is_canceled() { Cause::Canceled } else { cause };
                 match cause {
+                    Cause::Untrue => self.anew.store(true, Ordering::SeqCst),
                     Cause::Canceled => engine.events.event(Event::Canceled(id)),
                     _ => engine.events.event(Event::Failed(id, &cause.to_string())),
                 }
@@ -450,9 +463,17 @@ impl<'a> Solver<'a> {
         };
         // After an error the other steps' commands end: their layers would belong to no image.
         let aside = plan.steps.len();
-        schedule::run(&needs, &done, engine.jobs, aside, &carry_out, &|| engine.cancel.cancel())
-            .map_err(|error| self.with_remains(error))?;
-        self.bring_images()
+        let stop = || {
+            // What runs then goes on, since all that begins anew finds it in the cache.
+            if !self.anew.load(Ordering::SeqCst) {
+                engine.cancel.cancel();
+            }
+        };
+        match schedule::run(&needs, &done, engine.jobs, aside, &carry_out, &stop) {
+            Ok(()) => self.bring_images(),
+            Err(StepError { cause: Cause::Untrue, .. }) => Ok(false),
+            Err(error) => Err(self.with_remains(error)),
+        }
     }
 
     /// Adds what the failed command left, where that was kept.

@@ -1,8 +1,8 @@
 //! What the engine does only where a build names shared caches.
 //!
 //! In: steps to be looked up, steps that are left. Out: look-ups at once, layers before they are needed. What always holds:
-//! threads are joined before a method returns; a layer that a cache promised and does not have is found out while all can
-//! still begin anew, not when a command waits for it.
+//! threads are joined before a method returns; a layer that a cache promised and does not have fails no build: all begins
+//! anew without that promise, and what was built until then is found in the cache.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -106,7 +106,7 @@ impl Solver<'_> {
         match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             None => Ok(true),
             _ if self.engine.cancel.is_canceled() => Err(StepError::new(for_step, Cause::Canceled)),
-            Some(Cause::Absent(_)) => Ok(false),
+            Some(Cause::Untrue) => Ok(false),
             Some(cause) => Err(StepError::new(for_step, cause)),
         }
     }

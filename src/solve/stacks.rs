@@ -105,19 +105,23 @@ impl<'a> Stacks<'a> {
             };
             let index = index.ok_or_else(|| self.store.missing(format!("the layer {layer}")))?;
             // Keys of what lies on it go by the content that was claimed.
-            if self.shared.and_then(|shared| shared.content(layer)).is_some_and(|claimed| claimed != index.content()) {
-                let why = format!("the layer {layer} has another content than a shared cache says; build without it");
-                return Err(Cause::Absent(why));
+            if let Some(shared) = self.shared
+                && shared.content(layer).is_some_and(|claimed| claimed != index.content())
+            {
+                shared.refute(layer);
+                return Err(Cause::Untrue);
             }
             Ok(Arc::new(index))
         })
     }
 
     fn bring(&self, layer: &DiffId) -> Result<bool, Cause> {
-        if let Some(shared) = self.shared
-            && shared.bring(layer).map_err(Cause::Absent)?
-        {
-            return Ok(true);
+        if let Some(shared) = self.shared {
+            match shared.bring(layer) {
+                Some(true) => return Ok(true),
+                Some(false) => return Err(Cause::Untrue),
+                None => {}
+            }
         }
         (self.absent)(layer).map_err(Cause::Absent)
     }

@@ -98,14 +98,10 @@ impl Solver<'_> {
         let known = self.missed[id.0].lock().unwrap_or_else(PoisonError::into_inner).take();
         let missed = match known {
             Some(missed) => missed,
-            None => loop {
-                match self.look_up(id)? {
-                    Look::Hit(hit) if self.is_to_be_had(id, &hit) => return self.hit(id, &hit),
-                    // The shared cache that said so is not believed any more.
-                    Look::Hit(_) => {}
-                    Look::Miss(missed) => break missed,
-                    Look::Later => unreachable!("the second pass fetches"),
-                }
+            None => match self.look_up(id)? {
+                Look::Hit(hit) => return self.hit(id, &hit),
+                Look::Miss(missed) => missed,
+                Look::Later => unreachable!("the second pass fetches"),
             },
         };
         self.engine.events.event(Event::Started(id));
@@ -437,24 +433,6 @@ impl Solver<'_> {
     pub(super) fn ask_unless_here(&self, step: &Step, stack: &StackState, missed: &mut Missed) -> Option<Look> {
         let here = stack.layers.iter().all(|layer| self.engine.store.has_layer(layer));
         if here { None } else { self.ask_shared(step, missed) }
-    }
-
-    /// Second pass: whether the layer of a hit is here, or comes now if a step that is left may read it.
-    fn is_to_be_had(&self, id: StepId, hit: &Hit) -> bool {
-        hit.claim.is_none()
-            || self.engine.store.has_layer(&hit.record.layer)
-            || !self.may_be_read(id)
-            || self.stacks.index(&hit.record.layer).is_ok()
-    }
-
-    /// Whether a RUN that is not solved stands on the step, or mounts it.
-    fn may_be_read(&self, id: StepId) -> bool {
-        let unsolved = self.plan.steps.iter().zip(&self.solved).filter(|(_, solved)| solved.get().is_none());
-        unsolved.map(|(step, _)| step).any(|step| {
-            let Op::Run(run) = &step.op else { return false };
-            let mounted = run.mounts.iter().filter_map(|mount| Some(mount.kind.input()?.stack));
-            std::iter::once(step.parent).chain(mounted).any(|stack| self.steps_of(stack).any(|step| step == id))
-        })
     }
 
     /// The steps of a stack, topmost first.

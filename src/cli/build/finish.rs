@@ -29,6 +29,7 @@ use crate::image::manifest::{Descriptor, Encoding, Family};
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::layer::header::WRITER_VERSION;
+use crate::layer::index::Origin;
 use crate::layer::write::{epoch_index, write_form};
 use crate::plan::BaseImage;
 use crate::plan::step::{PlannedImage, Stack};
@@ -247,11 +248,23 @@ fn epoch_form(job: &Job<'_>, solved: &Solved, epoch: i64) -> Result<DiffId, Fail
             return Ok(form);
         }
         let index = store.layer_index(&solved.layer)?.with_context(|| format!("the layer {} is gone", solved.layer))?;
+        let mut written = index.clone();
+        if index.origin() == Origin::Foreign {
+            // It came from a shared cache, as a blob: another machine's rbuild wrote it. The form needs its data at hand.
+            written = index.as_written_by(WRITER_VERSION)?;
+            if store.stored_tar(&solved.layer)?.is_none() {
+                let path = lease.fresh_path();
+                let mut file =
+                    fs::File::create_new(&path).with_context(|| format!("cannot make {}", path.display()))?;
+                store.write_tar(&solved.layer, &mut lease.heeding(&mut file))?;
+                store.put_layer(lease, &index, Form::Tar(path))?;
+            }
+        }
         let data = store.layer_data(&solved.layer, lease)?;
         let mut open = |position| Ok(data.open(&index, position)? as Box<dyn io::Read>);
-        let (form, _) = write_form(&index, &mut open, Some(epoch), lease.heeding(io::sink()))?;
+        let (form, _) = write_form(&written, &mut open, Some(epoch), lease.heeding(io::sink()))?;
         if form != solved.layer {
-            store.put_layer(lease, &epoch_index(&index, form, epoch)?, Form::Epoch { of: solved.layer, epoch })?;
+            store.put_layer(lease, &epoch_index(&written, form, epoch)?, Form::Epoch { of: solved.layer, epoch })?;
         }
         store.remember_epoch_form(lease, &solved.content, epoch, WRITER_VERSION, &form)?;
         Ok(form)

@@ -126,8 +126,12 @@ pub(super) fn absent_layer(job: &Job<'_>, solved: &Solved, epoch: Option<i64>) -
             return layer(solved.layer, claim.blob.clone());
         }
     }
-    shared.bring(&solved.layer).map_err(anyhow::Error::msg)?;
-    Ok(None)
+    if shared.bring(&solved.layer) == Some(true) {
+        return Ok(None);
+    }
+    // It was told why.
+    let why = "a shared cache does not have a layer that is needed now; build again without it, or with a local output";
+    Err(anyhow::Error::msg(why).into())
 }
 
 /// Writes what was built to the caches of `--cache-to`.

@@ -25,7 +25,7 @@ use crate::layer::stack::LayerStack;
 use crate::plan::step::{
     CopyFrom, CopyOp, CopySource, INTERNAL, MountOp, MountPath, RunMount, RunOp, Sharing, Stack, Step,
 };
-use crate::shared::unpack_mount;
+use crate::shared::{SharedError, unpack_mount};
 use crate::store::StoreError;
 use crate::store::cache_mounts::{CacheMount, CacheName};
 use crate::store::layers::Form;
@@ -288,8 +288,9 @@ impl Solver<'_> {
         let Some(packed) = shared.mount(&name.id, &name.digest()) else { return Ok(None) };
         match unpack_mount(&packed, self.engine.lease, options) {
             Ok(folder) => Ok(Some(folder)),
+            Err(SharedError::Store(error)) => Err(error.into()),
+            // The build goes as well without it.
             Err(error) => {
-                // The build would be as well without it; only a store that cannot be written to is another matter.
                 let note = format!("warning: the cache mount {} begins empty: {error}", name.id);
                 self.engine.events.event(Event::Note(&note));
                 Ok(None)

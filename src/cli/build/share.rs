@@ -140,10 +140,12 @@ pub(super) fn export(job: &Job<'_>, solution: &Solution) -> Result<(), Failure> 
         let label = format!("exporting cache to {}", spec.name());
         job.reporter.event(Event::Began(&label));
         let began = Instant::now();
-        match export_one(job, solution, spec) {
+        let result = export_one(job, solution, spec);
+        if let Some(signal) = job.cancel.signal() {
+            return Err(Failure::Interrupted(signal));
+        }
+        match result {
             Ok(()) => {}
-            Err(Failure::Interrupted(signal)) => return Err(Failure::Interrupted(signal)),
-            Err(_) if job.cancel.signal().is_some() => {}
             Err(Failure::Error(error)) => {
                 let why = format!("the cache cannot be written to {}: {error:#}", spec.name());
                 if !spec.ignore_error {

@@ -24,9 +24,9 @@ const VERSION: u32 = 1;
 /// The most bytes of a manifest of this kind, and of its config.
 pub(super) const MAX_ARTIFACT: usize = 1 << 20;
 
-/// The most bytes of a layer index, packed and unpacked: that of some million files.
-pub(super) const MAX_PACKED_INDEX: u64 = 128 << 20;
-pub(super) const MAX_INDEX: u64 = 512 << 20;
+/// The most bytes of a layer index, packed and unpacked: that of two million files.
+pub(super) const MAX_PACKED_INDEX: u64 = 64 << 20;
+pub(super) const MAX_INDEX: u64 = 256 << 20;
 
 /// The most keys, layers of a base and forms that are believed.
 const MOST: usize = 1000;

@@ -509,13 +509,11 @@ fn not_arrived(error: ArrivalError, layer: &DiffId, what: &str) -> SharedError {
 /// The same entries, their content computed anew, under a name that no layer has: so nobody takes offsets from it. The kept
 /// files are those that the entries say, or it is refused.
 fn retaken(index: &LayerIndex) -> Result<LayerIndex, String> {
+    if index.root().is_some() || index.is_opaque_root() {
+        // The root's header is in no content digest, so it cannot be believed.
+        return Err("it has the header of a root directory, which no step's layer has".to_owned());
+    }
     let mut builder = IndexBuilder::new();
-    if let Some(root) = index.root() {
-        builder.set_root(root);
-    }
-    if index.is_opaque_root() {
-        builder.set_opaque_root();
-    }
     for entry in index.entries() {
         builder.push(&entry, 0);
     }

@@ -41,7 +41,9 @@ pub(super) fn open<'a>(
     events: &'a dyn EventSink,
     plan: &Plan,
 ) -> Result<Option<SharedCache<'a>>, Failure> {
-    check_mounts(args, plan, events);
+    if args.cache_from.iter().chain(&args.cache_to).any(|spec| !spec.mounts.is_empty()) {
+        check_mounts(args, plan, events);
+    }
     if args.cache_from.is_empty() {
         return Ok(None);
     }

@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::support::env::{Run, TestEnv};
 use crate::support::machine::{Need, needs, test_user};
@@ -113,9 +116,9 @@ fn case_76_an_empty_machine_with_a_cache_gives_the_same_image() {
         env.rbuild("inspect --verify one").ok();
         drop(again);
     }
-    // What hits here asks nobody.
-    let cached = build(&env, "--explain --cache-from type=local,src=cache");
-    assert_eq!(cached.image(), first.image());
+    // Programs are told, too.
+    let run = env.build("--progress json --cache-from type=local,src=cache").ok();
+    assert_eq!(run.stderr.matches("\"imported\"").count(), 5, "{}", run.shown());
 }
 
 #[test]
@@ -447,6 +450,16 @@ fn with_claim(bytes: &[u8], change: &dyn Fn(&mut serde_json::Value)) -> Vec<u8> 
     serde_json::to_vec(&manifest).expect("JSON")
 }
 
+fn index_of(bytes: &[u8]) -> serde_json::Value {
+    serde_json::from_slice::<serde_json::Value>(bytes).expect("a manifest")["layers"][1].clone()
+}
+
+fn with_index(bytes: &[u8], index: &serde_json::Value) -> Vec<u8> {
+    let mut manifest: serde_json::Value = serde_json::from_slice(bytes).expect("a manifest");
+    manifest["layers"][1] = index.clone();
+    serde_json::to_vec(&manifest).expect("JSON")
+}
+
 #[test]
 fn a_lying_cache_deceives_no_build() {
     if !needs("a_lying_cache_deceives_no_build", RUN) {
@@ -472,6 +485,21 @@ fn a_lying_cache_deceives_no_build() {
         }
         goes_on(&from, said);
     }
+    // The list of files of another layer: COPY asks for it, and does not believe it.
+    let indexes: Vec<_> = names.values().map(|bytes| index_of(bytes)).collect();
+    for (number, (path, bytes)) in names.iter().enumerate() {
+        let other = indexes.iter().cycle().skip(number).find(|other| **other != indexes[number]).expect("another one");
+        std::fs::write(path, with_index(bytes, other)).expect("the cache is ours");
+    }
+    let env = machine();
+    write_context(&env);
+    env.write("ctx/f", "another text");
+    let run = build(&env, &format!("-t x -o type=oci,dest=x.tar --cache-from {from}")).says("warning: the cache");
+    let run = run.says("the index of the layer");
+    assert!(run.cached() > 0, "the layers are right, and come\n{}", run.shown());
+    let file = Image::read(&env.path("x.tar")).tree().remove("w/g/f").expect("it was copied");
+    assert_eq!(file.owner, (0, 99));
+
     // One layer in the place of another: all digests are right, but it is not what the step gave.
     let manifest = |bytes: &Vec<u8>| serde_json::from_slice::<serde_json::Value>(bytes).expect("a manifest");
     let mut manifests: Vec<_> = names.values().map(manifest).collect();
@@ -637,6 +665,37 @@ fn an_image_of_the_archive_is_whole() {
     let (a, b) = (Image::read(&maker.path("a.tar")), Image::read(&other.path("b.tar")));
     assert_eq!(a.id, b.id);
     assert!(a.tree() == b.tree());
+}
+
+#[test]
+fn steps_that_do_not_wait_for_each_other_are_asked_for_at_once() {
+    if !needs("steps_that_do_not_wait_for_each_other_are_asked_for_at_once", REGISTRY) {
+        return;
+    }
+    let registry = Registry::start("", "");
+    let (asking, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    let server = between(&registry, move |asked, answer| {
+        if asked.method == "GET" && asked.path.contains("/manifests/rbuild-") {
+            let now = asking.fetch_add(1, Ordering::SeqCst) + 1;
+            seen.fetch_max(now, Ordering::SeqCst);
+            // Until another one asks: for ever, if nobody did.
+            let end = Instant::now() + Duration::from_secs(3);
+            while seen.load(Ordering::SeqCst) < 2 && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            asking.fetch_sub(1, Ordering::SeqCst);
+        }
+        answer
+    });
+    let env = TestEnv::new();
+    env.write("ctx/f", "f");
+    env.write(
+        "ctx/Dockerfile",
+        "FROM scratch AS a\nCOPY f /a\nFROM scratch AS b\nCOPY f /b\nFROM scratch\nCOPY --from=a / /\nCOPY --from=b / /\n",
+    );
+    build(&env, &format!("--cache-from {}/c", server.host()));
+    assert!(most.load(Ordering::SeqCst) >= 2);
 }
 
 #[test]

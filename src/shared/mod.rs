@@ -535,3 +535,53 @@ fn retaken(index: &LayerIndex) -> Result<LayerIndex, String> {
     let name = DiffId(Digest::of(b"an index that a shared cache claims"));
     builder.finish(Origin::Foreign, name, index.tar_size()).map_err(|error| error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::entry_ref::EntryRef;
+    use crate::layer::index::RootMetadata;
+
+    const ACCOUNTS: &[u8] = b"a:x:1:1::/:";
+
+    /// An index with accounts: what etc/passwd is, and what is kept of it.
+    fn index(kind: KindRef<'_>, kept: Option<&[u8]>, root: bool) -> LayerIndex {
+        let mut builder = IndexBuilder::new();
+        if root {
+            builder.set_root(RootMetadata::default());
+        }
+        let mut push = |path: &[u8], kind| {
+            builder.push(&EntryRef { path, kind, mode: 0o755, uid: 0, gid: 0, mtime: 7, capability: None }, 512);
+        };
+        push(b"a", KindRef::File { size: 0, sha256: Digest::of(b"") });
+        push(b"etc", KindRef::Directory);
+        push(b"etc/passwd", kind);
+        if let Some(bytes) = kept {
+            builder.keep(b"etc/passwd", bytes);
+        }
+        builder.finish(Origin::Made { writer: 1 }, DiffId(Digest::of(b"layer")), 4096).unwrap()
+    }
+
+    #[test]
+    fn an_index_is_believed_as_far_as_its_content_says() {
+        let file = KindRef::File { size: ACCOUNTS.len() as u64, sha256: Digest::of(ACCOUNTS) };
+        let large = KindRef::File { size: KEPT_LIMIT + 1, sha256: Digest::of(b"large") };
+        let good = index(file, Some(ACCOUNTS), false);
+        let taken = retaken(&good).unwrap();
+        assert_eq!((taken.content(), taken.len()), (good.content(), good.len()));
+        assert_eq!(taken.file_bytes(b"etc/passwd"), Some(ACCOUNTS));
+        assert!(taken.diff_id() != good.diff_id() && taken.offset(0) == 0, "nobody finds data by it");
+        assert_eq!(taken.entry(1).mtime, 7);
+        retaken(&index(large, None, false)).unwrap();
+        retaken(&index(KindRef::Symlink { target: b"other" }, None, false)).unwrap();
+        for (name, kind, kept, root) in [
+            ("other accounts", file, Some(&b"b:x:0:0::/:"[..]), false),
+            ("no accounts", file, None, false),
+            ("accounts of a link", KindRef::Symlink { target: b"other" }, Some(ACCOUNTS), false),
+            ("a hard link, which may have accounts", KindRef::HardLink { target: b"a" }, None, false),
+            ("a root", file, Some(ACCOUNTS), true),
+        ] {
+            assert!(retaken(&index(kind, kept, root)).is_err(), "{name}");
+        }
+    }
+}

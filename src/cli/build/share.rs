@@ -28,7 +28,7 @@ use crate::layer::header::WRITER_VERSION;
 use crate::plan::BaseImage;
 use crate::plan::step::{CopyOp, INTERNAL, MountOp, Op, Plan, Sharing, Stack, StepId};
 use crate::shared::{
-    self, BaseContents, EpochForm, Export, Folder, Parts, Place, SharedCache, SharedError, StepResult,
+    self, BaseContents, EpochForm, Export, Exported, Folder, Parts, Place, SharedCache, SharedError, StepResult,
 };
 use crate::solve::{Solution, Solved};
 
@@ -147,7 +147,11 @@ pub(super) fn export(job: &Job<'_>, solution: &Solution) -> Result<(), Failure> 
             return Err(Failure::Interrupted(signal));
         }
         match result {
-            Ok(()) => {}
+            Ok(Exported { written, there }) => {
+                job.reporter.event(Event::Ended(&label, began.elapsed()));
+                let note = format!("cache {}: {written} steps were written, {there} were there", spec.name());
+                job.reporter.event(Event::Note(&note));
+            }
             Err(Failure::Error(error)) => {
                 let why = format!("the cache cannot be written to {}: {error:#}", spec.name());
                 if !spec.ignore_error {
@@ -158,12 +162,11 @@ pub(super) fn export(job: &Job<'_>, solution: &Solution) -> Result<(), Failure> 
             }
             Err(other) => return Err(other),
         }
-        job.reporter.event(Event::Ended(&label, began.elapsed()));
     }
     Ok(())
 }
 
-fn export_one(job: &Job<'_>, solution: &Solution, spec: &CacheSpec) -> Result<(), Failure> {
+fn export_one(job: &Job<'_>, solution: &Solution, spec: &CacheSpec) -> Result<Exported, Failure> {
     let failed = |error: SharedError| Failure::from(anyhow::Error::from(error));
     let mut wanted = vec![spec.mode == CacheMode::Max; job.plan.steps.len()];
     for image in &job.plan.images {
@@ -182,7 +185,7 @@ fn export_one(job: &Job<'_>, solution: &Solution, spec: &CacheSpec) -> Result<()
         lease: job.lease,
         shared: job.shared,
     };
-    shared::export(&export, &results).map_err(failed)?;
+    let exported = shared::export(&export, &results).map_err(failed)?;
     for name in solution.caches.iter().filter(|name| spec.mounts.contains(&name.id)) {
         let mut waiting = || {};
         let taken = job.store.cache_mount(job.lease, name, Sharing::Shared, job.cancel, &mut waiting);
@@ -191,7 +194,7 @@ fn export_one(job: &Job<'_>, solution: &Solution, spec: &CacheSpec) -> Result<()
             shared::export_mount(&export.place, &name.digest(), mount.folder(), job.lease).map_err(failed)?;
         }
     }
-    Ok(())
+    Ok(exported)
 }
 
 /// The steps of a stack.

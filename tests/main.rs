@@ -25,6 +25,7 @@ mod parse;
 mod plan;
 mod platforms;
 mod prune;
+mod push;
 mod random;
 mod recovery;
 mod registry;

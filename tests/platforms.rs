@@ -304,3 +304,101 @@ fn neither_docker_nor_podman() {
     env.set("PATH", &env.path("bin").display().to_string());
     env.build("--load").ends(1).says("neither docker nor podman is in PATH").says("-o type=docker,dest=FILE");
 }
+
+/// A store with an index `multi` for two platforms, and `one` for amd64 alone.
+fn two_platforms() -> TestEnv {
+    let env = TestEnv::new();
+    files(&env);
+    env.build("-t multi --platform linux/amd64,linux/arm64").ok();
+    env.build("-t one --platform linux/amd64").ok();
+    env
+}
+
+#[test]
+fn one_platform_of_several_is_shown() {
+    let env = two_platforms();
+    let inspect = |args: &[&str]| {
+        let run = env.run(["inspect", "-f", "{{.Architecture}} {{.Id}} {{.ContentDigest}}"].iter().chain(args));
+        run.ok().stdout
+    };
+    assert!(inspect(&["--platform", "linux/arm64", "multi"]).starts_with("arm64 "));
+    assert_eq!(inspect(&["--platform=amd64", "multi"]), inspect(&["one"]), "it is shown as if it stood alone");
+    let whole: Value = serde_json::from_str(&env.rbuild("inspect multi").ok().stdout).unwrap();
+    assert_eq!(whole[0]["Manifests"].as_array().map(Vec::len), Some(2));
+    env.rbuild("inspect --platform linux/arm multi")
+        .ends(1)
+        .says("nothing for linux/arm")
+        .says("linux/amd64, linux/arm64");
+    env.rbuild("inspect --platform linux/arm64 one").ends(1).says("one has nothing for linux/arm64");
+    env.rbuild("inspect --platform nonsense one").ends(2).says("--platform");
+    let history = |args: &str| env.rbuild(&format!("history -q --no-trunc {args}")).ok().stdout;
+    assert_ne!(history("--platform linux/arm64 multi"), history("--platform linux/amd64 multi"));
+    assert_eq!(history("--platform linux/amd64 multi"), history("one"));
+    env.rbuild("history --platform linux/s390x multi").ends(1).says("nothing for linux/s390x");
+}
+
+#[test]
+fn some_platforms_of_several_are_saved_and_loaded() {
+    let env = two_platforms();
+    env.build("-t three --platform linux/amd64,linux/arm64,linux/s390x").ok();
+    let platforms = |env: &TestEnv, name: &str| {
+        let shown: Value = serde_json::from_str(&env.rbuild(&format!("inspect {name}")).ok().stdout).unwrap();
+        let one = || format!("{}/{}", shown[0]["Os"].as_str().unwrap(), shown[0]["Architecture"].as_str().unwrap());
+        match shown[0]["Manifests"].as_array() {
+            None => one(),
+            Some(all) => all.iter().map(|image| image["Platform"].as_str().unwrap()).collect::<Vec<_>>().join(","),
+        }
+    };
+    for format in ["oci", "docker"] {
+        env.rbuild(&format!("save --format {format} -o all.tar three")).ok();
+        for (wanted, expected) in [
+            ("linux/arm64", "linux/arm64"),
+            ("linux/s390x,linux/amd64", "linux/s390x,linux/amd64"),
+            ("linux/amd64,linux/arm64,linux/s390x", "linux/amd64,linux/arm64,linux/s390x"),
+        ] {
+            env.rbuild(&format!("save --format {format} --platform {wanted} -o some.tar three")).ok();
+            let (saved, loaded) = (TestEnv::new(), TestEnv::new());
+            saved.run(["load", "-i", &env.path("some.tar").display().to_string()]).ok();
+            assert_eq!(platforms(&saved, "three"), expected, "save {format}");
+            let all = env.path("all.tar").display().to_string();
+            loaded.run(["load", "--platform", wanted, "-i", &all]).ok();
+            let mut expected: Vec<&str> = expected.split(',').collect();
+            expected.sort_unstable();
+            assert_eq!(platforms(&loaded, "three"), expected.join(","), "load {format}");
+            loaded.rbuild("inspect --verify three").ok();
+        }
+    }
+    env.rbuild("save --platform linux/riscv64 -o none.tar three").ends(1).says("nothing for linux/riscv64");
+    assert!(!env.path("none.tar").exists());
+    let none = TestEnv::new();
+    none.run(["load", "--platform", "linux/riscv64", "-i", &env.path("all.tar").display().to_string()])
+        .ends(1)
+        .says("has no image for linux/riscv64");
+    assert_eq!(none.rbuild("images -aq").ok().stdout, "");
+    env.rbuild("save -o one.tar one").ok();
+    none.run(["load", "--platform", "linux/arm64", "-i", &env.path("one.tar").display().to_string()])
+        .ends(1)
+        .says("has no image for linux/arm64; it has linux/amd64");
+}
+
+#[test]
+fn indexes_are_compared_platform_by_platform() {
+    let env = two_platforms();
+    assert_eq!(env.rbuild("diff multi multi").ok().stdout, "");
+    env.write("ctx/Dockerfile", format!("{FILES}ENV A=b\n"));
+    env.build("-t changed --platform linux/amd64,linux/s390x").ok();
+    let found = env.rbuild("diff multi changed").ends(1).stdout;
+    for line in ["linux/arm64: only in the first\n", "linux/s390x: only in the second\n", "\nlinux/amd64\n", "A=b"] {
+        assert!(found.contains(line), "{line:?}: {found}");
+    }
+    let json: Value = serde_json::from_str(&env.rbuild("diff --format json multi changed").ends(1).stdout).unwrap();
+    assert_eq!(json["equal"], false);
+    let change = |platform: &str| {
+        let all = json["platforms"].as_array().unwrap();
+        all.iter().find(|one| one["platform"] == platform).unwrap()["change"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(["linux/amd64", "linux/arm64", "linux/s390x"].map(change), ["changed", "removed", "added"]);
+    // An index with an image: for the platform that both have.
+    let found = env.rbuild("diff multi one").ends(1).stdout;
+    assert!(found.contains("linux/arm64: only in the first\n") && !found.contains("\nlinux/amd64\n"), "{found}");
+}

@@ -13,9 +13,10 @@ use crate::diagnostic::nearest;
 use crate::digest::ImageId;
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
+use crate::plan::BaseImage;
 use crate::store::images::{ImageRecord, Lookup};
 use crate::store::lease::Lease;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, base};
 use crate::sys::idmap::IdMap;
 use crate::sys::{namespace, process};
 
@@ -70,6 +71,31 @@ pub(crate) fn machine() -> Platform {
 pub(crate) fn image(store: &Store, name: &str) -> Result<ImageRecord, Failure> {
     let none = || Failure::Error(no_such_image(store, name));
     lookup(store, name)?.ok_or_else(none)
+}
+
+/// The image of that name or id with all images that it stands for: they stay as long as the command runs.
+pub(crate) fn pinned(store: &Store, lease: &Lease, name: &str) -> Result<(ImageRecord, Vec<BaseImage>), Failure> {
+    let _shared = lease.shared().map_err(anyhow::Error::from)?;
+    let record = image(store, name)?;
+    let images = base::pin_record(store, lease, &record).map_err(anyhow::Error::from)?;
+    Ok((record, images))
+}
+
+/// The one of the images that is for this platform: other than for a build, what merely runs there will not do.
+pub(crate) fn for_platform(mut images: Vec<BaseImage>, wanted: &Platform, name: &str) -> anyhow::Result<BaseImage> {
+    let fits: Vec<usize> = (0..images.len()).filter(|number| wanted.is(&images[*number].platform)).collect();
+    match wanted.best(fits.iter().map(|number| &images[*number].platform)) {
+        Some(best) => Ok(images.swap_remove(fits[best])),
+        None => {
+            let list = images.iter().map(|image| image.platform.to_string()).collect::<Vec<_>>().join(", ");
+            Err(anyhow!("{name} has nothing for {wanted}; it is for {list}"))
+        }
+    }
+}
+
+/// The platform that a flag names.
+pub(crate) fn platform(text: &str) -> Result<Platform, Failure> {
+    Platform::parse(text, &machine()).map_err(|error| Failure::Usage(format!("--platform: {error}")))
 }
 
 /// The image of that name or id, if there is one.

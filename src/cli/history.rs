@@ -15,8 +15,10 @@ use super::settings::Settings;
 use super::stdout::stdout;
 use super::{age, find, size};
 use crate::digest::{DiffId, ImageId};
-use crate::image::config::{History, ImageConfig};
-use crate::store::{Store, StoreError, base};
+use crate::image::config::History;
+use crate::image::manifest::Descriptor;
+use crate::plan::BaseImage;
+use crate::store::{Store, base};
 
 /// Letters of CREATED BY that the table shows.
 const SHOWN: usize = 45;
@@ -37,10 +39,17 @@ const HEADINGS: [(&str, &str); 6] = [
 /// Prints it.
 pub(super) fn run(args: &HistoryArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let format = Format::parse(args.format.as_deref())?;
+    let platform = args.platform.as_deref().map(find::platform).transpose()?;
     let store = find::store(settings)?;
     let record = find::image(&store, &args.image)?;
-    let image = base::base_image(&store, &record).map_err(anyhow::Error::from)?;
-    let sizes = sizes(&store, &image.config)?;
+    let image = match &platform {
+        None => base::base_image(&store, &record).map_err(anyhow::Error::from)?,
+        Some(platform) => {
+            let images = base::base_images(&store, &record).map_err(anyhow::Error::from)?;
+            find::for_platform(images, platform, &args.image)?
+        }
+    };
+    let sizes = sizes(&store, &image)?;
     let now = find::now();
     let rows: Vec<Value> = image
         .config
@@ -63,18 +72,14 @@ pub(super) fn run(args: &HistoryArgs, settings: &Settings) -> Result<ExitCode, F
     Ok(ExitCode::SUCCESS)
 }
 
-/// The size of the layer of each history entry; nothing for those without one.
-fn sizes(store: &Store, config: &ImageConfig) -> Result<Vec<u64>, Failure> {
-    let mut layers = config.rootfs.diff_ids.iter();
-    let size = |layer: &DiffId| -> Result<u64, Failure> {
-        // The size of what is not here is not known; the rest is worth showing.
-        match store.layer_summary(layer) {
-            Ok(summary) => Ok(summary.files_size),
-            Err(StoreError::Missing { .. }) => Ok(0),
-            Err(error) => Err(Failure::Error(error.into())),
-        }
+/// The size of the layer of each history entry, by its blob where the layer is not here; nothing for those without one.
+fn sizes(store: &Store, image: &BaseImage) -> Result<Vec<u64>, Failure> {
+    let mut layers = image.config.rootfs.diff_ids.iter().zip(&image.layers);
+    let size = |(layer, blob): (&DiffId, &Descriptor)| {
+        base::layer_size(store, layer, blob).map_err(|error| Failure::Error(error.into()))
     };
-    config
+    image
+        .config
         .history
         .iter()
         .map(|entry| if entry.empty_layer { Ok(0) } else { layers.next().map_or(Ok(0), size) })
@@ -118,7 +123,8 @@ mod tests {
             created_by: by.to_owned(),
             ..History::default()
         };
-        let args = HistoryArgs { image: "x".into(), human: true, no_trunc: false, quiet: false, format: None };
+        let args =
+            HistoryArgs { image: "x".into(), human: true, no_trunc: false, quiet: false, format: None, platform: None };
         let long = "RUN /bin/sh -c apt-get update && apt-get install -y nginx # buildkit";
         for (entry, id, human, created, by, size) in [
             (entry("2024-01-01T00:00:00Z", "CMD"), false, true, "2 hours ago", "CMD", "1.5kB"),

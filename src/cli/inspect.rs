@@ -11,15 +11,18 @@ use anyhow::anyhow;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::absent;
 use super::args::InspectArgs;
 use super::failure::Failure;
 use super::find;
 use super::rows::template;
 use super::settings::Settings;
 use super::stdout::stdout;
+use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;
 use crate::store::images::ImageRecord;
+use crate::store::origins::AbsentLayer;
 use crate::store::verify::verify;
 use crate::store::{Store, base};
 
@@ -29,6 +32,7 @@ pub(super) fn run(args: &InspectArgs, settings: &Settings) -> Result<ExitCode, F
         None | Some("json") => None,
         Some(text) => Some(template(text)?),
     };
+    let platform = args.platform.as_deref().map(find::platform).transpose()?;
     let store = find::store(settings)?;
     let mut shown = Vec::new();
     let mut failures = Vec::new();
@@ -37,8 +41,9 @@ pub(super) fn run(args: &InspectArgs, settings: &Settings) -> Result<ExitCode, F
             Ok(record) => {
                 let damaged = if args.verify { problems(&store, &record, name, settings)? } else { Vec::new() };
                 // Of an image whose documents are damaged there is nothing to show.
-                match describe(&store, &record) {
+                match describe(&store, &record, name, platform.as_ref()) {
                     Err(_) if !damaged.is_empty() => {}
+                    Err(Failure::Error(error)) => failures.push(format!("{error:#}")),
                     described => shown.push(described?),
                 }
                 failures.extend(damaged);
@@ -77,14 +82,42 @@ fn problems(store: &Store, record: &ImageRecord, name: &str, settings: &Settings
             find::enter_ids(settings)?;
         }
     }
+    for image in &images {
+        let absent = store.absent_layers(image).map_err(anyhow::Error::from)?;
+        let places = absent::places(&absent);
+        if !places.is_empty() {
+            let (count, places) = (absent.len(), places.join(", "));
+            let note = format!("{name}: layers that never came here were not checked: {count}, which {places} has\n");
+            std::io::stderr().write_all(note.as_bytes())?;
+        }
+    }
     let lease = find::lease(store, settings)?;
     let problems = verify(store, &lease, record).map_err(anyhow::Error::from)?;
     Ok(problems.into_iter().map(|problem| format!("{name} is damaged: {problem}")).collect())
 }
 
-fn describe(store: &Store, record: &ImageRecord) -> Result<Value, Failure> {
-    let image = base::base_image(store, record).map_err(anyhow::Error::from)?;
+/// The fields of an image; of one for several platforms those of the image for this machine, or, where one is asked for,
+/// all of that one.
+fn describe(store: &Store, record: &ImageRecord, name: &str, wanted: Option<&Platform>) -> Result<Value, Failure> {
+    let failed = anyhow::Error::from;
+    let (image, chosen) = match wanted {
+        None => (base::base_image(store, record).map_err(failed)?, None),
+        Some(wanted) => {
+            let images = base::base_images(store, record).map_err(failed)?;
+            let image = find::for_platform(images, wanted, name)?;
+            let own = base::record(store, &image).map_err(failed)?;
+            (image, Some(ImageRecord { names: record.names.clone(), ..own }))
+        }
+    };
+    let record = chosen.as_ref().unwrap_or(record);
     let config = &image.config;
+    let is_index = record.id.0 == record.manifest;
+    let absent = store.absent_layers(&image).map_err(failed)?;
+    // Layers may have come since it was made.
+    let content = match record.content {
+        None if !is_index && absent.is_empty() => base::record(store, &image).map_err(failed)?.content,
+        content => content,
+    };
     let names = find::names(record);
     let repositories: BTreeSet<String> = names.iter().map(Reference::familiar_name).collect();
     let digests: Vec<String> = repositories.into_iter().map(|name| format!("{name}@{}", record.manifest)).collect();
@@ -104,10 +137,10 @@ fn describe(store: &Store, record: &ImageRecord) -> Result<Value, Failure> {
         "Size": record.size,
         "RootFS": {"Type": config.rootfs.kind, "Layers": config.rootfs.diff_ids},
         "Descriptor": {"mediaType": record.media_type, "digest": record.manifest, "size": record.manifest_size},
-        "ContentDigest": record.content.map(|content| content.to_string()),
+        "ContentDigest": content.map(|content| content.to_string()),
     });
     // One image among several: which there are, and their ids.
-    if record.id.0 == record.manifest {
+    if is_index {
         let images = base::base_images(store, record).map_err(anyhow::Error::from)?;
         let one = |image: &BaseImage| {
             json!({
@@ -118,8 +151,18 @@ fn describe(store: &Store, record: &ImageRecord) -> Result<Value, Failure> {
         };
         value["Manifests"] = images.iter().map(one).collect();
     }
-    if record.content.is_none() {
+    if content.is_none() {
         value["ContentDigestUnknown"] = json!("layers of its base never came to this machine");
+    }
+    let absent = absent.iter().filter(|layer| !store.has_layer(&layer.diff_id));
+    let absent: Vec<Value> = absent
+        .map(|AbsentLayer { diff_id, blob, from }| {
+            let from = from.iter().map(Reference::familiar_name).collect::<Vec<_>>();
+            json!({"Layer": diff_id, "Digest": blob.digest, "Size": blob.size, "From": from})
+        })
+        .collect();
+    if !absent.is_empty() {
+        value["AbsentLayers"] = absent.into();
     }
     Ok(value)
 }

@@ -3,6 +3,7 @@
 //! In: the command line and the surroundings. Out: an exit status. What always holds: the surroundings are read once,
 //! here; each command is a function of its arguments and the settings, in a module of its own; nothing below prints.
 
+mod absent;
 pub mod age;
 pub mod args;
 pub mod build;

@@ -90,7 +90,9 @@ impl Pull<'_> {
             return Err(anyhow!("cannot pull {shown}: it is for {found}, not for {}", self.wanted).into());
         }
         self.lines.say(&format!("{from}: Pulling from {}", reference.repository()));
-        self.registries.bring(store, lease, &remote, &self.lines).map_err(anyhow::Error::from)?;
+        self.registries
+            .bring(store, lease, &remote.image, Some(reference), &self.lines)
+            .map_err(anyhow::Error::from)?;
         let mut record = base::record(store, &remote.image).map_err(anyhow::Error::from)?;
         let name = reference.tag().filter(|_| reference.digest().is_none()).map(|_| reference.to_string());
         let before = name.as_deref().map(|name| store.image_by_name(name)).transpose().map_err(anyhow::Error::from)?;

@@ -20,11 +20,11 @@ use crate::image::manifest::{Descriptor, Document, Family, Index, MAX_MANIFEST_S
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::output::OutputImage;
-use crate::output::registry::{Target, push, push_index, reads_trees};
+use crate::output::registry::{Layers, Target, push, push_index, reads_trees};
 use crate::registry::Registries;
-use crate::store::Store;
 use crate::store::images::ImageRecord;
 use crate::store::lease::Lease;
+use crate::store::{Store, base};
 
 /// Pushes it.
 pub(super) fn run(args: &PushArgs, settings: &Settings) -> Result<ExitCode, Failure> {
@@ -38,6 +38,9 @@ pub(super) fn run(args: &PushArgs, settings: &Settings) -> Result<ExitCode, Fail
     }
     let store = find::store(settings)?;
     let wanted = pull::platform(args.platform.as_deref(), settings)?.filter(|_| args.platform.is_some());
+    let lease = find::lease(&store, settings)?;
+    // What is found stays as long as it is pushed, also where somebody takes its name away.
+    let shared = lease.shared().map_err(anyhow::Error::from)?;
     let mut images: Vec<(Reference, ImageRecord)> = Vec::new();
     if args.all_tags {
         for record in store.images().map_err(anyhow::Error::from)? {
@@ -58,6 +61,10 @@ pub(super) fn run(args: &PushArgs, settings: &Settings) -> Result<ExitCode, Fail
         };
         images.push((reference.clone(), record));
     }
+    for (_, record) in &images {
+        base::pin_record(&store, &lease, record).map_err(anyhow::Error::from)?;
+    }
+    drop(shared);
     if let Some(wanted) = &wanted
         && let Some((name, record)) = images.iter().find(|(_, record)| {
             Platform::parse(&record.platform, wanted).ok().and_then(|platform| wanted.fit(&platform)).is_none()
@@ -68,14 +75,13 @@ pub(super) fn run(args: &PushArgs, settings: &Settings) -> Result<ExitCode, Fail
     for (_, record) in &images {
         let mut images = Documents::read(&store, record)?.images.into_iter();
         let reads = images.try_fold(false, |reads, listed| {
-            Ok::<_, anyhow::Error>(reads || reads_trees(&store, &listed.image, None, false)?)
+            Ok::<_, anyhow::Error>(reads || reads_trees(&store, &lease, &listed.image, None, false)?)
         });
         if reads? {
             find::enter_ids(settings)?;
             break;
         }
     }
-    let lease = find::lease(&store, settings)?;
     let registries = network::registries(settings, args.insecure, false, None)?;
     let lines = Lines::new(Direction::Push, args.quiet, settings);
     lines.say(&format!("The push refers to repository [{}/{}]", reference.registry(), reference.repository()));
@@ -152,6 +158,7 @@ fn send(
         family: None,
         manifest: None,
         elsewhere: &|_| None,
+        layers: &Layers::default(),
         listener: lines,
     };
     let mut sent = Vec::with_capacity(images.len());

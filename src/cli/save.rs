@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
+use super::absent;
 use super::args::{ArchiveFormat, SaveArgs};
 use super::failure::Failure;
 use super::find;
@@ -16,6 +17,7 @@ use super::settings::Settings;
 use crate::digest::DiffId;
 use crate::image::config::MAX_CONFIG_SIZE;
 use crate::image::manifest::{Index, MAX_MANIFEST_SIZE, Manifest};
+use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::layer::compress::Compression;
 use crate::output::{self, Destination, Output, OutputImage, OutputIndex, OutputKind, Subject};
@@ -33,31 +35,52 @@ pub(super) fn run(args: &SaveArgs, settings: &Settings) -> Result<ExitCode, Fail
         }
         _ => Destination::Stdout,
     };
+    let mut only: Vec<Platform> = Vec::new();
+    for platform in &args.platforms {
+        let platform = find::platform(platform)?;
+        if !only.contains(&platform) {
+            only.push(platform);
+        }
+    }
+    let cancel = Cancel::new().context("cannot prepare for signals")?;
+    cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
     let store = find::store(settings)?;
-    let mut wanted: Vec<(ImageRecord, Vec<Reference>)> = Vec::new();
+    let mut lease = find::lease(&store, settings)?;
+    lease.heed(&cancel);
+    let stopped = |failure| cancel.signal().map_or(failure, Failure::Interrupted);
+    let mut wanted: Vec<(ImageRecord, Vec<BaseImage>, Vec<Reference>)> = Vec::new();
     for name in &args.images {
-        for (image, names) in find_all(&store, name)? {
-            match wanted.iter_mut().find(|(known, _)| known.manifest == image.manifest) {
-                Some((_, known)) => known.extend(names),
-                None => wanted.push((image, names)),
+        let _shared = lease.shared().map_err(anyhow::Error::from)?;
+        for (record, names) in find_all(&store, name)? {
+            match wanted.iter_mut().find(|(known, ..)| known.manifest == record.manifest) {
+                Some((.., known)) => known.extend(names),
+                None => {
+                    let mut images = base::pin_record(&store, &lease, &record).map_err(anyhow::Error::from)?;
+                    if !only.is_empty() {
+                        images = only
+                            .iter()
+                            .map(|platform| find::for_platform(images.clone(), platform, name))
+                            .collect::<Result<_, _>>()?;
+                    }
+                    wanted.push((record, images, names));
+                }
             }
         }
     }
+    for (record, images, _) in &wanted {
+        absent::bring(&store, &lease, (record, images.as_slice()), settings, Some(&cancel)).map_err(stopped)?;
+    }
     let mut images = Vec::with_capacity(wanted.len());
-    for (record, mut names) in wanted {
+    for (record, from, mut names) in wanted {
         names.sort_by_key(ToString::to_string);
         names.dedup();
-        images.push(saved(&store, &record, names)?);
+        images.push(saved(&store, &record, &from, names)?);
     }
     for layer in images.iter().flat_map(Saved::diff_ids) {
         if store.needs_tree_ids(&layer).map_err(anyhow::Error::from)? {
             find::enter_ids(settings)?;
         }
     }
-    let cancel = Cancel::new().context("cannot prepare for signals")?;
-    cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
-    let mut lease = find::lease(&store, settings)?;
-    lease.heed(&cancel);
     let kind = match args.format {
         ArchiveFormat::Docker => OutputKind::Docker { tar: true },
         ArchiveFormat::Oci => OutputKind::Oci { tar: true },
@@ -120,12 +143,13 @@ impl<'a> From<&'a Saved> for Subject<'a> {
     }
 }
 
-fn saved(store: &Store, record: &ImageRecord, names: Vec<Reference>) -> Result<Saved, Failure> {
-    let images = base::base_images(store, record).map_err(anyhow::Error::from)?;
-    let usual = find::machine().best(images.iter().map(|image| &image.platform)).unwrap_or(0);
+/// What is saved of a record: these images of it.
+fn saved(store: &Store, record: &ImageRecord, images: &[BaseImage], names: Vec<Reference>) -> Result<Saved, Failure> {
     let one = |image, names| output_image(store, record, image, names);
-    if record.id.0 != record.manifest {
-        return Ok(Saved::Image(Box::new(one(&images[usual], names)?)));
+    if let [image] = images
+        && !(record.id.0 == record.manifest && is_all(store, record, images)?)
+    {
+        return Ok(Saved::Image(Box::new(one(image, names)?)));
     }
     let stored = store.read_blob(&record.manifest, MAX_MANIFEST_SIZE as u64).map_err(anyhow::Error::from)?;
     let annotations = Index::parse(&stored).map_err(anyhow::Error::from)?.annotations;
@@ -134,9 +158,15 @@ fn saved(store: &Store, record: &ImageRecord, names: Vec<Reference>) -> Result<S
         names,
         annotations,
         descriptor_annotations: BTreeMap::new(),
+        // Where some are left out it is not used.
         stored: Some(stored),
-        usual,
+        usual: find::machine().best(images.iter().map(|image| &image.platform)).unwrap_or(0),
     }))
+}
+
+/// Whether these are all images of an index.
+fn is_all(store: &Store, record: &ImageRecord, images: &[BaseImage]) -> Result<bool, Failure> {
+    Ok(base::base_images(store, record).map_err(anyhow::Error::from)?.len() == images.len())
 }
 
 fn output_image(

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
-use std::{fs, io, thread};
+use std::{fmt, fs, io, thread};
 
 use rustix::fs::{FileType, Mode, OFlags, Stat};
 
@@ -151,6 +151,47 @@ impl Deref for Subtree {
     }
 }
 
+impl Subtree {
+    /// These alone.
+    pub fn of(entries: Vec<ContextEntry>) -> Self {
+        Self { range: 0..entries.len(), all: Arc::new(entries) }
+    }
+
+    /// One of them, in sixteen bytes.
+    pub fn file(&self, number: usize) -> ContextFile {
+        ContextFile { all: Arc::clone(&self.all), at: self.range.start + number }
+    }
+}
+
+/// An entry of a walk, held without a copy: a build has a hundred thousand of them in several lists.
+#[derive(Clone)]
+pub struct ContextFile {
+    all: Arc<Vec<ContextEntry>>,
+    at: usize,
+}
+
+impl Deref for ContextFile {
+    type Target = ContextEntry;
+
+    fn deref(&self) -> &ContextEntry {
+        &self.all[self.at]
+    }
+}
+
+impl PartialEq for ContextFile {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for ContextFile {}
+
+impl fmt::Debug for ContextFile {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(formatter)
+    }
+}
+
 /// A directory that COPY reads from.
 #[derive(Debug)]
 pub struct LocalContext {
@@ -275,8 +316,7 @@ impl LocalContext {
         if let Some(walk) = self.walked(dir) {
             return Ok(walk);
         }
-        let all = Arc::new(self.walker().run(dir)?);
-        let subtree = Subtree { range: 0..all.len(), all };
+        let subtree = Subtree::of(self.walker().run(dir)?);
         self.lock_walks().push((dir.to_vec(), subtree.clone()));
         Ok(subtree)
     }
@@ -305,33 +345,34 @@ impl LocalContext {
         self.lock_walks().clear();
     }
 
-    /// Opens a file for reading, if it is still the one that had this stamp.
-    pub fn open_file(&self, path: &[u8], stamp: &Stamp) -> Result<File, ContextError> {
-        let file = self.open_unchecked(path)?;
-        self.check(&file, path, stamp)?;
+    /// Opens a file for reading, if it is still the one that was looked at.
+    pub fn open_file(&self, entry: &ContextEntry) -> Result<File, ContextError> {
+        let file = self.open_unchecked(entry)?;
+        self.check(&file, entry)?;
         Ok(file)
     }
 
-    /// Opens whatever is at `path` now. For who asks [`Self::check`] when all is read.
-    pub fn open_unchecked(&self, path: &[u8]) -> Result<File, ContextError> {
-        let fail = |source| ContextError::io("open", path, source);
+    /// Opens whatever is now where `entry` was. For who asks [`Self::check`] when all is read.
+    pub fn open_unchecked(&self, entry: &ContextEntry) -> Result<File, ContextError> {
+        let fail = |source| ContextError::io("open", &entry.path, source);
         // Without NONBLOCK, opening what has become a named pipe would wait forever.
-        open_below(self.dir.as_fd(), path, OFlags::RDONLY | OFlags::NONBLOCK).map(File::from).map_err(fail)
+        open_below(self.dir.as_fd(), &entry.path, OFlags::RDONLY | OFlags::NONBLOCK).map(File::from).map_err(fail)
     }
 
-    /// Whether the open `file` is as it was: an error by name if not. To be asked once more after reading.
-    pub fn check(&self, file: &File, path: &[u8], stamp: &Stamp) -> Result<(), ContextError> {
-        let stat = rustix::fs::fstat(file).map_err(|error| ContextError::io("look at", path, error.into()))?;
-        if Stamp::of(&stat) == *stamp { Ok(()) } else { Err(changed(path)) }
+    /// Whether the open `file` is as `entry` was: an error by name if not. To be asked once more after reading.
+    pub fn check(&self, file: &File, entry: &ContextEntry) -> Result<(), ContextError> {
+        let fail = |error: rustix::io::Errno| ContextError::io("look at", &entry.path, error.into());
+        let stat = rustix::fs::fstat(file).map_err(fail)?;
+        if Stamp::of(&stat) == entry.stamp { Ok(()) } else { Err(changed(&entry.path)) }
     }
 
-    /// Whether what is at `path` still has this stamp.
-    pub fn is_unchanged(&self, path: &[u8], stamp: &Stamp) -> bool {
-        matches!(stat_below(self.dir.as_fd(), path), Ok(Some(stat)) if Stamp::of(&stat) == *stamp)
+    /// Whether what is there is still what was looked at.
+    pub fn is_unchanged(&self, entry: &ContextEntry) -> bool {
+        matches!(stat_below(self.dir.as_fd(), &entry.path), Ok(Some(stat)) if Stamp::of(&stat) == entry.stamp)
     }
 
     /// SHA-256 of each of `files`, on all processors; what is learned is remembered.
-    pub fn hash(&self, files: &[ContextEntry]) -> Result<Vec<Digest>, ContextError> {
+    pub fn hash(&self, files: &[&ContextEntry]) -> Result<Vec<Digest>, ContextError> {
         let mut order: Vec<usize> = (0..files.len()).collect();
         // The largest first, so that no thread is left alone with it at the end.
         order.sort_by_key(|index| std::cmp::Reverse(files[*index].stamp.size));
@@ -341,7 +382,7 @@ impl LocalContext {
             let mut buffer = vec![0; 128 << 10];
             let mut found = Vec::new();
             while let Some(index) = order.get(next.fetch_add(1, Ordering::Relaxed)) {
-                match self.hash_one(&files[*index], &mut buffer) {
+                match self.hash_one(files[*index], &mut buffer) {
                     Ok(digest) => found.push((*index, digest)),
                     Err(error) => {
                         next.store(files.len(), Ordering::Relaxed);
@@ -372,7 +413,7 @@ impl LocalContext {
     }
 
     fn hash_one(&self, entry: &ContextEntry, buffer: &mut [u8]) -> Result<Digest, ContextError> {
-        let mut file = self.open_file(&entry.path, &entry.stamp)?;
+        let mut file = self.open_file(entry)?;
         let mut hasher = Hasher::new();
         loop {
             if self.cancel.as_ref().is_some_and(Cancel::is_canceled) {
@@ -385,7 +426,7 @@ impl LocalContext {
                 Err(source) => return Err(ContextError::io("read", &entry.path, source)),
             }
         }
-        self.check(&file, &entry.path, &entry.stamp)?;
+        self.check(&file, entry)?;
         if hasher.seen() != entry.stamp.size {
             return Err(changed(&entry.path));
         }
@@ -434,6 +475,10 @@ mod tests {
         let patterns = Patterns::parse(".dockerignore", ignore).expect("good patterns");
         let context = LocalContext::open(folder.path(), patterns, StatCache::in_memory(), UNIX_EPOCH).expect("opens");
         (folder, context)
+    }
+
+    fn refs(walk: &Subtree) -> Vec<&ContextEntry> {
+        walk.iter().collect()
     }
 
     fn paths(entries: &[ContextEntry]) -> Vec<String> {
@@ -523,7 +568,7 @@ mod tests {
         let (folder, context) = context(&["a", "b", "c", "d", "e"], "");
         let before = context.walk(b"").expect("walks");
         assert!(before.iter().all(|entry| entry.sha256.is_none()));
-        let digests = context.hash(&before).expect("hashes");
+        let digests = context.hash(&refs(&before)).expect("hashes");
         assert_eq!(digests[1], Digest::of(b"b"));
         context.forget();
         let after = context.walk(b"").expect("walks");
@@ -532,8 +577,8 @@ mod tests {
             digests.into_iter().map(Some).collect::<Vec<_>>()
         );
         fs::write(folder.path().join("b"), "longer").expect("writes");
-        assert!(matches!(context.hash(&after[1..2]), Err(ContextError::Changed { path }) if path == "b"));
-        assert!(!context.is_unchanged(b"b", &after[1].stamp));
+        assert!(matches!(context.hash(&[&after[1]]), Err(ContextError::Changed { path }) if path == "b"));
+        assert!(!context.is_unchanged(&after[1]));
         context.forget();
         assert_eq!(context.walk(b"").expect("walks")[1].sha256, None);
     }
@@ -544,9 +589,9 @@ mod tests {
         let walk = context.walk(b"").expect("walks");
         let cancel = Cancel::new().expect("a wish");
         context.heed(&cancel);
-        context.hash(&walk).expect("hashes");
+        context.hash(&refs(&walk)).expect("hashes");
         cancel.cancel();
-        assert!(context.hash(&walk).expect_err("stops").to_string().contains("stopped"));
+        assert!(context.hash(&refs(&walk)).expect_err("stops").to_string().contains("stopped"));
     }
 
     #[test]
@@ -555,7 +600,7 @@ mod tests {
         let walk = context.walk(b"").expect("walks");
         fs::remove_file(folder.path().join("a")).expect("removes");
         symlink("/etc/passwd", folder.path().join("a")).expect("links");
-        assert!(context.open_file(b"a", &walk[0].stamp).is_err());
+        assert!(context.open_file(&walk[0]).is_err());
     }
 
     #[test]
@@ -571,7 +616,7 @@ mod tests {
             let context = open(now);
             let walk = context.walk(b"").expect("walks");
             assert_eq!(walk[0].sha256.is_some(), known);
-            context.hash(&walk).expect("hashes");
+            context.hash(&refs(&walk)).expect("hashes");
             context.save(cache.path()).expect("saves");
         }
     }

@@ -244,6 +244,11 @@ impl Platform {
         }
     }
 
+    /// Whether `offered` is this one: what merely runs on it too, such as arm on arm64, is another.
+    pub fn is(&self, offered: &Self) -> bool {
+        (&self.os, &self.architecture) == (&offered.os, &offered.architecture) && self.fit(offered).is_some()
+    }
+
     /// The index of the best of `offered`, the first of equals.
     pub fn best<'a>(&self, offered: impl IntoIterator<Item = &'a Self>) -> Option<usize> {
         let fits = offered.into_iter().enumerate().filter_map(|(i, platform)| Some((self.fit(platform)?, i)));

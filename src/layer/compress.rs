@@ -171,6 +171,12 @@ impl<W: Write> Encoder<W> {
         }
     }
 
+    /// The same with half of the pool at most: others need the processors more.
+    pub fn gently(mut self) -> Self {
+        self.limit = self.limit.min(rayon::current_num_threads().div_ceil(2));
+        self
+    }
+
     /// Writes what is left; the inner writer.
     pub fn finish(mut self) -> io::Result<W> {
         // No bytes at all are one empty block: an empty file is no gzip file.

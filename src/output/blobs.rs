@@ -4,6 +4,9 @@
 //! blob that came from outside keeps its digest and size unless the wish is forced; one that was made here is used again
 //! only if the same encoder in the same version made it, so that digests do not depend on what lies in the store.
 
+use std::fs::File;
+use std::io::{self, BufReader};
+
 use super::OutputError;
 use crate::digest::DiffId;
 use crate::image::manifest::{Descriptor, Encoding, Family, Kind};
@@ -19,6 +22,8 @@ pub(super) struct Wish {
     /// Blobs from outside are compressed anew, or unpacked.
     pub(super) force: bool,
     pub(super) family: Family,
+    /// Others need the processors more than compressing does.
+    pub(super) gentle: bool,
 }
 
 /// A layer in the form that was wished for.
@@ -45,7 +50,7 @@ pub(super) fn layer_blob(
     listed: &Descriptor,
     wish: Wish,
 ) -> Result<LayerBlob, OutputError> {
-    let Wish { compression, force, family } = wish;
+    let Wish { compression, force, family, gentle } = wish;
     // Made here, or saved without compression: there is no blob whose digest anyone knows.
     let uncompressed = listed.digest == layer.0;
     if !uncompressed && !force {
@@ -56,7 +61,7 @@ pub(super) fn layer_blob(
             }
             .into());
         };
-        if !store.has_blob(&listed.digest) {
+        if !lease.uses_blob(store, &listed.digest)? {
             return Err(store.missing(format!("the blob {} of layer {layer}", listed.digest)).into());
         }
         let mut descriptor = Descriptor::new(family.layer(encoding), listed.digest, listed.size);
@@ -72,16 +77,44 @@ pub(super) fn layer_blob(
         Compression::Gzip(_) => Encoding::Gzip,
         Compression::Zstd(_) => Encoding::Zstd,
     };
-    let KnownBlob { digest, size, .. } = compressed(store, lease, layer, compression, encoding)?;
+    let KnownBlob { digest, size, .. } = compressed(store, lease, layer, compression, encoding, gentle)?;
     let descriptor = Descriptor::new(family.layer(encoding), digest, size);
     Ok(LayerBlob { descriptor, source: Source::Stored })
 }
 
-/// Whether a blob is known that this encoder made of the layer.
-pub(super) fn has_compressed(store: &Store, layer: &DiffId, compression: Compression) -> Result<bool, StoreError> {
+/// The blob of a layer as its registry has it, where it is not here and nobody asks for another.
+pub(super) fn absent_blob(
+    store: &Store,
+    lease: &Lease,
+    layer: &DiffId,
+    listed: &Descriptor,
+    wish: Wish,
+) -> Result<Option<Descriptor>, StoreError> {
+    let Some(Kind::Layer(encoding)) = Kind::of(&listed.media_type).filter(|_| !wish.force) else { return Ok(None) };
+    let uncompressed = listed.digest == layer.0;
+    let here = if uncompressed { lease.uses_layer(store, layer)? } else { lease.uses_blob(store, &listed.digest)? };
+    if here {
+        return Ok(None);
+    }
+    let mut descriptor = Descriptor::new(wish.family.layer(encoding), listed.digest, listed.size);
+    descriptor.annotations.clone_from(&listed.annotations);
+    Ok(Some(descriptor))
+}
+
+/// The blob that this encoder made of the layer, if it is here; it stays as long as the command runs.
+pub(super) fn known_compressed(
+    store: &Store,
+    lease: &Lease,
+    layer: &DiffId,
+    compression: Compression,
+) -> Result<Option<KnownBlob>, StoreError> {
     let name = compression.encoder();
-    let fits = |blob: &KnownBlob| blob.encoder.as_deref() == Some(name.as_str()) && store.has_blob(&blob.digest);
-    Ok(store.layer_blobs(layer)?.iter().any(fits))
+    for blob in store.layer_blobs(layer)?.into_iter().filter(|blob| blob.encoder.as_deref() == Some(name.as_str())) {
+        if lease.uses_blob(store, &blob.digest)? {
+            return Ok(Some(blob));
+        }
+    }
+    Ok(None)
 }
 
 /// The compressed blob of a layer: the one that is known, or a new one.
@@ -91,20 +124,25 @@ fn compressed(
     layer: &DiffId,
     compression: Compression,
     encoding: Encoding,
+    gentle: bool,
 ) -> Result<KnownBlob, OutputError> {
-    let name = compression.encoder();
-    let known = store.layer_blobs(layer)?;
-    for blob in known.into_iter().filter(|blob| blob.encoder.as_deref() == Some(name.as_str())) {
-        if lease.uses_blob(store, &blob.digest)? {
-            return Ok(blob);
-        }
+    if let Some(blob) = known_compressed(store, lease, layer, compression)? {
+        return Ok(blob);
     }
     let failed = |source| OutputError::Compress { layer: *layer, source };
-    let mut encoder = Encoder::new(store.blob_writer(lease)?, compression);
-    store.write_tar(layer, &mut lease.heeding(&mut encoder))?;
+    let encoder = Encoder::new(store.blob_writer(lease)?, compression);
+    let mut encoder = if gentle { encoder.gently() } else { encoder };
+    match store.own_tar(layer, lease) {
+        Some(tar) => {
+            let plain = File::open(&tar).map_err(OutputError::io("open", &tar))?;
+            io::copy(&mut BufReader::with_capacity(1 << 20, plain), &mut lease.heeding(&mut encoder))
+                .map_err(failed)?;
+        }
+        None => store.write_tar(layer, &mut lease.heeding(&mut encoder))?,
+    }
     let (digest, size) = encoder.finish().map_err(failed)?.commit()?;
     let media_type = Family::Oci.layer(encoding).to_string();
-    let blob = KnownBlob { media_type, digest, size, encoder: Some(name) };
+    let blob = KnownBlob { media_type, digest, size, encoder: Some(compression.encoder()) };
     store.add_layer_blob(layer, blob.clone())?;
     Ok(blob)
 }

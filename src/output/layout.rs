@@ -84,10 +84,10 @@ impl Content<'_> {
         let family = self.output.family.unwrap_or_else(|| image.manifest.family());
         // `docker save` unpacks what it saves; whoever asks for a compression gets it.
         let wish = match self.output.compression {
-            None if docker => Wish { compression: Compression::None, force: true, family },
+            None if docker => Wish { compression: Compression::None, force: true, family, gentle: false },
             compression => {
                 let compression = compression.unwrap_or(Compression::GZIP);
-                Wish { compression, force: self.output.force_compression, family }
+                Wish { compression, force: self.output.force_compression, family, gentle: false }
             }
         };
         let mut layers = Vec::with_capacity(image.diff_ids.len());
@@ -279,14 +279,25 @@ impl Target {
                     match blob {
                         Blob::Bytes(bytes) => archive.bytes(&name, bytes)?,
                         Blob::Stored(size) => archive.copy(&name, &store.blob_path(digest), *size)?,
-                        Blob::Tar(layer, size) => {
-                            archive.stream(&name, *size, |out| Ok(store.write_tar(layer, &mut lease.heeding(out))?))?;
-                        }
+                        Blob::Tar(layer, size) => match store.own_tar(layer, lease) {
+                            Some(tar) => archive.copy(&name, &tar, *size)?,
+                            None => archive
+                                .stream(&name, *size, |out| Ok(store.write_tar(layer, &mut lease.heeding(out))?))?,
+                        },
                     }
                 }
                 archive.finish()
             }
             Self::Folder(folder) => {
+                let document = |name: &String, bytes: &Vec<u8>| {
+                    put(&folder, name, |out, path| out.write_all(bytes).map_err(OutputError::io("write", path)))
+                };
+                // `index.json` is the last by its place, not by its name: with it the image appears. The others come
+                // first: what fails halfway leaves a layout, which the next try takes.
+                let (index, others): (Vec<_>, Vec<_>) = documents.iter().partition(|(name, _)| *name == "index.json");
+                for (name, bytes) in others {
+                    document(name, bytes)?;
+                }
                 let place = folder.join("blobs/sha256");
                 fs::create_dir_all(&place).map_err(OutputError::io("make", &place))?;
                 for (digest, blob) in blobs {
@@ -301,8 +312,13 @@ impl Target {
                     if fs::metadata(&path).is_ok_and(|metadata| metadata.is_file() && metadata.len() == *size) {
                         continue;
                     }
-                    put(&folder, &blob_name(digest), |out, path| match blob {
-                        Blob::Tar(layer, _) => {
+                    let own = match blob {
+                        Blob::Tar(layer, _) => store.own_tar(layer, lease),
+                        _ => None,
+                    };
+                    put(&folder, &blob_name(digest), |out, path| match (blob, own) {
+                        (_, Some(tar)) => copy(&tar, out, path, *size),
+                        (Blob::Tar(layer, _), None) => {
                             let mut out = io::BufWriter::with_capacity(1 << 20, out);
                             store.write_tar(layer, &mut lease.heeding(&mut out))?;
                             out.flush().map_err(OutputError::io("write", path))
@@ -310,12 +326,7 @@ impl Target {
                         _ => copy(&store.blob_path(digest), out, path, *size),
                     })?;
                 }
-                // `index.json` is the last by its place, not by its name: with it the image appears.
-                let (index, others): (Vec<_>, Vec<_>) = documents.iter().partition(|(name, _)| *name == "index.json");
-                for (name, bytes) in others.into_iter().chain(index) {
-                    put(&folder, name, |out, path| out.write_all(bytes).map_err(OutputError::io("write", path)))?;
-                }
-                Ok(())
+                index.into_iter().try_for_each(|(name, bytes)| document(name, bytes))
             }
         }
     }

@@ -346,7 +346,8 @@ pub fn write_several<'a>(
     Ok(written.into_iter().map(|(descriptor, _)| descriptor).collect())
 }
 
-/// The blobs of an image's layers under a compression, made where they are missing: for a manifest that the store keeps.
+/// The blobs of an image's layers under a compression, made where they are missing: for a manifest that the store keeps. A
+/// layer that never came here stays as it is.
 /// `wish` is the compression, whether blobs from outside are compressed anew, and whose media types are used.
 pub fn compress(
     store: &Store,
@@ -356,9 +357,12 @@ pub fn compress(
     wish: (Compression, bool, Family),
 ) -> Result<Vec<Descriptor>, OutputError> {
     let (compression, force, family) = wish;
-    let wish = blobs::Wish { compression, force, family };
-    let layers = diff_ids.iter().zip(listed);
-    layers.map(|(layer, listed)| Ok(blobs::layer_blob(store, lease, layer, listed, wish)?.descriptor)).collect()
+    let wish = blobs::Wish { compression, force, family, gentle: false };
+    let one = |(layer, listed)| match blobs::absent_blob(store, lease, layer, listed, wish)? {
+        Some(blob) => Ok(blob),
+        None => Ok(blobs::layer_blob(store, lease, layer, listed, wish)?.descriptor),
+    };
+    diff_ids.iter().zip(listed).map(one).collect()
 }
 
 fn check_layers(image: &OutputImage) -> Result<(), OutputError> {

@@ -1,26 +1,26 @@
 //! `type=registry`: an image into a registry.
 //!
 //! In: an image, the names that it gets there, a wish about its layers. Out: the descriptor of the manifest. What always
-//! holds: layers are compressed and sent several at once, each as soon as it can be; one that never came here is mounted
-//! or passes through; an image from outside that is not to be changed keeps the bytes of its manifest; the manifest comes
-//! last.
+//! holds: layers are compressed and sent several at once, each as soon as it can be and once to each repository; one that
+//! never came here is mounted or passes through; an image from outside that is not to be changed keeps the bytes of its
+//! manifest; the manifest comes last.
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use super::blobs::{LayerBlob, Source, Wish, has_compressed, layer_blob};
+use super::blobs::{LayerBlob, Source, Wish, absent_blob, known_compressed, layer_blob};
 use super::{OutputError, OutputImage};
-use crate::digest::DiffId;
+use crate::digest::{DiffId, Digest};
 use crate::image::manifest::{Descriptor, Encoding, Family, Kind, Manifest};
 use crate::image::reference::Reference;
 use crate::layer::compress::Compression;
-use crate::registry::Registries;
 use crate::registry::pull::Transfers;
 use crate::registry::push::{BlobSource, Push};
-use crate::store::layers::Origin;
+use crate::registry::{Registries, RegistryError};
 use crate::store::lease::Lease;
+use crate::store::origins::Origin;
 use crate::store::{Store, StoreError};
 
 /// Layers at once.
@@ -42,8 +42,10 @@ pub struct Target<'a> {
     pub family: Option<Family>,
     /// The bytes of the manifest that the image came with, to be kept where nothing changes.
     pub manifest: Option<&'a [u8]>,
-    /// Where a layer is that never came here.
+    /// Where a layer is that never came here, beside what the store knows of it.
     pub elsewhere: &'a (dyn Fn(&DiffId) -> Option<Reference> + Sync),
+    /// What is on its way already, or there.
+    pub layers: &'a Layers,
     /// Is told of layers on their way.
     pub listener: &'a dyn Transfers,
 }
@@ -75,11 +77,12 @@ impl Target<'_> {
         Ok(())
     }
 
-    fn wish(&self, image: &OutputImage) -> Wish {
+    fn wish(&self, usual: Family) -> Wish {
         Wish {
             compression: self.compression.unwrap_or(Compression::GZIP),
             force: self.force,
-            family: self.family.unwrap_or_else(|| image.manifest.family()),
+            family: self.family.unwrap_or(usual),
+            gentle: false,
         }
     }
 }
@@ -97,18 +100,69 @@ pub fn push_index(target: &Target<'_>, descriptor: &Descriptor, bytes: &[u8]) ->
 /// Whether file trees must be read to push the image.
 pub fn reads_trees(
     store: &Store,
+    lease: &Lease,
     image: &OutputImage,
     compression: Option<Compression>,
     force: bool,
 ) -> Result<bool, StoreError> {
     for (diff_id, listed) in image.diff_ids.iter().zip(&image.manifest.layers) {
-        let new = listed.digest == diff_id.0 || force || !store.has_blob(&listed.digest);
+        let new = listed.digest == diff_id.0 || force || !lease.uses_blob(store, &listed.digest)?;
         let compression = compression.unwrap_or(Compression::GZIP);
-        if new && store.needs_tree_ids(diff_id)? && !has_compressed(store, diff_id, compression)? {
+        if new && store.needs_tree_ids(diff_id)? && known_compressed(store, lease, diff_id, compression)?.is_none() {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Layers that are on their way to registries, or there. Each is made ready once, and goes once to each repository: who
+/// comes second waits for the first.
+#[derive(Default)]
+pub struct Layers {
+    known: Mutex<Vec<(LayerKey, Arc<Mutex<LayerState>>)>>,
+    /// Held while one is made ready ahead of its image: one at a time.
+    ahead: Mutex<()>,
+}
+
+/// A layer in the form that is sent: of two manifests that list it differently there are two.
+type LayerKey = (DiffId, Digest, Family);
+
+#[derive(Default)]
+struct LayerState {
+    ready: Option<Ready>,
+    /// Registry and repository.
+    there: Vec<String>,
+}
+
+impl Layers {
+    fn state(&self, key: LayerKey) -> Arc<Mutex<LayerState>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, state)) = known.iter().find(|(known, _)| *known == key) {
+            return Arc::clone(state);
+        }
+        let state = Arc::default();
+        known.push((key, Arc::clone(&state)));
+        state
+    }
+}
+
+/// Sends a layer to all repositories ahead of its image, with half of the processors at most: `listed` is how the image's manifest, of this family unless the
+/// target wants another, will list it.
+pub fn send_ahead(
+    target: &Target<'_>,
+    store: &Store,
+    lease: &Lease,
+    diff_id: &DiffId,
+    listed: &Descriptor,
+    family: Family,
+) -> Result<(), OutputError> {
+    let wish = Wish { gentle: true, ..target.wish(family) };
+    for names in target.repositories().values() {
+        // Proof: an entry is made with the first of its names.
+        let push = target.registries.push(names[0], target.listener)?;
+        send_layer(target, store, lease, wish, (&push, names[0]), (diff_id, listed))?;
+    }
+    Ok(())
 }
 
 /// A layer that is ready to go.
@@ -120,7 +174,8 @@ struct Ready {
 enum From {
     Blob,
     Tar,
-    Elsewhere(Reference),
+    /// One of these repositories: there is at least one.
+    Elsewhere(Vec<Reference>),
 }
 
 /// Pushes it.
@@ -129,17 +184,15 @@ pub fn push(target: &Target<'_>, image: &OutputImage, store: &Store, lease: &Lea
     if diff_ids != layers {
         return Err(OutputError::Layers { diff_ids, layers });
     }
-    let wish = target.wish(image);
-    let ready: Vec<OnceLock<Ready>> = (0..layers).map(|_| OnceLock::new()).collect();
+    let wish = target.wish(image.manifest.family());
     let config = Descriptor::of(wish.family.config(), &image.config);
     let mut descriptor = None;
     for names in target.repositories().values() {
         // Proof: an entry is made with the first of its names.
         let first = names[0];
         let push = target.registries.push(first, target.listener)?;
-        send_layers(target, image, store, lease, wish, &push, first, &ready)?;
+        let listed = send_layers(target, image, store, lease, wish, &push, first)?;
         push.blob(&config, &BlobSource::Bytes(&image.config), &[])?;
-        let listed = ready.iter().filter_map(|ready| Some(ready.get()?.descriptor.clone())).collect();
         let (bytes, as_descriptor) = manifest(target, image, wish.family, config.clone(), listed);
         target.name(&push, names, &as_descriptor, &bytes)?;
         descriptor = Some(as_descriptor);
@@ -171,7 +224,7 @@ fn manifest(
     (bytes, descriptor)
 }
 
-#[allow(clippy::too_many_arguments)]
+/// Sends the layers of an image that are not there, several at once. How the manifest lists them.
 fn send_layers(
     target: &Target<'_>,
     image: &OutputImage,
@@ -180,44 +233,64 @@ fn send_layers(
     wish: Wish,
     push: &Push<'_>,
     to: &Reference,
-    ready: &[OnceLock<Ready>],
-) -> Result<(), OutputError> {
+) -> Result<Vec<Descriptor>, OutputError> {
+    let layers: Vec<(&DiffId, &Descriptor)> = image.diff_ids.iter().zip(&image.manifest.layers).collect();
+    let sent: Vec<OnceLock<Descriptor>> = layers.iter().map(|_| OnceLock::new()).collect();
     let next = AtomicUsize::new(0);
     let failure = Mutex::new(None);
-    let one = |number: usize| -> Result<(), OutputError> {
-        let (diff_id, listed) = (&image.diff_ids[number], &image.manifest.layers[number]);
-        if ready[number].get().is_none() {
-            let made = prepare(target, store, lease, diff_id, listed, wish)?;
-            ready[number].get_or_init(|| made);
-        }
-        // A layer that is there twice goes once: the first.
-        let first =
-            (0..number).any(|other| (image.diff_ids[other], &image.manifest.layers[other]) == (*diff_id, listed));
-        match ready[number].get() {
-            Some(layer) if !first => send(store, lease, diff_id, layer, push, to),
-            _ => Ok(()),
-        }
-    };
     let work = || {
-        while next.load(Ordering::Relaxed) < ready.len() {
+        while let Some((layer, sent)) = {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= ready.len() {
-                break;
-            }
-            if let Err(error) = one(number) {
-                next.store(ready.len(), Ordering::Relaxed);
-                failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            layers.get(number).zip(sent.get(number))
+        } {
+            match send_layer(target, store, lease, wish, (push, to), *layer) {
+                // Proof: each number is given once.
+                Ok(descriptor) => drop(sent.set(descriptor)),
+                Err(error) => {
+                    next.store(layers.len(), Ordering::Relaxed);
+                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
             }
         }
     };
     // Joined here: who enters a user namespace later must be alone in the process.
     std::thread::scope(|scope| {
-        for _ in 1..AT_ONCE.min(ready.len()) {
+        for _ in 1..AT_ONCE.min(layers.len()) {
             scope.spawn(work);
         }
         work();
     });
-    failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        None => Ok(sent.into_iter().filter_map(OnceLock::into_inner).collect()),
+        Some(error) => Err(error),
+    }
+}
+
+/// Sees to it that a layer is in a repository. How a manifest lists it.
+fn send_layer(
+    target: &Target<'_>,
+    store: &Store,
+    lease: &Lease,
+    wish: Wish,
+    (push, to): (&Push<'_>, &Reference),
+    (diff_id, listed): (&DiffId, &Descriptor),
+) -> Result<Descriptor, OutputError> {
+    let state = target.layers.state((*diff_id, listed.digest, wish.family));
+    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+    let LayerState { ready, there } = &mut *state;
+    let ready = match ready {
+        Some(ready) => ready,
+        None => {
+            let _one = wish.gentle.then(|| target.layers.ahead.lock().unwrap_or_else(PoisonError::into_inner));
+            ready.insert(prepare(target, store, lease, diff_id, listed, wish)?)
+        }
+    };
+    let place = format!("{}/{}", to.registry(), to.repository());
+    if !there.contains(&place) {
+        send(store, lease, diff_id, ready, push, &place)?;
+        there.push(place);
+    }
+    Ok(ready.descriptor.clone())
 }
 
 fn prepare(
@@ -228,18 +301,21 @@ fn prepare(
     listed: &Descriptor,
     wish: Wish,
 ) -> Result<Ready, OutputError> {
-    let packed = matches!(Kind::of(&listed.media_type), Some(Kind::Layer(Encoding::Gzip | Encoding::Zstd)));
-    let absent = listed.digest != diff_id.0 && !wish.force && !store.has_blob(&listed.digest);
-    if absent
-        && let (Some(Kind::Layer(encoding)), Some(from)) = (Kind::of(&listed.media_type), (target.elsewhere)(diff_id))
-    {
-        let mut descriptor = Descriptor::new(wish.family.layer(encoding), listed.digest, listed.size);
-        descriptor.annotations.clone_from(&listed.annotations);
-        return Ok(Ready { descriptor, from: From::Elsewhere(from) });
+    let absent = absent_blob(store, lease, diff_id, listed, wish)?;
+    let gone = absent.is_some();
+    if let Some(descriptor) = absent {
+        let mut from = store.origins_of_blob(diff_id, &listed.digest)?;
+        if let Some(base) = (target.elsewhere)(diff_id) {
+            from.insert(0, base);
+        }
+        if !from.is_empty() {
+            return Ok(Ready { descriptor, from: From::Elsewhere(from) });
+        }
     }
+    let packed = matches!(Kind::of(&listed.media_type), Some(Kind::Layer(Encoding::Gzip | Encoding::Zstd)));
     // A blob that is gone, or an uncompressed one: the layer in another form will do.
     let uncompressed = Descriptor::new(wish.family.layer(Encoding::Tar), diff_id.0, listed.size);
-    let listed = if absent || !packed { &uncompressed } else { listed };
+    let listed = if gone || !packed { &uncompressed } else { listed };
     let LayerBlob { descriptor, source } = layer_blob(store, lease, diff_id, listed, wish)?;
     let from = match source {
         Source::Stored => From::Blob,
@@ -254,10 +330,9 @@ fn send(
     diff_id: &DiffId,
     layer: &Ready,
     push: &Push<'_>,
-    to: &Reference,
+    place: &str,
 ) -> Result<(), OutputError> {
     let blob = &layer.descriptor;
-    let name = |reference: &Reference| format!("{}/{}", reference.registry(), reference.repository());
     let known = store.origins(diff_id)?.into_iter().rev();
     let mut origins: Vec<String> =
         known.filter(|origin| origin.blob == blob.digest).map(|origin| origin.repository).collect();
@@ -270,11 +345,38 @@ fn send(
             let open = || Ok(Box::new(lease.heeding(store.tar_file(diff_id, lease)?)) as Box<dyn Read>);
             push.blob(blob, &BlobSource::Open(&open), &origins)?;
         }
-        From::Elsewhere(from) => {
-            origins.insert(0, name(from));
-            push.blob(blob, &BlobSource::Remote(from), &origins)?;
+        From::Elsewhere(places) => {
+            origins = places.iter().map(|from| format!("{}/{}", from.registry(), from.repository())).collect();
+            pass_through(push, blob, places, &origins)?;
         }
     }
-    store.add_origin(diff_id, Origin { blob: blob.digest, repository: name(to) })?;
+    store.add_origin(diff_id, Origin { blob: blob.digest, repository: place.to_owned() })?;
     Ok(())
+}
+
+/// Sends a blob that another repository has. Where a registry is not reached, its other repositories are not asked.
+fn pass_through(
+    push: &Push<'_>,
+    blob: &Descriptor,
+    places: &[Reference],
+    origins: &[String],
+) -> Result<(), OutputError> {
+    let (mut first, mut unreached) = (None, Vec::new());
+    for from in places {
+        if unreached.contains(&from.registry()) {
+            continue;
+        }
+        match push.blob(blob, &BlobSource::Remote(from), origins) {
+            Ok(()) => return Ok(()),
+            Err(error @ (RegistryError::Stopped | RegistryError::Store(_))) => return Err(error.into()),
+            Err(error) => {
+                if matches!(error, RegistryError::Http { .. }) {
+                    unreached.push(from.registry());
+                }
+                first.get_or_insert(error);
+            }
+        }
+    }
+    // Proof: there is a place, and all failed.
+    Err(first.unwrap_or(RegistryError::Stopped).into())
 }

@@ -164,6 +164,29 @@ const MERGED: [(&str, &str, &str); 13] = [
 ];
 
 #[test]
+fn what_was_looked_up_stays() {
+    let mut place = Place::new();
+    let image = place.image(Compression::GZIP);
+    let wish = blobs::Wish { compression: Compression::GZIP, force: false, family: Family::Oci, gentle: false };
+    let blobs = |place: &Place| -> Vec<Digest> {
+        let layers = image.diff_ids.iter().zip(&image.manifest.layers);
+        let blob = |(layer, listed)| blobs::layer_blob(&place.store, &place.lease, layer, listed, wish).unwrap();
+        layers.map(|layer| blob(layer).descriptor.digest).collect()
+    };
+    blobs(&place);
+    // Who made them has ended, nobody has named the image, and somebody looks for them.
+    place.lease = place.store.lease("boot").unwrap();
+    let found = blobs(&place);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    place.store.collect(None).unwrap();
+    assert_eq!(found.len(), 2);
+    assert!(found.iter().all(|blob| place.store.has_blob(blob)), "a prune took what a push is about to read");
+    place.lease = place.store.lease("boot").unwrap();
+    place.store.collect(None).unwrap();
+    assert!(!found.iter().any(|blob| place.store.has_blob(blob)));
+}
+
+#[test]
 fn a_root_file_system_is_merged_into_one_tar() {
     let place = Place::new();
     let image = place.image(Compression::GZIP);
@@ -522,5 +545,33 @@ fn umoci_unpacks_layouts() {
     assert!(!bundle.join("rootfs/d/gone").exists());
     for name in ["bin", "d", "f"] {
         fs::set_permissions(bundle.join("rootfs").join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+#[test]
+fn only_what_this_command_wrote_is_taken_without_a_check() {
+    let mut place = Place::new();
+    let image = place.image(Compression::None);
+    let new = *image.diff_ids.last().unwrap();
+    let tar = place.store.own_tar(&new, &place.lease).expect("it was written under this lease");
+    let other = place.store.lease("boot").unwrap();
+    drop(std::mem::replace(&mut place.lease, other));
+    // Making the layer once more does not vouch for the file that was there.
+    place.image(Compression::None);
+    assert_eq!(place.store.own_tar(&new, &place.lease), None);
+    let mut bytes = fs::read(&tar).unwrap();
+    bytes[600] ^= 1;
+    fs::write(&tar, bytes).unwrap();
+    for compression in [Compression::None, Compression::GZIP] {
+        for (tar, name) in [(true, "damaged.tar"), (false, "damaged")] {
+            let mut output = place.archive(OutputKind::Oci { tar }, name);
+            output.compression = Some(compression);
+            let error = place.write(&output, &image, None).unwrap_err();
+            assert!(matches!(error, OutputError::Store(StoreError::Damaged { .. })), "{compression:?}: {error}");
+            assert!(
+                !place.path("damaged.tar").exists() && !place.path("damaged/index.json").exists(),
+                "{compression:?}"
+            );
+        }
     }
 }

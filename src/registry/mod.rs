@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 pub use self::credentials::{CredentialFile, Credentials};
 
 use self::client::Endpoint;
+use crate::digest::DiffId;
 use crate::http::{HttpError, HttpOptions};
 use crate::store::StoreError;
 use crate::sys::cancel::Cancel;
@@ -93,6 +94,16 @@ pub enum RegistryError {
         /// Its program.
         name: String,
         /// What is wrong.
+        why: String,
+    },
+    /// A layer of an image that is here never came here itself, and cannot be had now.
+    #[error("the layer {layer} of {image} never came to this machine, and it cannot be had now: {why}")]
+    Absent {
+        /// Which one.
+        layer: DiffId,
+        /// Of which image.
+        image: String,
+        /// Who was asked for it, why it did not come, and what to do.
         why: String,
     },
     /// The network is off.

@@ -20,9 +20,9 @@ use crate::image::reference::Reference;
 use crate::plan::BaseImage;
 use crate::store::Store;
 use crate::store::arrive::{ArrivalError, Expected, arrive, arrived};
-use crate::store::layers::Origin;
 use crate::store::lease::Lease;
 use crate::store::load::links;
+use crate::store::origins::Origin;
 
 /// Blobs at once.
 pub(super) const AT_ONCE: usize = 4;
@@ -279,24 +279,27 @@ impl Registries {
         })
     }
 
-    /// Brings layers of an image that are not in the store.
+    /// Brings layers of an image that are not in the store: all from one repository, or, where none is given, each from where
+    /// it was seen.
     pub fn bring(
         &self,
         store: &Store,
         lease: &Lease,
-        remote: &RemoteImage,
+        image: &BaseImage,
+        from: Option<&Reference>,
         listener: &dyn Transfers,
     ) -> Result<(), RegistryError> {
-        let image = &remote.image;
-        let what = format!("pull {}", remote.reference.familiar());
+        let bring = Bring { registries: self, store, lease, image, from, listener };
         let mut wanted: Vec<(&Descriptor, Expected)> = Vec::new();
         for (layer, diff_id) in image.layers.iter().zip(&image.config.rootfs.diff_ids) {
             let expected = Expected { blob: Some((layer.digest, layer.size)), diff_id: *diff_id };
             if wanted.iter().any(|(_, known)| *known == expected) {
                 continue;
             }
-            // The blob itself, also where the layer is here in another form: manifests that list it are kept.
-            if arrived(store, lease, &expected)?.is_some() {
+            // The blob itself, also where the layer is here in another form: manifests that list it are kept. What was made
+            // here and is listed uncompressed has no blob.
+            let made_here = from.is_none() && layer.digest == diff_id.0 && lease.uses_layer(store, diff_id)?;
+            if made_here || arrived(store, lease, &expected)?.is_some() {
                 listener.transfer(&layer.digest, Transfer::Exists);
             } else {
                 wanted.push((layer, expected));
@@ -309,7 +312,7 @@ impl Registries {
         let failure = Mutex::new(None);
         let work = || {
             while let Some((layer, expected)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(error) = self.bring_one(store, lease, remote, layer, expected, &what, listener) {
+                if let Err(error) = bring.layer(layer, expected) {
                     next.store(wanted.len(), Ordering::Relaxed);
                     failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                 }
@@ -325,28 +328,78 @@ impl Registries {
             return Err(error);
         }
         links(store, &image.config.rootfs.diff_ids)?
-            .map_err(|(layer, why)| RegistryError::content(what, format!("the layer {layer}: {why}")))
+            .map_err(|(layer, why)| RegistryError::content(bring.what(), format!("the layer {layer}: {why}")))
+    }
+}
+
+/// Layers on their way from registries.
+struct Bring<'a> {
+    registries: &'a Registries,
+    store: &'a Store,
+    lease: &'a Lease,
+    image: &'a BaseImage,
+    from: Option<&'a Reference>,
+    listener: &'a dyn Transfers,
+}
+
+impl Bring<'_> {
+    /// The image, as users call it.
+    fn shown(&self) -> String {
+        Reference::parse(&self.image.name).map_or_else(|_| self.image.name.clone(), |name| name.familiar())
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn bring_one(
+    fn what(&self) -> String {
+        format!("pull {}", self.from.map_or_else(|| self.shown(), Reference::familiar))
+    }
+
+    fn layer(&self, layer: &Descriptor, expected: &Expected) -> Result<(), RegistryError> {
+        if let Some(from) = self.from {
+            return self.layer_from(from, layer, expected, &self.what());
+        }
+        let absent = |why: String| RegistryError::Absent { layer: expected.diff_id, image: self.shown(), why };
+        let (mut reasons, mut unreached) = (Vec::new(), Vec::new());
+        for from in self.store.origins_of_blob(&expected.diff_id, &layer.digest)? {
+            if unreached.iter().any(|registry| registry == from.registry()) {
+                continue;
+            }
+            let what = format!("fetch it from {}", from.familiar_name());
+            match self.layer_from(&from, layer, expected, &what) {
+                Ok(()) => return Ok(()),
+                Err(error @ (RegistryError::Stopped | RegistryError::Store(_))) => return Err(error),
+                Err(error) => {
+                    if matches!(error, RegistryError::Http { .. } | RegistryError::Offline { .. }) {
+                        unreached.push(from.registry().to_owned());
+                    }
+                    reasons.push(error.to_string());
+                }
+            }
+        }
+        if reasons.is_empty() && self.store.has_layer(&expected.diff_id) {
+            // It is here in another form. Who needs the blob itself says so.
+            return Ok(());
+        }
+        if reasons.is_empty() {
+            return Err(absent("no registry is known to have it; pull or build the image again".to_owned()));
+        }
+        Err(absent(format!("{}; try again when that is mended, or pull or build the image again", reasons.join("; "))))
+    }
+
+    fn layer_from(
         &self,
-        store: &Store,
-        lease: &Lease,
-        remote: &RemoteImage,
+        from: &Reference,
         layer: &Descriptor,
         expected: &Expected,
         what: &str,
-        listener: &dyn Transfers,
     ) -> Result<(), RegistryError> {
-        let registry = self.registry(remote.reference.registry(), what)?;
+        let (store, lease, listener) = (self.store, self.lease, self.listener);
+        let registry = self.registries.registry(from.registry(), what)?;
         listener.transfer(&layer.digest, Transfer::Begins { size: layer.size });
-        let mut stream = BlobStream::new(registry, remote.reference.repository(), layer, what, listener);
+        let mut stream = BlobStream::new(registry, from.repository(), layer, what, listener);
         let fail = |why: String| RegistryError::content(what, format!("the layer {}: {why}", layer.digest));
         let came = arrive(store, lease, &mut lease.heeding(&mut stream), expected);
         match came {
             Ok(_) => {
-                let repository = format!("{}/{}", remote.reference.registry(), remote.reference.repository());
+                let repository = format!("{}/{}", from.registry(), from.repository());
                 store.add_origin(&expected.diff_id, Origin { blob: layer.digest, repository })?;
                 listener.transfer(&layer.digest, Transfer::Done);
                 Ok(())

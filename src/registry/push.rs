@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use super::blob::BlobStream;
 use super::client::{ATTEMPTS, Call, Endpoint, encode, may_pass, retry_after};
-use super::pull::{Quiet, Transfer, Transfers, scope};
+use super::pull::{Quiet, Transfer, Transfers, scope, unwrap_io};
 use super::{Registries, Registry, RegistryError};
 use crate::digest::Digest;
 use crate::http::{Response, join};
 use crate::image::manifest::Descriptor;
 use crate::image::reference::Reference;
 use crate::store::StoreError;
+use crate::sys::cancel::Cancel;
 
 /// Other repositories of the registry that are tried for a mount.
 const MOUNTS: usize = 3;
@@ -210,13 +211,14 @@ impl Push<'_> {
         &'s self,
         blob: &'s Descriptor,
         source: &'s BlobSource<'_>,
+        what: &'s str,
     ) -> Result<Box<dyn Read + 's>, RegistryError> {
         Ok(match source {
             BlobSource::Bytes(bytes) => Box::new(*bytes),
             BlobSource::Open(open) => open()?,
             BlobSource::Remote(reference) => {
-                let registry = self.registries.registry(reference.registry(), &self.what)?;
-                Box::new(BlobStream::new(registry, reference.repository(), blob, &self.what, &Quiet))
+                let registry = self.registries.registry(reference.registry(), what)?;
+                Box::new(BlobStream::new(registry, reference.repository(), blob, what, &Quiet))
             }
         })
     }
@@ -231,7 +233,19 @@ impl Push<'_> {
     ) -> Result<Sent, RegistryError> {
         let scopes = [scope(self.target.repository(), "pull,push")];
         let octets = || ("content-type", "application/octet-stream".to_owned());
-        let mut reader = Counted { inner: self.open(blob, source)?, listener: self.listener, digest: blob.digest };
+        let what = match source {
+            BlobSource::Remote(from) => {
+                format!("{} (its layer {} passes through from {})", self.what, blob.digest, from.familiar_name())
+            }
+            _ => self.what.clone(),
+        };
+        let mut reader = Counted {
+            inner: self.open(blob, source, &what)?,
+            listener: self.listener,
+            digest: blob.digest,
+            cancel: self.registries.cancel.as_ref(),
+            failure: None,
+        };
         let mut location = session.location.clone();
         if let Some(least) = session.pieces {
             let size = least.max(PIECE);
@@ -244,6 +258,7 @@ impl Push<'_> {
                 let mut piece = (&mut reader).take(length);
                 let response = match endpoint.once(&call, Some((&mut piece, length))) {
                     Ok(response) => response,
+                    Err(_) if reader.failure.is_some() => return Err(reader.told(&what)),
                     Err(error) if error.is_passing() => {
                         return Ok(Sent::Again(endpoint.no_answer(&self.what, error), None));
                     }
@@ -265,6 +280,8 @@ impl Push<'_> {
         let left = if session.pieces.is_some() { 0 } else { blob.size };
         let response = match endpoint.once(&call, Some((&mut reader, left))) {
             Ok(response) => response,
+            // Not the connection failed, but what was to be sent.
+            Err(_) if reader.failure.is_some() => return Err(reader.told(&what)),
             Err(error) if error.is_passing() => return Ok(Sent::Again(endpoint.no_answer(&self.what, error), None)),
             Err(error) => return Err(endpoint.no_answer(&self.what, error)),
         };
@@ -319,17 +336,37 @@ fn session_of(response: &Response) -> Option<Session> {
     Some(Session { location, pieces })
 }
 
-/// Counts what is sent.
+/// Counts what is sent, and remembers why it could not be read: of the connection that carries it nobody else would tell.
 struct Counted<'a> {
     inner: Box<dyn Read + 'a>,
     listener: &'a dyn Transfers,
     digest: Digest,
+    cancel: Option<&'a Cancel>,
+    failure: Option<io::Error>,
+}
+
+impl Counted<'_> {
+    /// Why it could not be read.
+    fn told(&mut self, what: &str) -> RegistryError {
+        self.failure.take().map_or(RegistryError::Stopped, |failure| unwrap_io(failure, what))
+    }
 }
 
 impl Read for Counted<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        self.listener.transfer(&self.digest, Transfer::Moved(read as u64));
-        Ok(read)
+        let stopped = self.cancel.is_some_and(Cancel::is_canceled);
+        let read = if stopped { Err(io::Error::other(RegistryError::Stopped)) } else { self.inner.read(buffer) };
+        match read {
+            Ok(read) => {
+                self.listener.transfer(&self.digest, Transfer::Moved(read as u64));
+                Ok(read)
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
+            Err(error) => {
+                let again = io::Error::new(error.kind(), error.to_string());
+                self.failure = Some(error);
+                Err(again)
+            }
+        }
     }
 }

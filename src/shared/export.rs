@@ -15,8 +15,8 @@ use crate::digest::CacheKey;
 use crate::image::manifest::{Descriptor, Encoding, Family};
 use crate::layer::compress::{Compression, Encoder};
 use crate::output;
-use crate::store::layers::Origin;
 use crate::store::lease::Lease;
+use crate::store::origins::Origin;
 use crate::store::{Store, StoreError};
 
 /// Steps at once.

@@ -44,8 +44,9 @@ use crate::layer::index::{IndexBuilder, KEPT_LIMIT, KEPT_PATHS, LayerIndex, Orig
 use crate::output::OutputError;
 use crate::registry::RegistryError;
 use crate::store::arrive::{ArrivalError, Expected, arrive};
-use crate::store::layers::{KnownBlob, Origin as BlobOrigin};
+use crate::store::layers::KnownBlob;
 use crate::store::lease::Lease;
+use crate::store::origins::Origin as BlobOrigin;
 use crate::store::{Store, StoreError};
 
 /// So many things that are not so end the trust in a cache for this build.

@@ -14,8 +14,7 @@ use super::copy::{self, FileData, LandedEntry, Landing, Spool};
 use super::reading::{Before, is_small, read_ahead};
 use super::step::NewLayer;
 use super::{Cause, Solver};
-use crate::context::local::{ContextError, LocalContext};
-use crate::context::stat_cache::Stamp;
+use crate::context::local::{ContextError, ContextFile, LocalContext};
 use crate::layer::entry::Kind;
 use crate::layer::stack::LayerStack;
 use crate::layer::write::{Body, LayerWriter, WriteError};
@@ -124,17 +123,17 @@ impl Source<'_> {
     /// The bytes of a file. One of the context fails at its end if it is not what it was when it was looked at.
     pub(super) fn open(&self, data: &FileData) -> Result<Box<dyn Read + '_>, Cause> {
         Ok(match (data, self.context, self.spool) {
-            (FileData::Context { path, stamp }, Some(context), _) => {
+            (FileData::Context(entry), Some(context), _) => {
                 // Why it cannot be opened matters only as long as it is the file that was looked at.
                 let failed = |error| {
-                    if context.is_unchanged(path, stamp) {
+                    if context.is_unchanged(entry) {
                         copy::CopyError::Context(error).into()
                     } else {
-                        unsteady(path)
+                        unsteady(&entry.path)
                     }
                 };
-                let file = context.open_file(path, stamp).map_err(failed)?;
-                Box::new(Steady { file, context, path: path.clone(), stamp: *stamp })
+                let file = context.open_file(entry).map_err(failed)?;
+                Box::new(Steady { file, context, entry: entry.clone() })
             }
             (FileData::Fetched(path), ..) => Box::new(File::open(path).map_err(StoreError::io("open", path))?),
             (FileData::Inline(bytes), ..) => Box::new(Cursor::new(Arc::clone(bytes))),
@@ -165,11 +164,11 @@ impl Source<'_> {
             bytes.truncate(start + filled);
             Ok(filled)
         };
-        let filled = if let (FileData::Context { path, stamp }, Some(context)) = (&landed.data, self.context) {
+        let filled = if let (FileData::Context(entry), Some(context)) = (&landed.data, self.context) {
             // One look is enough, and it comes last: the stamp has the size, too.
-            let mut file = context.open_unchecked(path).map_err(|_| unsteady(path))?;
+            let mut file = context.open_unchecked(entry).map_err(|_| unsteady(&entry.path))?;
             let filled = fill(bytes, &mut file, size)?;
-            context.check(&file, path, stamp).map_err(|_| unsteady(path))?;
+            context.check(&file, entry).map_err(|_| unsteady(&entry.path))?;
             filled
         } else {
             // One byte more than there should be: what is too long is found out.
@@ -183,15 +182,14 @@ impl Source<'_> {
 struct Steady<'a> {
     file: File,
     context: &'a LocalContext,
-    path: Vec<u8>,
-    stamp: Stamp,
+    entry: ContextFile,
 }
 
 impl Read for Steady<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
         if read == 0 && !buffer.is_empty() {
-            self.context.check(&self.file, &self.path, &self.stamp).map_err(io::Error::other)?;
+            self.context.check(&self.file, &self.entry).map_err(io::Error::other)?;
         }
         Ok(read)
     }
@@ -213,6 +211,7 @@ pub(super) fn unsteady(path: &[u8]) -> Cause {
 mod tests {
     use super::*;
     use crate::context::ignore::Patterns;
+    use crate::context::local::Subtree;
     use crate::context::stat_cache::StatCache;
     use crate::digest::Digest;
     use crate::layer::entry::Entry;
@@ -226,10 +225,11 @@ mod tests {
 
     fn landed(context: &LocalContext, path: &str) -> LandedEntry {
         let found = context.lookup(path.as_bytes()).expect("looks").expect("is there");
-        let size = found.stamp.size;
+        let file = Subtree::of(vec![found]).file(0);
+        let size = file.stamp.size;
         let kind = Kind::File { size, sha256: Digest::from_bytes([0; 32]) };
-        let entry = Entry { path: found.path.clone(), kind, mode: 0o644, uid: 0, gid: 0, mtime: 0, capability: None };
-        LandedEntry::of_context(entry, found.path, found.stamp)
+        let entry = Entry { path: file.path.clone(), kind, mode: 0o644, uid: 0, gid: 0, mtime: 0, capability: None };
+        LandedEntry::of_context(entry, file)
     }
 
     fn source(context: &LocalContext) -> Source<'_> {

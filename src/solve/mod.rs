@@ -88,6 +88,9 @@ pub struct Engine<'a> {
     pub absent: &'a (dyn Fn(&DiffId) -> Result<bool, String> + Sync),
     /// The caches of other machines that the build names.
     pub shared: Option<&'a SharedCache<'a>>,
+    /// Is told of each step whose layer stands, from any thread; of those of the cache only if anything is left to do, and
+    /// then when further threads may run.
+    pub committed: &'a (dyn Fn(StepId, &Solved) + Sync),
     /// What ADD fetches with; may be left out where no step fetches anything.
     pub fetch: Option<&'a Fetch<'a>>,
     /// What `--secret` gives; the last of one id counts.
@@ -432,6 +435,9 @@ impl<'a> Solver<'a> {
                 }
             }
         }
+        for index in (0..plan.steps.len()).filter(|index| done[*index] && wanted[*index]) {
+            self.tell(StepId(index));
+        }
         self.fetching.store(true, Ordering::Relaxed);
         // What is fetched are further jobs, which wait for nothing.
         let fetches: Vec<usize> = self.missing_remotes(&done, &looked_up).into_iter().collect();
@@ -448,7 +454,7 @@ impl<'a> Solver<'a> {
             let id = fetch.map_or(StepId(index), |remote| self.remotes.step(remote));
             let result = match fetch {
                 Some(remote) => self.bring(remote).map(drop),
-                None => self.carry_out(id),
+                None => self.carry_out(id).map(|()| self.tell(id)),
             };
             result.map_err(|cause| {
                 // Whatever a step says that was to stop: it says so because it was to stop.
@@ -473,6 +479,13 @@ impl<'a> Solver<'a> {
             Ok(()) => self.bring_images(),
             Err(StepError { cause: Cause::Untrue, .. }) => Ok(false),
             Err(error) => Err(self.with_remains(error)),
+        }
+    }
+
+    /// Says that the layer of a step stands.
+    fn tell(&self, id: StepId) {
+        if let Some((solved, layer)) = self.solved[id.0].get().zip(self.layer_of(id.0)) {
+            (self.engine.committed)(id, &Solved { layer, ..solved.clone() });
         }
     }
 

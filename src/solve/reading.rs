@@ -24,8 +24,8 @@ use crate::layer::index::LayerIndex;
 const SMALL: u64 = 256 << 10;
 
 /// A batch ends with the file that brings it to this many bytes, or files.
-const BATCH_BYTES: u64 = 1 << 20;
-const BATCH_FILES: usize = 256;
+const BATCH_BYTES: u64 = 1 << 19;
+const BATCH_FILES: usize = 128;
 
 /// Batches that wait for the writer, per thread.
 const WAITING: usize = 2;
@@ -228,7 +228,7 @@ impl<'a> Window<'a> {
     /// Whatever is wrong there, the context has the file.
     fn same(&mut self, landed: &LandedEntry) -> Option<(&[u8], Digest)> {
         let Kind::File { size, sha256 } = landed.entry.kind else { return None };
-        let (FileData::Context { .. }, true) = (&landed.data, landed.is_hashed()) else { return None };
+        let (FileData::Context(_), true) = (&landed.data, landed.is_hashed()) else { return None };
         let index = &self.before.index;
         while self.position < index.len() && compare_paths(index.path(self.position), &landed.entry.path).is_lt() {
             self.position += 1;

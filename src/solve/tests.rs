@@ -124,6 +124,7 @@ impl Bench {
             clock,
             absent: &|_| Ok(false),
             shared: None,
+            committed: &|_, _| {},
             fetch: None,
             keep_failed: false,
         };

@@ -7,7 +7,7 @@ use super::gc::Needed;
 use super::images::ImageRecord;
 use super::lease::Lease;
 use super::{Store, StoreError};
-use crate::digest::{ChainId, ContentDigest, Digest, ImageId};
+use crate::digest::{ChainId, ContentDigest, DiffId, Digest, ImageId};
 use crate::image::assemble::{image_content_digest, index_content_digest};
 use crate::image::config::{ImageConfig, MAX_CONFIG_SIZE};
 use crate::image::manifest::{Descriptor, Document, Family, MAX_MANIFEST_SIZE, Manifest};
@@ -129,27 +129,71 @@ pub fn pin(lease: &Lease, image: &BaseImage) -> Result<(), StoreError> {
     lease.uses(layers.chain(blobs.map(|blob| format!("blobs/sha256/{}", blob.hex()))))
 }
 
-/// The record of an image whose documents and layers are in the store; it has no names.
+/// As [`pin`], for all images of a record, and their index.
+pub fn pin_record(store: &Store, lease: &Lease, record: &ImageRecord) -> Result<Vec<BaseImage>, StoreError> {
+    lease.uses([format!("blobs/sha256/{}", record.manifest.hex())])?;
+    let images = base_images(store, record)?;
+    images.iter().try_for_each(|image| pin(lease, image))?;
+    Ok(images)
+}
+
+/// The record of an image whose documents are in the store; it has no names. What its layers hold is known only if all of
+/// them are here too.
 pub fn record(store: &Store, image: &BaseImage) -> Result<ImageRecord, StoreError> {
     let manifest = image.manifest.clone().ok_or_else(|| store.missing(format!("the manifest of {}", image.name)))?;
+    let layers = &image.config.rootfs.diff_ids;
     let mut contents: Vec<ContentDigest> = Vec::new();
-    let mut size = 0;
-    for layer in &image.config.rootfs.diff_ids {
-        let index = store.layer_index(layer)?.ok_or_else(|| store.missing(format!("the layer {layer}")))?;
-        contents.push(index.content());
-        size += index.files_size();
+    for layer in layers {
+        match store.layer_summary(layer) {
+            Ok(summary) => contents.push(summary.content),
+            Err(StoreError::Missing { .. }) => break,
+            Err(error) => return Err(error),
+        }
     }
+    let complete = contents.len() == layers.len();
     Ok(ImageRecord {
         id: image.image_id,
         names: Vec::new(),
         manifest: manifest.digest,
         media_type: manifest.media_type.to_string(),
         manifest_size: manifest.size,
-        content: Some(image_content_digest(&image.config, &contents)),
+        content: complete.then(|| image_content_digest(&image.config, &contents)),
         created: image.config.created.clone(),
-        size,
+        size: size(store, layers, &image.layers)?,
         platform: image.platform.to_string(),
     })
+}
+
+/// Docker's SIZE of these layers: the bytes of their files. Of a layer that is not here nobody knows them; it counts by the
+/// size of its blob.
+pub fn size(store: &Store, layers: &[DiffId], blobs: &[Descriptor]) -> Result<u64, StoreError> {
+    layers.iter().zip(blobs).map(|(layer, blob)| layer_size(store, layer, blob)).sum()
+}
+
+/// The same of one layer.
+pub fn layer_size(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<u64, StoreError> {
+    match store.layer_summary(layer) {
+        Ok(summary) => Ok(summary.files_size),
+        Err(StoreError::Missing { .. }) => Ok(blob.size),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes down what is known of an image now that layers of it came which were not here when it was made.
+pub fn refresh(store: &Store, known: &ImageRecord) -> Result<(), StoreError> {
+    let images = base_images(store, known)?;
+    let mut records = images
+        .iter()
+        .map(|image| Ok((image.platform.clone(), record(store, image)?)))
+        .collect::<Result<Vec<_>, StoreError>>()?;
+    let found = if known.id.0 == known.manifest {
+        let index = Descriptor::new(known.media_type.as_str().into(), known.manifest, known.manifest_size);
+        index_record(&index, &records)
+    } else {
+        // Proof: an image that is no index is one.
+        records.swap_remove(0).1
+    };
+    store.refresh_image(&found).map(drop)
 }
 
 /// The record of an index over images: `records` are theirs, in order. It has no names.

@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::base::needed;
 use super::layout::{Store, StoreError, read_if_there};
+use super::origins;
 use super::usage::{Usage, measure};
 use crate::cache::record::CacheRecord;
 use crate::digest::{ChainId, DiffId, Digest};
@@ -158,6 +159,7 @@ impl Store {
             }
             for (folder, stays) in [
                 ("layers", (|name, stay| stay.layers.contains(&DiffId(name))) as fn(Digest, &Needed) -> bool),
+                (origins::FOLDER, |name, stay| stay.layers.contains(&DiffId(name))),
                 ("blobs/sha256", |name, stay| stay.blobs.contains(&name)),
                 ("trees", |name, stay| stay.chains.contains(&ChainId(name))),
             ] {

@@ -128,6 +128,7 @@ impl Store {
                 merged.names.append(&mut known_image.names);
                 merged.names.sort();
                 merged.names.dedup();
+                merged.content = merged.content.or(known_image.content);
                 // What is known stays where it is: a build with nothing to do writes nothing.
                 images[known] = merged;
             } else {
@@ -137,6 +138,16 @@ impl Store {
             }
             // Two manifests of one config (other compression) are one image to the user: the unnamed older one goes.
             images.retain(|other| !other.names.is_empty() || other.manifest == image.manifest || other.id != image.id);
+        })
+    }
+
+    /// Writes down what was learned of an image, if it is here still: its size and what it holds.
+    pub fn refresh_image(&self, image: &ImageRecord) -> Result<bool, StoreError> {
+        self.change_images(|images| {
+            let same = |other: &&mut ImageRecord| (other.id, other.manifest) == (image.id, image.manifest);
+            for known in images.iter_mut().filter(same) {
+                (known.size, known.content) = (image.size, image.content);
+            }
         })
     }
 

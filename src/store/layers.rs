@@ -53,18 +53,6 @@ pub struct KnownBlob {
     pub encoder: Option<String>,
 }
 
-/// A repository of a registry that has a blob of a layer: from there other repositories can mount it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
-    /// The blob.
-    pub blob: Digest,
-    /// Registry and repository: `docker.io/library/nginx`.
-    pub repository: String,
-}
-
-/// Origins that are kept for a layer.
-const MOST_ORIGINS: usize = 16;
-
 #[derive(Debug, Serialize, Deserialize)]
 struct EpochOf {
     of: DiffId,
@@ -187,7 +175,10 @@ impl Store {
         };
         lease.will_make(&name)?;
         match fs::rename(&folder, &place) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                lease.wrote(place.join(form_name));
+                return Ok(());
+            }
             Err(error) if !place.join("index").exists() => {
                 return Err(StoreError::io("rename into place", &place)(error));
             }
@@ -228,27 +219,6 @@ impl Store {
         self.replace(&path, &bytes)
     }
 
-    /// Repositories that are known to have a blob of the layer, the latest last.
-    pub fn origins(&self, layer: &DiffId) -> Result<Vec<Origin>, StoreError> {
-        let path = self.layer_path(layer).join("origins");
-        let Some(bytes) = read_if_there(&path)? else { return Ok(Vec::new()) };
-        serde_json::from_slice(&bytes).map_err(|error| StoreError::Damaged { path, why: error.to_string() })
-    }
-
-    /// Remembers one more, for a layer that is here.
-    pub fn add_origin(&self, layer: &DiffId, origin: Origin) -> Result<(), StoreError> {
-        let mut origins = self.origins(layer)?;
-        if origins.contains(&origin) || !self.has_layer(layer) {
-            return Ok(());
-        }
-        origins.push(origin);
-        let from = origins.len().saturating_sub(MOST_ORIGINS);
-        let path = self.layer_path(layer).join("origins");
-        let bytes = serde_json::to_vec(&origins[from..])
-            .map_err(|error| StoreError::Damaged { path: path.clone(), why: error.to_string() })?;
-        self.replace(&path, &bytes)
-    }
-
     /// Writes the layer's uncompressed tar, made from whichever form is here. Its digest has been checked when this
     /// returns; bytes that were written before a mismatch was found must not be used.
     pub fn write_tar(&self, layer: &DiffId, out: &mut dyn Write) -> Result<(), StoreError> {
@@ -276,6 +246,13 @@ impl Store {
             Err(WriteError::Out(error) | WriteError::Thread(error)) => Err(failed(error)),
             Err(error) => Err(damaged(error.to_string())),
         }
+    }
+
+    /// The layer's uncompressed tar, if this very command made it: its digest is known, and nobody needs to compute it
+    /// once more.
+    pub fn own_tar(&self, layer: &DiffId, lease: &Lease) -> Option<PathBuf> {
+        let tar = self.layer_path(layer).join("tar");
+        lease.has_written(&tar).then_some(tar)
     }
 
     /// The layer's uncompressed tar, where the store has it as a file.

@@ -28,6 +28,8 @@ pub struct Lease {
     /// The lock against garbage collection, and how many threads hold it.
     lock: Mutex<(File, usize)>,
     used: Mutex<HashSet<String>>,
+    /// Files below the root whose bytes this command wrote itself.
+    written: Mutex<HashSet<PathBuf>>,
 }
 
 /// Keeps garbage collection away as long as it lives: what was found stays there until it is noted as used.
@@ -78,6 +80,7 @@ impl Store {
             cancel: None,
             lock: Mutex::new((lock, 1)),
             used: Mutex::new(HashSet::new()),
+            written: Mutex::new(HashSet::new()),
         };
         let shared = Shared(&lease);
         lease.append(&format!("boot {boot}\nby {}\n", std::process::id()))?;
@@ -246,6 +249,16 @@ impl Lease {
     pub fn will_make(&self, path: &str) -> Result<(), StoreError> {
         self.made.fetch_add(1, Ordering::Relaxed);
         self.append(&format!("made {path}\n"))
+    }
+
+    /// Notes that the file now at `path` is one that this command wrote, with the digest that it goes by.
+    pub(super) fn wrote(&self, path: PathBuf) {
+        self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(path);
+    }
+
+    /// Whether this command wrote the file at `path`.
+    pub(super) fn has_written(&self, path: &Path) -> bool {
+        self.written.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(path)
     }
 
     /// Whether anything was made under this lease.

@@ -203,6 +203,12 @@ impl LoadError {
         Self::Archive { place: place.to_owned(), why }
     }
 
+    fn platform(place: &str, wanted: &[Platform], offered: &[Platform]) -> Self {
+        let list = |platforms: &[Platform]| platforms.iter().map(Platform::to_string).collect::<Vec<_>>().join(", ");
+        let offered = if offered.is_empty() { "nothing".to_owned() } else { list(offered) };
+        Self::Platform { place: place.to_owned(), wanted: list(wanted), offered }
+    }
+
     fn layer(place: &str, layer: &str, why: String) -> Self {
         Self::Layer { place: place.to_owned(), layer: layer.to_owned(), why }
     }
@@ -268,8 +274,20 @@ pub fn load(
     place: &str,
     platform: &Platform,
 ) -> Result<Vec<Loaded>, LoadError> {
+    load_only(store, lease, archive, place, platform, &[])
+}
+
+/// As [`load`]; of all images only what is for one of the platforms `only`, if any is named.
+pub fn load_only(
+    store: &Store,
+    lease: &Lease,
+    archive: File,
+    place: &str,
+    platform: &Platform,
+    only: &[Platform],
+) -> Result<Vec<Loaded>, LoadError> {
     let files = Files::archive(archive, place, lease)?;
-    let listed = if layout::is_layout(&files)? { layout::list(&files, platform)? } else { Vec::new() };
+    let listed = if layout::is_layout(&files)? { layout::list(&files, platform, only)? } else { Vec::new() };
     let mut loaded: Vec<Loaded> = Vec::new();
     let mut add =
         |record: ImageRecord, names: Vec<Reference>| match loaded.iter_mut().find(|known| known.record.id == record.id)
@@ -293,7 +311,15 @@ pub fn load(
         }
     }
     if listed.is_empty() {
-        for image in docker::list(&files)?.ok_or_else(|| no_image(&files))? {
+        let mut saved = docker::list(&files)?.ok_or_else(|| no_image(&files))?;
+        let offered: Vec<Platform> = saved.iter().map(|image| image.config.platform()).collect();
+        if !only.is_empty() {
+            saved.retain(|image| only.iter().any(|wanted| wanted.is(&image.config.platform())));
+        }
+        if saved.is_empty() && !offered.is_empty() {
+            return Err(LoadError::platform(files.place(), only, &offered));
+        }
+        for image in saved {
             add(base::record(store, &bring_saved(store, lease, &files, &image)?)?, image.names);
         }
     }

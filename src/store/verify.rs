@@ -2,7 +2,7 @@
 //!
 //! In: an [`ImageRecord`]. Out: what is wrong, in words; nothing when all is right. What always holds: every byte that
 //! belongs to the image is read and digested: its documents, the blobs of its layers, and the tar of each layer in
-//! whichever form it is kept.
+//! whichever form it is kept. A layer that is not here, but known to be in a registry, is no damage.
 
 use std::io;
 
@@ -62,8 +62,13 @@ fn image_problems(
 ) -> Result<Option<ContentDigest>, StoreError> {
     let mut contents: Vec<ContentDigest> = Vec::new();
     for (layer, blob) in image.config.rootfs.diff_ids.iter().zip(&image.layers) {
-        if blob.digest != layer.0 {
+        // What its registry has is not lost.
+        let elsewhere = store.lacks(layer, &blob.digest) && !store.origins_of_blob(layer, &blob.digest)?.is_empty();
+        if blob.digest != layer.0 && !elsewhere {
             problems.extend(blob_problem(store, layer, blob)?);
+        }
+        if elsewhere && !store.has_layer(layer) {
+            continue;
         }
         match layer_content(store, lease, layer)? {
             Ok(content) => contents.push(content),

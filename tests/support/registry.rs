@@ -301,3 +301,47 @@ impl Memory {
         Answer::new(404, r#"{"errors":[{"code":"NOT_THERE","message":"no such thing"}]}"#)
     }
 }
+
+/// A registry in memory that takes what is pushed.
+#[derive(Debug, Default)]
+pub struct Taker {
+    blobs: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// By path: with their media type.
+    manifests: Mutex<BTreeMap<String, (String, Vec<u8>)>>,
+}
+
+impl Taker {
+    /// Whether an image was given a name.
+    pub fn has_names(&self) -> bool {
+        !self.manifests.lock().expect("no test panics in it").is_empty()
+    }
+
+    /// Answers as a good registry would that does not mount.
+    pub fn answer(&self, asked: &Asked) -> Answer {
+        let path = asked.path.split('?').next().unwrap_or("");
+        let (mut blobs, mut manifests) =
+            (self.blobs.lock().expect("no test panics in it"), self.manifests.lock().expect("no test panics in it"));
+        let none = || Answer::new(404, r#"{"errors":[{"code":"NOT_THERE","message":"no such thing"}]}"#);
+        match asked.method.as_str() {
+            "POST" => Answer::new(202, "").with("Location", format!("{path}1?state=a")),
+            "PUT" if path.contains("/manifests/") => {
+                let by_digest = format!("{}/{}", path.rsplit_once('/').map_or("", |(all, _)| all), sha256(&asked.body));
+                let value = (asked.header("content-type").to_owned(), asked.body.clone());
+                manifests.insert(by_digest, value.clone());
+                manifests.insert(path.to_owned(), value);
+                Answer::new(201, "")
+            }
+            "PUT" => {
+                let digest = sha256(&asked.body);
+                let right = asked.path.ends_with(&format!("digest={}", digest.replace(':', "%3A")));
+                blobs.insert(digest, asked.body.clone());
+                Answer::new(if right { 201 } else { 400 }, "")
+            }
+            _ => match (manifests.get(path), path.split_once("/blobs/").and_then(|(_, digest)| blobs.get(digest))) {
+                (Some((media_type, bytes)), _) => Answer::new(200, bytes.clone()).with("Content-Type", media_type),
+                (None, Some(blob)) => Answer::new(200, blob.clone()),
+                (None, None) => none(),
+            },
+        }
+    }
+}

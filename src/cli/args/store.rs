@@ -62,6 +62,9 @@ pub struct HistoryArgs {
     /// table, json, "table TEMPLATE" or a Go template
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
+    /// Of an image for several platforms, show this one [default: this machine's]
+    #[arg(long, value_name = "PLATFORM", value_parser = some)]
+    pub platform: Option<String>,
 }
 
 /// `rbuild inspect`.
@@ -77,6 +80,9 @@ pub struct InspectArgs {
     /// Read and digest all that belongs to the images
     #[arg(long)]
     pub verify: bool,
+    /// Of an image for several platforms, show this one alone
+    #[arg(long, value_name = "PLATFORM", value_parser = some)]
+    pub platform: Option<String>,
 }
 
 /// `rbuild tag`.
@@ -113,6 +119,9 @@ pub struct LoadArgs {
     /// Do not say what is loaded
     #[arg(short, long)]
     pub quiet: bool,
+    /// Bring in what is for these platforms alone
+    #[arg(long = "platform", value_name = "PLATFORM", value_delimiter = ',', value_parser = some)]
+    pub platforms: Vec<String>,
 }
 
 /// `rbuild save`.
@@ -128,6 +137,9 @@ pub struct SaveArgs {
     /// docker: what `docker save` writes, layers unpacked; oci: an OCI layout, layers as they are in the store
     #[arg(long, value_name = "FORMAT", default_value = "docker", value_parser = archive_format)]
     pub format: ArchiveFormat,
+    /// Write what is for these platforms alone
+    #[arg(long = "platform", value_name = "PLATFORM", value_delimiter = ',', value_parser = some)]
+    pub platforms: Vec<String>,
 }
 
 /// What kind of archive `rbuild save` writes.

@@ -307,29 +307,34 @@ fn store_commands() {
                 no_trunc: false,
                 quiet: false,
                 format: None,
+                platform: None,
             }),
         ),
         (
-            "image history -H=false -q x",
+            "image history -H=false -q --platform linux/arm64 x",
             Command::History(HistoryArgs {
                 image: "x".into(),
                 human: false,
                 no_trunc: false,
                 quiet: true,
                 format: None,
+                platform: Some("linux/arm64".into()),
             }),
         ),
-        (
-            "inspect -f json a b --verify",
-            Command::Inspect(InspectArgs { images: texts(&["a", "b"]), format: Some("json".into()), verify: true }),
-        ),
+        ("inspect -f json a b --verify --platform=arm64", {
+            let (format, platform) = (Some("json".into()), Some("arm64".into()));
+            Command::Inspect(InspectArgs { images: texts(&["a", "b"]), format, verify: true, platform })
+        }),
         ("tag a b", Command::Tag(TagArgs { source: "a".into(), target: "b".into() })),
         ("rmi a b", Command::Rmi(RmiArgs { images: texts(&["a", "b"]), force: false })),
         ("rm -f a", Command::Rmi(RmiArgs { images: texts(&["a"]), force: true })),
         ("untag a", Command::Rmi(RmiArgs { images: texts(&["a"]), force: false })),
         ("image remove a", Command::Rmi(RmiArgs { images: texts(&["a"]), force: false })),
         ("load", Command::Load(LoadArgs::default())),
-        ("load -qi f", Command::Load(LoadArgs { input: Some("f".into()), quiet: true })),
+        ("load -qi f --platform amd64,arm64", {
+            let platforms = texts(&["amd64", "arm64"]);
+            Command::Load(LoadArgs { input: Some("f".into()), quiet: true, platforms })
+        }),
         ("import - x:1", {
             Command::Import(ImportArgs { file: "-".into(), reference: Some("x:1".into()), ..ImportArgs::default() })
         }),
@@ -343,10 +348,13 @@ fn store_commands() {
         }),
         ("save a -o f b", {
             let format = ArchiveFormat::Docker;
-            Command::Save(SaveArgs { images: texts(&["a", "b"]), output: Some("f".into()), format })
+            let images = texts(&["a", "b"]);
+            Command::Save(SaveArgs { images, output: Some("f".into()), format, ..SaveArgs::default() })
         }),
-        ("image save --format=oci a", {
-            Command::Save(SaveArgs { images: texts(&["a"]), output: None, format: ArchiveFormat::Oci })
+        ("image save --format=oci --platform arm64 --platform amd64 a", {
+            let platforms = texts(&["arm64", "amd64"]);
+            let (images, format) = (texts(&["a"]), ArchiveFormat::Oci);
+            Command::Save(SaveArgs { images, output: None, format, platforms })
         }),
         ("diff a b --format json", {
             Command::Diff(DiffArgs { a: "a".into(), b: "b".into(), format: DiffFormat::Json })

@@ -84,12 +84,12 @@ impl Finder<'_> {
         if network && !pinned && matches!(self.args.pull, Pull::Always | Pull::Newer) {
             return Ok(None);
         }
-        if let Some(image) = local_image(&name, request, self.store, self.lease)? {
+        if let Some(image) = self.local_image(&name, request)? {
             return Ok(Some(Resolved::Image(image)));
         }
         let Some(reference) = reference else { return Err(absent(&name, request, self.store, None)) };
         match self.remotes.known(&reference, &request.platform) {
-            Ok(Some(remote)) => Ok(Some(Resolved::Image(Arc::new(remote.image.clone())))),
+            Ok(Some(image)) => Ok(Some(Resolved::Image(image))),
             Ok(None) if network => Ok(None),
             Ok(None) => {
                 let flag = if self.args.offline { "--offline" } else { "--pull=never" };
@@ -108,16 +108,16 @@ impl Finder<'_> {
         };
         let reference = Reference::parse(&name).map_err(|error| unusable(&name, request, &error.into()))?;
         let error = match self.remotes.ask(&reference, &request.platform) {
-            Ok(remote) => return Ok(Resolved::Image(Arc::new(remote.image.clone()))),
+            Ok(image) => return Ok(Resolved::Image(image)),
             Err(error) => error,
         };
         if self.args.pull == Pull::Newer {
             // What is here will do.
-            if let Some(image) = local_image(&name, request, self.store, self.lease)? {
+            if let Some(image) = self.local_image(&name, request)? {
                 return Ok(Resolved::Image(image));
             }
-            if let Ok(Some(remote)) = self.remotes.known(&reference, &request.platform) {
-                return Ok(Resolved::Image(Arc::new(remote.image.clone())));
+            if let Ok(Some(image)) = self.remotes.known(&reference, &request.platform) {
+                return Ok(Resolved::Image(image));
             }
         }
         match error.downcast_ref::<RegistryError>() {
@@ -126,6 +126,13 @@ impl Finder<'_> {
             }
             _ => Err(unusable(&name, request, &error)),
         }
+    }
+
+    /// The image of the store, whose layers may be elsewhere.
+    fn local_image(&self, name: &str, request: &BaseRequest) -> Result<Option<Arc<BaseImage>>, Diagnostic> {
+        let found = local_image(name, request, self.store, self.lease)?;
+        found.iter().for_each(|image| self.remotes.add_stored(image));
+        Ok(found)
     }
 
     /// The full name of the image that is requested, or what a named context is instead of one.

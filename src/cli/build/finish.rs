@@ -16,6 +16,7 @@ use serde_json::json;
 use super::Job;
 use super::load::Loader;
 use super::outputs;
+use super::push::Pushes;
 use super::share;
 use crate::cli::args::BuildArgs;
 use crate::cli::failure::Failure;
@@ -167,7 +168,12 @@ impl Report {
 }
 
 /// Makes the images of a solution and puts them where they belong.
-pub(super) fn finish(job: &Job<'_>, solution: &Solution, loader: Option<Loader>) -> Result<Report, Failure> {
+pub(super) fn finish(
+    job: &Job<'_>,
+    solution: &Solution,
+    loader: Option<Loader>,
+    pushes: &Pushes<'_, '_>,
+) -> Result<Report, Failure> {
     let mut images = Vec::with_capacity(job.plan.images.len());
     for planned in &job.plan.images {
         images.push((planned.platform.clone(), assemble(job, solution, planned)?));
@@ -178,7 +184,7 @@ pub(super) fn finish(job: &Job<'_>, solution: &Solution, loader: Option<Loader>)
         job.reporter.event(Event::Note(&note));
     }
     let made = Made { images, index: job.plan.index, names: names(job.args)? };
-    let (kept, sent) = outputs::write(job, &made, loader)?;
+    let (kept, sent) = outputs::write(job, &made, loader, pushes)?;
     let listed = match sent.as_ref().or(kept.as_ref()) {
         Some(listed) => listed.clone(),
         // A root file system, or nothing, went out: the documents that the store would have.
@@ -210,8 +216,7 @@ fn assemble(job: &Job<'_>, solution: &Solution, planned: &PlannedImage) -> Resul
         layers.insert(step, new_layer(job, &solution.steps[step.0], epoch)?);
         stack = job.plan.steps[step.0].parent;
     }
-    let reads = |output: &OutputSpec| !output.push && output.kind != OutputKind::CacheOnly;
-    if let Some(base) = base.filter(|_| job.args.outputs.is_empty() || job.args.outputs.iter().any(reads)) {
+    if let Some(base) = base.filter(|base| reads_base(job.args, base)) {
         // Whatever else is made of the image has all its layers. (To be pushed, they need not come here.)
         job.remotes.complete(base, job.reporter)?;
     }
@@ -224,8 +229,19 @@ fn assemble(job: &Job<'_>, solution: &Solution, planned: &PlannedImage) -> Resul
     Ok(assemble::assemble(&parts).map_err(anyhow::Error::from)?)
 }
 
+/// Whether an output takes the bytes of the base's layers: what is pushed does not, unless they are compressed anew.
+pub(super) fn reads_base(args: &BuildArgs, base: &BaseImage) -> bool {
+    let plain = || base.layers.iter().zip(&base.config.rootfs.diff_ids).any(|(blob, layer)| blob.digest == layer.0);
+    let reads = |output: &OutputSpec| match output.kind {
+        OutputKind::CacheOnly => false,
+        _ if output.push => output.force_compression || plain(),
+        _ => true,
+    };
+    args.outputs.is_empty() || args.outputs.iter().any(reads)
+}
+
 /// The layer of a step in the form that the image lists.
-fn new_layer(job: &Job<'_>, solved: &Solved, epoch: Option<i64>) -> Result<NewLayer, Failure> {
+pub(super) fn new_layer(job: &Job<'_>, solved: &Solved, epoch: Option<i64>) -> Result<NewLayer, Failure> {
     if let Some(layer) = share::absent_layer(job, solved, epoch)? {
         return Ok(layer);
     }

@@ -25,12 +25,14 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 use std::time::SystemTime;
 
 use self::bring::{Bringer, Brought, Network, Session};
 pub(super) use self::checks::with_dockerfile;
 use self::checks::{Told, ignored};
 use self::input::{Dockerfile, Root};
+use self::push::Pushes;
 use self::remote::Remotes;
 use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
 use super::failure::Failure;
@@ -239,60 +241,70 @@ impl Job<'_> {
         });
         // Nothing of the network is set up for a build that fetches nothing.
         let fetch = if fetches { Some(self.network.fetch(self.store, self.lease, self.cancel)?) } else { None };
-        let engine = Engine {
-            store: self.store,
-            lease: self.lease,
-            contexts: &contexts,
-            bases: self.bases,
-            sandbox: self.sandbox,
-            prepare_trees: &|| self.prepare_trees(),
-            exports: self.exports(),
-            jobs: self.args.jobs.get(),
-            extra_hosts: &hosts,
-            identity: &identity,
-            explain: self.args.explain || matches!(self.args.progress, Progress::Json),
-            events: self.reporter,
-            cancel: self.cancel,
-            clock: SystemTime::now,
-            absent: &|layer| self.remotes.bring(layer, self.reporter).map_err(|error| format!("{error:#}")),
-            shared: self.shared,
-            fetch: fetch.as_ref(),
-            secrets: &secrets,
-            agents: &agents,
-            keep_failed: self.args.run.shell_on_error,
-        };
-        let solved = match &self.plan.shell {
-            Some(point) => solve::shell(self.plan, &engine, point).map(Box::new).map(Solved::Place),
-            None => solve::solve(self.plan, &engine).map(Solved::All).map_err(solve::ShellError::Step),
-        };
-        // Digests that were computed stay known, whether the build went well or not.
-        for context in &contexts {
-            if let Err(error) = context.save(self.lease.folder()) {
-                let note = format!("warning: what was learned of the context's files is not kept: {error}");
-                self.reporter.event(Event::Note(&note));
-            }
-        }
-        match solved {
-            Ok(Solved::All(solution)) => {
-                let report = finish::finish(self, &solution, loader)?;
-                share::export(self, &solution)?;
-                Ok(Ended::Built(Box::new(report)))
-            }
-            Ok(Solved::Place(inside)) => {
-                let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
-                self.shell_at(*inside, place).map(Ended::Shell)
-            }
-            Err(solve::ShellError::Place(cause)) => Err(anyhow::anyhow!("there is no shell to open: {cause}").into()),
-            Err(solve::ShellError::Step(error)) => {
-                let failure = self.failure(&error);
-                match error.inside {
-                    Some(inside) if self.cancel.signal().is_none() => {
-                        self.shell_on_error(*inside, &failure).map(Ended::Shell)
-                    }
-                    _ => Err(failure),
+        let pushes = Pushes::new(self)?;
+        thread::scope(|scope| {
+            let engine = Engine {
+                store: self.store,
+                lease: self.lease,
+                contexts: &contexts,
+                bases: self.bases,
+                sandbox: self.sandbox,
+                prepare_trees: &|| self.prepare_trees(),
+                exports: self.exports(),
+                jobs: self.args.jobs.get(),
+                extra_hosts: &hosts,
+                identity: &identity,
+                explain: self.args.explain || matches!(self.args.progress, Progress::Json),
+                events: self.reporter,
+                cancel: self.cancel,
+                clock: SystemTime::now,
+                absent: &|layer| self.remotes.bring(layer, self.reporter).map_err(|error| format!("{error:#}")),
+                shared: self.shared,
+                committed: &|step, solved| pushes.take(scope, step, solved),
+                fetch: fetch.as_ref(),
+                secrets: &secrets,
+                agents: &agents,
+                keep_failed: self.args.run.shell_on_error,
+            };
+            let going_ahead = pushes.going_ahead();
+            let solved = match &self.plan.shell {
+                Some(point) => solve::shell(self.plan, &engine, point).map(Box::new).map(Solved::Place),
+                None => solve::solve(self.plan, &engine).map(Solved::All).map_err(solve::ShellError::Step),
+            };
+            drop(going_ahead);
+            // Digests that were computed stay known, whether the build went well or not.
+            for context in &contexts {
+                if let Err(error) = context.save(self.lease.folder()) {
+                    let note = format!("warning: what was learned of the context's files is not kept: {error}");
+                    self.reporter.event(Event::Note(&note));
                 }
             }
-        }
+            match solved {
+                Ok(Solved::All(solution)) => {
+                    let report = finish::finish(self, &solution, loader, &pushes)?;
+                    share::export(self, &solution)?;
+                    Ok(Ended::Built(Box::new(report)))
+                }
+                Ok(Solved::Place(inside)) => {
+                    let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
+                    self.shell_at(*inside, place).map(Ended::Shell)
+                }
+                Err(solve::ShellError::Place(cause)) => {
+                    Err(anyhow::anyhow!("there is no shell to open: {cause}").into())
+                }
+                Err(solve::ShellError::Step(error)) => {
+                    // A shell is started by a process of one thread.
+                    pushes.wait();
+                    let failure = self.failure(&error);
+                    match error.inside {
+                        Some(inside) if self.cancel.signal().is_none() => {
+                            self.shell_on_error(*inside, &failure).map(Ended::Shell)
+                        }
+                        _ => Err(failure),
+                    }
+                }
+            }
+        })
     }
 
     /// What is read after the solution: only bytes of layers take file trees.

@@ -9,7 +9,8 @@ use std::time::Instant;
 use super::Job;
 use super::finish::{Listed, Made};
 use super::load::Loader;
-use super::push;
+use super::push::Pushes;
+use super::share;
 use crate::cli::args::BuildArgs;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::{CompressionName, Destination, OutputKind, OutputSpec};
@@ -135,6 +136,7 @@ pub(super) fn write(
     job: &Job<'_>,
     made: &Made,
     mut loader: Option<Loader>,
+    pushes: &Pushes<'_, '_>,
 ) -> Result<(Option<Listed>, Option<Listed>), Failure> {
     let (mut kept, mut sent) = (None, None);
     if job.args.outputs.is_empty() {
@@ -145,28 +147,17 @@ pub(super) fn write(
             OutputKind::CacheOnly => {}
             OutputKind::Image | OutputKind::Registry => {
                 if spec.kind == OutputKind::Image {
-                    kept = keep_if_here(job, made, spec)?.or(kept);
+                    kept = Some(keep(job, made, Some(spec))?);
                 }
                 if spec.push {
                     // The digest by which others get it.
-                    sent = Some(push::push(job, spec, made)?);
+                    sent = Some(pushes.push(spec, made)?);
                 }
             }
             _ => sent = write_one(job, spec, made, &mut loader)?.or(sent),
         }
     }
     Ok((kept, sent))
-}
-
-/// Keeps the result in the store, unless it is pushed and layers of its base never came here.
-fn keep_if_here(job: &Job<'_>, made: &Made, spec: &OutputSpec) -> Result<Option<Listed>, Failure> {
-    let mut layers = made.images.iter().flat_map(|(_, image)| &image.config.rootfs.diff_ids);
-    if spec.push && layers.any(|layer| !job.store.has_layer(layer)) {
-        let note = "the image is pushed and not kept in the local store: layers of its base, or of a shared cache, never came here";
-        job.reporter.event(Event::Note(note));
-        return Ok(None);
-    }
-    keep(job, made, Some(spec)).map(Some)
 }
 
 /// Puts the documents into the store, makes all durable, and gives the names.
@@ -179,9 +170,17 @@ fn keep(job: &Job<'_>, made: &Made, spec: Option<&OutputSpec>) -> Result<Listed,
         (None, [(_, image, _)]) => image.image_id,
         _ => ImageId(listed.descriptor.digest),
     };
+    if spec.is_some_and(|spec| spec.push) {
+        // Layers that no step read need not come here for it.
+        let bases = job.plan.images.iter().filter_map(|planned| planned.base);
+        bases.map(|base| job.remotes.expect(&job.bases[base.0])).collect::<anyhow::Result<()>>()?;
+        share::expect(job, made)?;
+    }
     let images = store.images().map_err(anyhow::Error::from)?;
     let known = images.iter().find(|known| known.id == id && known.manifest == listed.descriptor.digest);
-    if known.is_some_and(|known| names.iter().all(|name| known.names.contains(name))) {
+    let content = made.content();
+    let said = |known: &ImageRecord| content.is_none() || known.content == content;
+    if known.is_some_and(|known| said(known) && names.iter().all(|name| known.names.contains(name))) {
         return Ok(listed);
     }
     // Of a known image too: what nobody names may be collected until this lease lists it.
@@ -197,10 +196,8 @@ fn put(job: &Job<'_>, documents: &Documents) -> Result<ImageRecord, Failure> {
     for (platform, image, descriptor) in &documents.images {
         put(&image.config_bytes)?;
         put(&image.manifest_bytes)?;
-        let mut size = 0;
-        for layer in &image.config.rootfs.diff_ids {
-            size += job.store.layer_summary(layer).map_err(anyhow::Error::from)?.files_size;
-        }
+        let layers = &image.config.rootfs.diff_ids;
+        let size = base::size(job.store, layers, &image.manifest.layers).map_err(anyhow::Error::from)?;
         let record = ImageRecord {
             id: image.image_id,
             names: Vec::new(),

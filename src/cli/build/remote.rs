@@ -1,4 +1,4 @@
-//! The images of registries that a build uses.
+//! The images of registries that a build uses, and those of the store whose layers never came.
 //!
 //! In: references, as FROM and `COPY --from` name them; later, layers that a step must read. Out: their documents; their
 //! layers in the store. What always holds: nothing is asked before it is needed; what a tag led to is remembered, so that
@@ -12,7 +12,6 @@ use crate::cli::network;
 use crate::cli::settings::Settings;
 use crate::digest::{DiffId, Digest};
 use crate::event::{Event, EventSink};
-use crate::image::manifest::Descriptor;
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;
@@ -20,6 +19,7 @@ use crate::registry::pull::{Quiet, RemoteImage};
 use crate::registry::{Registries, RegistryError};
 use crate::store::arrive::{Expected, arrived};
 use crate::store::lease::Lease;
+use crate::store::origins::Origin;
 use crate::store::{Store, base};
 use crate::sys::cancel::Cancel;
 
@@ -31,9 +31,16 @@ pub(super) struct Remotes<'a> {
     lease: &'a Lease,
     cancel: &'a Cancel,
     registries: OnceLock<Registries>,
-    images: Mutex<Vec<Arc<RemoteImage>>>,
+    images: Mutex<Vec<Source>>,
     /// One image at a time, its layers several at once.
     bringing: Mutex<()>,
+}
+
+/// An image, and the repository that has its layers; `None`: each is where it was seen.
+#[derive(Clone)]
+struct Source {
+    image: Arc<BaseImage>,
+    from: Option<Reference>,
 }
 
 impl<'a> Remotes<'a> {
@@ -62,13 +69,16 @@ impl<'a> Remotes<'a> {
 
     /// The image without the network: pinned by a digest, or by what its tag led to before. `None` where that takes
     /// a question.
-    pub(super) fn known(&self, reference: &Reference, platform: &Platform) -> anyhow::Result<Option<Arc<RemoteImage>>> {
+    pub(super) fn known(&self, reference: &Reference, platform: &Platform) -> anyhow::Result<Option<Arc<BaseImage>>> {
         let top = match reference.digest() {
             Some(digest) => Some(digest),
             None if matches!(self.args.pull, Pull::Always) => None,
             None => self.store.remembered_base(&reference.to_string())?,
         };
-        let Some(top) = top.filter(|top| self.store.has_blob(top)) else { return Ok(None) };
+        let Some(top) = top else { return Ok(None) };
+        if !self.lease.uses_blob(self.store, &top)? {
+            return Ok(None);
+        }
         let offline = Registries::offline();
         match offline.image(self.store, self.lease, reference, platform, Some(top)) {
             Ok(image) => self.add(image).map(Some),
@@ -78,7 +88,7 @@ impl<'a> Remotes<'a> {
     }
 
     /// The image, as the registry has it now.
-    pub(super) fn ask(&self, reference: &Reference, platform: &Platform) -> anyhow::Result<Arc<RemoteImage>> {
+    pub(super) fn ask(&self, reference: &Reference, platform: &Platform) -> anyhow::Result<Arc<BaseImage>> {
         let registries = self.registries()?;
         let top: Option<Digest> = match reference.digest() {
             Some(digest) => Some(digest),
@@ -94,23 +104,34 @@ impl<'a> Remotes<'a> {
         self.add(image)
     }
 
-    fn add(&self, image: RemoteImage) -> anyhow::Result<Arc<RemoteImage>> {
+    fn add(&self, remote: RemoteImage) -> anyhow::Result<Arc<BaseImage>> {
         let shared = self.lease.shared()?;
-        base::pin(self.lease, &image.image)?;
+        base::pin(self.lease, &remote.image)?;
         drop(shared);
-        let image = Arc::new(image);
-        self.images.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&image));
+        let image = Arc::new(remote.image);
+        self.note(Source { image: Arc::clone(&image), from: Some(remote.reference) });
         Ok(image)
     }
 
-    fn having(&self, layer: &DiffId) -> Option<Arc<RemoteImage>> {
-        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
-        images.iter().find(|remote| remote.image.config.rootfs.diff_ids.contains(layer)).cloned()
+    /// Takes note of an image of the store, which is pinned: layers of it may be where they were seen.
+    pub(super) fn add_stored(&self, image: &Arc<BaseImage>) {
+        self.note(Source { image: Arc::clone(image), from: None });
     }
 
-    /// The repository that has a layer which is not here.
+    fn note(&self, source: Source) {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner).push(source);
+    }
+
+    /// The image that has this layer: one of a registry before one of the store.
+    fn having(&self, layer: &DiffId) -> Option<Source> {
+        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        let has = |source: &&Source| source.image.config.rootfs.diff_ids.contains(layer);
+        images.iter().filter(has).max_by_key(|source| source.from.is_some()).cloned()
+    }
+
+    /// The repository that has a layer which is not here, where it is that of a base.
     pub(super) fn elsewhere(&self, layer: &DiffId) -> Option<Reference> {
-        self.having(layer).map(|remote| remote.reference.clone())
+        self.having(layer)?.from
     }
 
     /// Brings the image that has this layer, unless the layer is here; `false` where no image has it.
@@ -119,32 +140,55 @@ impl<'a> Remotes<'a> {
         if self.store.has_layer(layer) {
             return Ok(true);
         }
-        let Some(remote) = self.having(layer) else { return Ok(false) };
-        self.bring_image(&remote, events).map(|()| true)
+        let Some(source) = self.having(layer) else { return Ok(false) };
+        self.bring_image(&source, events).map(|()| true)
     }
 
-    /// Brings what is not here of a base that is to be kept: all blobs that its manifest lists.
+    /// Brings what is not here of a base that is to be kept: all blobs that its manifest lists. (The base is pinned.)
     pub(super) fn complete(&self, base: &BaseImage, events: &dyn EventSink) -> anyhow::Result<()> {
-        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(remote) = images.iter().find(|remote| remote.image.manifest == base.manifest) else { return Ok(()) };
+        let Some(source) = self.source(base) else { return Ok(()) };
         let layers = base.layers.iter().zip(&base.config.rootfs.diff_ids);
-        let here = |(layer, diff_id): (&Descriptor, &DiffId)| {
-            arrived(self.store, self.lease, &Expected { blob: Some((layer.digest, layer.size)), diff_id: *diff_id })
-        };
-        for layer in layers {
-            if here(layer)?.is_none() {
-                return self.bring_image(remote, events);
+        for (layer, diff_id) in layers {
+            let here = match &source.from {
+                None => !self.store.lacks(diff_id, &layer.digest),
+                Some(_) => {
+                    let expected = Expected { blob: Some((layer.digest, layer.size)), diff_id: *diff_id };
+                    arrived(self.store, self.lease, &expected)?.is_some()
+                }
+            };
+            if !here {
+                return self.bring_image(&source, events);
             }
         }
         Ok(())
     }
 
-    fn bring_image(&self, remote: &RemoteImage, events: &dyn EventSink) -> anyhow::Result<()> {
-        let label = format!("[internal] pull {}", remote.reference.familiar());
+    /// Writes down where the layers of a base are that are not here: an image that has them is kept without them.
+    pub(super) fn expect(&self, base: &BaseImage) -> anyhow::Result<()> {
+        let Some(Source { image, from: Some(from) }) = self.source(base) else { return Ok(()) };
+        for absent in self.store.absent_layers(&image)? {
+            let repository = format!("{}/{}", from.registry(), from.repository());
+            self.store.expect_layer(&absent.diff_id, Origin { blob: absent.blob.digest, repository })?;
+        }
+        Ok(())
+    }
+
+    fn source(&self, base: &BaseImage) -> Option<Source> {
+        let images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
+        images.iter().find(|source| source.image.manifest == base.manifest).cloned()
+    }
+
+    fn bring_image(&self, source: &Source, events: &dyn EventSink) -> anyhow::Result<()> {
+        let name =
+            || Reference::parse(&source.image.name).map_or_else(|_| source.image.name.clone(), |name| name.familiar());
+        let label = format!("[internal] pull {}", source.from.as_ref().map_or_else(name, Reference::familiar));
         events.event(Event::Began(&label));
         let began = Instant::now();
-        self.registries()?.bring(self.store, self.lease, remote, &Quiet)?;
+        self.registries()?.bring(self.store, self.lease, &source.image, source.from.as_ref(), &Quiet)?;
         events.event(Event::Ended(&label, began.elapsed()));
-        Ok(())
+        // Of an image of the store it is known now what it holds.
+        let stored = source.image.manifest.as_ref().filter(|_| source.from.is_none());
+        let record = stored.map(|manifest| self.store.image_by_manifest(&manifest.digest)).transpose()?.flatten();
+        Ok(record.map_or(Ok(()), |record| base::refresh(self.store, &record))?)
     }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::Job;
 use super::bring::Session;
-use super::finish::base_contents as contents_here;
+use super::finish::{Made, base_contents as contents_here};
 use super::outputs;
 use super::remote::Remotes;
 use crate::cache::key::{self, SourceId};
@@ -31,6 +31,7 @@ use crate::shared::{
     self, BaseContents, EpochForm, Export, Exported, Folder, Parts, Place, SharedCache, SharedError, StepResult,
 };
 use crate::solve::{Solution, Solved};
+use crate::store::origins::Origin;
 
 /// The caches that the build takes from.
 pub(super) fn open<'a>(
@@ -94,6 +95,24 @@ fn check_mounts(args: &BuildArgs, plan: &Plan, events: &dyn EventSink) {
 pub(super) fn elsewhere(job: &Job<'_>, layer: &DiffId) -> Option<Reference> {
     let shared = job.shared?;
     shared.repository(&*shared.claim(layer)?).cloned()
+}
+
+/// Notes where the layers are that an image is kept without.
+pub(super) fn expect(job: &Job<'_>, made: &Made) -> Result<(), Failure> {
+    let Some(shared) = job.shared else { return Ok(()) };
+    let layers = made.images.iter().flat_map(|(_, image)| &image.config.rootfs.diff_ids);
+    for layer in layers.filter(|layer| !job.store.has_layer(layer)) {
+        let Some(claim) = shared.claim(layer) else { continue };
+        let Some(reference) = shared.repository(&claim) else { continue };
+        let repository = format!("{}/{}", reference.registry(), reference.repository());
+        let keep = || {
+            let _shared = job.lease.shared()?;
+            job.lease.uses([format!("layers/{}", layer.0.hex())])?;
+            job.store.expect_layer(layer, Origin { blob: claim.blob.digest, repository })
+        };
+        keep().map_err(anyhow::Error::from)?;
+    }
+    Ok(())
 }
 
 /// What a cache says of the layers of a base that never came here.

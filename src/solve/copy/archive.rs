@@ -96,7 +96,7 @@ pub(super) fn is_archive(view: &SourceView<'_>, data: &FileData) -> Result<bool,
 
 fn open(view: &SourceView<'_>, data: &FileData) -> Result<Option<File>, CopyError> {
     match (view, data) {
-        (SourceView::Context(context), FileData::Context { path, stamp }) => Ok(Some(context.open_file(path, stamp)?)),
+        (SourceView::Context(context), FileData::Context(file)) => Ok(Some(context.open_file(file)?)),
         (_, FileData::Fetched(path)) => match File::open(path) {
             Ok(file) => Ok(Some(file)),
             Err(error) => Err(CopyError::Archive { archive: path.display().to_string(), why: error.to_string() }),
@@ -245,8 +245,8 @@ pub(super) fn unpack(
         });
     }
     spool.out.flush().map_err(broken)?;
-    if let (SourceView::Context(context), FileData::Context { path, stamp }) = (view, data) {
-        context.check(&held, path, stamp)?;
+    if let (SourceView::Context(context), FileData::Context(file)) = (view, data) {
+        context.check(&held, file)?;
     }
     Ok(Listing { entries })
 }

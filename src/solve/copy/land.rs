@@ -170,7 +170,7 @@ pub(super) fn make_directories(
                 return Err(CopyError::NotADirectory { path: lossy(path), at: lossy(dir), what: other.name() });
             }
         }
-        target.land(Slot::directory(dir, mode, owner))?;
+        target.land(dir.to_vec(), Slot::directory(mode, owner))?;
     }
     Ok(())
 }
@@ -227,11 +227,10 @@ impl Lander<'_> {
         make_directories(&mut self.target, path, mode, self.owner.unwrap_or_default(), self.link)
     }
 
-    fn slot(&self, selected: &Selected, path: Vec<u8>, file: FileId) -> Slot {
+    fn slot(&self, selected: &Selected, file: FileId) -> Slot {
         let fixed = selected.owner.map(|(uid, gid)| Owner { uid, gid });
         let Owner { uid, gid } = self.owner.or(fixed).unwrap_or_default();
         Slot {
-            path,
             kind: selected.kind.clone(),
             mode: selected.mode,
             uid,
@@ -281,8 +280,8 @@ impl Lander<'_> {
                     return Err(CopyError::OtherOntoDirectory { from: from(), path: lossy(&path) });
                 }
             }
-            let slot = self.slot(selected, path, FileId { source: number, entry: index });
-            self.target.land(slot)?;
+            let slot = self.slot(selected, FileId { source: number, entry: index });
+            self.target.land(path, slot)?;
         }
         Ok(())
     }
@@ -310,8 +309,8 @@ impl Lander<'_> {
             return Err(CopyError::OtherOntoDirectory { from: source.text.clone(), path: lossy(&path) });
         }
         for (index, selected) in source.entries.iter().enumerate() {
-            let slot = self.slot(selected, path.clone(), FileId { source: number, entry: index });
-            self.target.land(slot)?;
+            let slot = self.slot(selected, FileId { source: number, entry: index });
+            self.target.land(path.clone(), slot)?;
         }
         Ok(())
     }
@@ -357,7 +356,7 @@ impl Lander<'_> {
                         return Err(fail(format!("{link:?} is a hard link to {name:?}, which is no file before it")));
                     };
                     // Another name of the same file has the same metadata.
-                    self.target.land(Slot { path, hides: false, ..file })?;
+                    self.target.land(path, Slot { hides: false, ..file })?;
                     continue;
                 }
                 PackedKind::Directory => NodeKind::Directory,
@@ -371,8 +370,7 @@ impl Lander<'_> {
             };
             // Something on a directory takes its place; so does a directory that lands where one was replaced.
             let capability = packed.capability.clone();
-            self.target.land(Slot {
-                path,
+            let slot = Slot {
                 kind,
                 mode: packed.mode,
                 uid,
@@ -383,7 +381,8 @@ impl Lander<'_> {
                 file: None,
                 inode,
                 hides: false,
-            })?;
+            };
+            self.target.land(path, slot)?;
         }
         Ok(())
     }
@@ -421,7 +420,7 @@ impl Lander<'_> {
             }
             self.findings.path(dir);
             self.findings.at(&at);
-            self.target.land(Slot::directory(dir, 0o755, self.owner.unwrap_or_default()))?;
+            self.target.land(dir.to_vec(), Slot::directory(0o755, self.owner.unwrap_or_default()))?;
         }
         Ok(join(&real, name))
     }

@@ -40,8 +40,7 @@ use std::sync::Arc;
 
 use crate::context::glob::BadGlob;
 use crate::context::ignore::PatternError;
-use crate::context::local::ContextError;
-use crate::context::stat_cache::Stamp;
+use crate::context::local::{ContextError, ContextFile};
 use crate::image::accounts::AccountError;
 use crate::layer::entry::Entry;
 
@@ -65,13 +64,8 @@ pub struct LandedEntry {
 pub enum FileData {
     /// It has none.
     None,
-    /// In the build context.
-    Context {
-        /// Path relative to the context's root.
-        path: Vec<u8>,
-        /// What it looked like when it was selected; another stamp means that it changed since.
-        stamp: Stamp,
-    },
+    /// In the build context, as it was when it was selected; another stamp means that it changed since.
+    Context(ContextFile),
     /// Here.
     Inline(Arc<[u8]>),
     /// In a layer of the stack that is copied from.
@@ -105,8 +99,8 @@ const UNREAD: crate::digest::Digest = crate::digest::Digest::from_bytes([0; 32])
 impl LandedEntry {
     /// An entry for a file of the context.
     #[cfg(test)]
-    pub(super) fn of_context(entry: Entry, path: Vec<u8>, stamp: Stamp) -> Self {
-        Self { entry, data: FileData::Context { path, stamp }, is_new: false, file: None, is_below: false }
+    pub(super) fn of_context(entry: Entry, file: ContextFile) -> Self {
+        Self { entry, data: FileData::Context(file), is_new: false, file: None, is_below: false }
     }
 
     /// Whether the SHA-256 in its header is that of its data.

@@ -46,10 +46,11 @@ impl Checkout {
     pub fn read(folder: &Path, mtime: i64) -> Result<Self, CopyError> {
         let context = LocalContext::open(folder, Patterns::default(), StatCache::in_memory(), UNIX_EPOCH)?;
         let walk = context.walk(b"")?;
-        let files: Vec<_> = walk.iter().filter(|entry| entry.kind == ContextKind::File).cloned().collect();
+        let files: Vec<_> = walk.iter().filter(|entry| entry.kind == ContextKind::File).collect();
         let mut digests = context.hash(&files)?.into_iter();
-        let nodes = walk.iter().map(|entry| {
-            let mut node = Node { mtime, ..Node::of_context(entry) };
+        let nodes = (0..walk.len()).map(|number| {
+            let entry = walk.file(number);
+            let mut node = Node { mtime, ..Node::of_context(entry.clone()) };
             if let NodeKind::File { sha256, .. } = &mut node.kind
                 && entry.kind == ContextKind::File
             {

@@ -15,7 +15,7 @@ use super::wildcard::{Hit, hits, is_pattern};
 use super::{CopyError, FileData, FileId, lossy, mode};
 use crate::context::glob::{Glob, clean};
 use crate::context::ignore::Patterns;
-use crate::context::local::{ContextEntry, ContextKind};
+use crate::context::local::ContextEntry;
 use crate::context::stat_cache::Facts;
 use crate::digest::Digest;
 use crate::layer::entry::{Kind, file_name, join};
@@ -361,7 +361,7 @@ impl Selection {
     pub fn listing(&self) -> impl Iterator<Item = (String, Option<Digest>)> {
         self.files().map(|(id, selected, _, sha256)| {
             let path = match &selected.data {
-                FileData::Context { path, .. } => lossy(path),
+                FileData::Context(file) => lossy(&file.path),
                 _ => lossy(&join(self.sources[id.source].text.as_bytes(), &selected.path)),
             };
             (path, sha256)
@@ -371,21 +371,14 @@ impl Selection {
     /// Reads the files whose digests are not known, on all processors.
     pub fn hash_missing(&mut self, source: &SourceView<'_>) -> Result<(), CopyError> {
         let SourceView::Context(context) = source else { return Ok(()) };
-        let (mut ids, mut files) = (Vec::new(), Vec::<ContextEntry>::new());
+        let (mut ids, mut files) = (Vec::new(), Vec::<&ContextEntry>::new());
         let mut same: HashMap<(u64, u64), usize> = HashMap::new();
         for (id, selected, _, sha256) in self.files() {
-            let (None, FileData::Context { path, stamp }) = (sha256, &selected.data) else { continue };
-            let number = *same.entry((stamp.dev, stamp.ino)).or_insert(files.len());
+            let (None, FileData::Context(file)) = (sha256, &selected.data) else { continue };
+            let number = *same.entry((file.stamp.dev, file.stamp.ino)).or_insert(files.len());
             ids.push((id, number));
             if number == files.len() {
-                files.push(ContextEntry {
-                    path: path.clone(),
-                    kind: ContextKind::File,
-                    stamp: *stamp,
-                    links: 1,
-                    sha256: None,
-                    capability: selected.capability.as_deref().and_then(|value| value.try_into().ok()),
-                });
+                files.push(file);
             }
         }
         if files.is_empty() {
@@ -415,12 +408,9 @@ impl Selection {
             if known.is_some_and(|known| known != *sha256) {
                 return Err(CopyError::Changed { path: lossy(&landed.entry.path) });
             }
-            if let (SourceView::Context(context), FileData::Context { stamp, .. }, None) =
-                (source, &selected.data, known)
-            {
+            if let (SourceView::Context(context), FileData::Context(file), None) = (source, &selected.data, known) {
                 // Whoever read it looked at the stamp once more afterwards.
-                let capability = selected.capability.as_deref().and_then(|value| value.try_into().ok());
-                context.remember(*stamp, Facts { sha256: *sha256, capability });
+                context.remember(file.stamp, Facts { sha256: *sha256, capability: file.capability });
             }
             let names: Vec<FileId> = match selected.inode {
                 Some(inode) => {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::{CopyError, FileData, lossy};
-use crate::context::local::{ContextEntry, ContextKind, LocalContext};
+use crate::context::local::{ContextFile, ContextKind, LocalContext, Subtree};
 use crate::context::stat_cache::Stamp;
 use crate::digest::Digest;
 use crate::layer::entry::{is_below, join};
@@ -53,14 +53,13 @@ impl Node {
         self.kind == NodeKind::Directory
     }
 
-    pub(super) fn of_context(entry: &ContextEntry) -> Self {
-        let ContextEntry { path, kind, stamp, links, sha256, capability } = entry;
-        let Stamp { dev, ino, size, mode, .. } = *stamp;
+    pub(super) fn of_context(file: ContextFile) -> Self {
+        let Stamp { dev, ino, size, mode, .. } = file.stamp;
         let mut data = FileData::None;
-        let kind = match kind {
+        let kind = match &file.kind {
             ContextKind::File => {
-                data = FileData::Context { path: path.clone(), stamp: *stamp };
-                NodeKind::File { size, sha256: *sha256 }
+                data = FileData::Context(file.clone());
+                NodeKind::File { size, sha256: file.sha256 }
             }
             ContextKind::Socket => {
                 data = FileData::Inline(Arc::from([]));
@@ -72,14 +71,14 @@ impl Node {
             ContextKind::BlockDevice(major, minor) => NodeKind::BlockDevice(*major, *minor),
             ContextKind::Fifo => NodeKind::Fifo,
         };
-        let shared = *links > 1 && matches!(data, FileData::Context { .. });
+        let shared = file.links > 1 && matches!(data, FileData::Context(_));
         Self {
-            path: path.clone(),
+            path: file.path.clone(),
             mode: if matches!(kind, NodeKind::Symlink(_)) { 0o777 } else { mode & 0o7777 },
             kind,
             owner: None,
-            mtime: stamp.mtime_seconds(),
-            capability: capability.map(|value| value.to_vec()),
+            mtime: file.stamp.mtime_seconds(),
+            capability: file.capability.map(|value| value.to_vec()),
             inode: shared.then_some((dev, ino)),
             data,
         }
@@ -126,7 +125,9 @@ impl SourceView<'_> {
     /// What is at `path`, which has no links in its parents.
     pub(super) fn lookup(&self, path: &[u8]) -> Result<Option<Node>, CopyError> {
         match self {
-            Self::Context(context) => Ok(context.lookup(path)?.as_ref().map(Node::of_context)),
+            Self::Context(context) => {
+                Ok(context.lookup(path)?.map(|entry| Node::of_context(Subtree::of(vec![entry]).file(0))))
+            }
             Self::Stack(stack) => Ok(stack.lookup_ref(path).map(|found| Node::of_layer(path.to_vec(), &found))),
         }
     }
@@ -134,7 +135,7 @@ impl SourceView<'_> {
     /// What is in the directory `dir`, sorted by name.
     pub(super) fn children(&self, dir: &[u8]) -> Result<Vec<Node>, CopyError> {
         match self {
-            Self::Context(context) => Ok(context.read_dir(dir)?.iter().map(Node::of_context).collect()),
+            Self::Context(context) => Ok(context_nodes(Subtree::of(context.read_dir(dir)?)).collect()),
             Self::Stack(stack) => Ok(stack_children(stack, dir)),
         }
     }
@@ -142,10 +143,7 @@ impl SourceView<'_> {
     /// All that is below the directory `dir`, sorted component-wise.
     pub(super) fn subtree<'b>(&'b self, dir: &[u8]) -> Result<Box<dyn Iterator<Item = Node> + 'b>, CopyError> {
         match self {
-            Self::Context(context) => {
-                let walk = context.walk(dir)?;
-                Ok(Box::new((0..walk.len()).map(move |number| Node::of_context(&walk[number]))))
-            }
+            Self::Context(context) => Ok(Box::new(context_nodes(context.walk(dir)?))),
             Self::Stack(stack) => {
                 // Directories that are open: what is left of their children.
                 let mut open = vec![stack_children(stack, dir).into_iter()];
@@ -223,6 +221,10 @@ impl SourceView<'_> {
         }
         Vec::new()
     }
+}
+
+fn context_nodes(walk: Subtree) -> impl Iterator<Item = Node> {
+    (0..walk.len()).map(move |number| Node::of_context(walk.file(number)))
 }
 
 fn stack_children(stack: &LayerStack, dir: &[u8]) -> Vec<Node> {

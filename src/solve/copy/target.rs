@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 
+use indexmap::IndexMap;
+
 use super::source::NodeKind;
 use super::{CopyError, FileData, FileId, LandedEntry, UNREAD, lossy};
 use crate::image::accounts::Owner;
@@ -33,10 +35,9 @@ impl At {
     }
 }
 
-/// Something that landed.
+/// Something that landed, at the path that [`Target`] knows it by.
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
-    pub(super) path: Vec<u8>,
     pub(super) kind: NodeKind,
     pub(super) mode: u32,
     pub(super) uid: u32,
@@ -54,9 +55,8 @@ pub(super) struct Slot {
 
 impl Slot {
     /// A directory that nothing was copied for.
-    pub(super) fn directory(path: &[u8], mode: u32, owner: Owner) -> Self {
+    pub(super) fn directory(mode: u32, owner: Owner) -> Self {
         Self {
-            path: path.to_vec(),
             kind: NodeKind::Directory,
             mode,
             uid: owner.uid,
@@ -74,23 +74,18 @@ impl Slot {
 /// Layers and what landed on them.
 pub(super) struct Target<'a> {
     pub(super) below: &'a LayerStack,
-    slots: Vec<Option<Slot>>,
-    by_path: HashMap<Vec<u8>, usize>,
+    slots: IndexMap<Vec<u8>, Slot>,
 }
 
 impl<'a> Target<'a> {
     /// Nothing has landed yet; about `count` entries will.
     pub(super) fn new(below: &'a LayerStack, count: usize) -> Self {
-        Self { below, slots: Vec::with_capacity(count), by_path: HashMap::with_capacity(count) }
-    }
-
-    fn slot(&self, path: &[u8]) -> Option<&Slot> {
-        self.by_path.get(path).and_then(|number| self.slots[*number].as_ref())
+        Self { below, slots: IndexMap::with_capacity(count) }
     }
 
     /// What landed at `path`.
     pub(super) fn landed(&self, path: &[u8]) -> Option<&Slot> {
-        self.slot(path)
+        self.slots.get(path)
     }
 
     /// What is at `path`; its parents have no links.
@@ -98,7 +93,7 @@ impl<'a> Target<'a> {
         if path.is_empty() {
             return At::Directory;
         }
-        if let Some(slot) = self.slot(path) {
+        if let Some(slot) = self.landed(path) {
             return match &slot.kind {
                 NodeKind::Directory => At::Directory,
                 NodeKind::Symlink(target) => At::Link(target.clone()),
@@ -108,8 +103,8 @@ impl<'a> Target<'a> {
             };
         }
         let mut above = parent(path);
-        while let Some(dir) = above.filter(|_| !self.by_path.is_empty()) {
-            if self.slot(dir).is_some_and(|slot| slot.hides) {
+        while let Some(dir) = above.filter(|_| !self.slots.is_empty()) {
+            if self.landed(dir).is_some_and(|slot| slot.hides) {
                 return At::Absent;
             }
             above = parent(dir);
@@ -124,42 +119,30 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Puts `slot` at its path, in the place of what is there.
-    pub(super) fn land(&mut self, mut slot: Slot) -> Result<(), CopyError> {
-        if file_name(&slot.path).starts_with(b".wh.") {
-            return Err(CopyError::ReservedName { path: lossy(&slot.path) });
+    /// Puts `slot` at `path`, in the place of what is there.
+    pub(super) fn land(&mut self, path: Vec<u8>, mut slot: Slot) -> Result<(), CopyError> {
+        if file_name(&path).starts_with(b".wh.") {
+            return Err(CopyError::ReservedName { path: lossy(&path) });
         }
         let is_directory = slot.kind == NodeKind::Directory;
         slot.hides |= !is_directory;
-        let old = self.by_path.get(&slot.path).and_then(|number| self.slots[*number].take());
-        if let Some(old) = old {
+        if let Some(old) = self.slots.get(&path) {
             slot.hides |= old.hides;
             if old.kind == NodeKind::Directory && !is_directory {
-                self.remove_below(&slot.path);
+                self.slots.retain(|other, _| !is_below(other, &path));
             }
         }
-        self.by_path.insert(slot.path.clone(), self.slots.len());
-        self.slots.push(Some(slot));
+        self.slots.insert(path, slot);
         Ok(())
-    }
-
-    fn remove_below(&mut self, dir: &[u8]) {
-        for slot in &mut self.slots {
-            if let Some(gone) = slot.take_if(|slot| is_below(&slot.path, dir)) {
-                self.by_path.remove(&gone.path);
-            }
-        }
     }
 
     /// The entries of the layer: sorted, with the headers of all directories above them.
     pub(super) fn finish(mut self) -> Vec<LandedEntry> {
         let mut further = self.whiteouts();
-        // There may be a hundred thousand: what is done with goes first, and each list is made in the place of the other.
-        self.by_path = HashMap::new();
-        let mut slots: Vec<Slot> = self.slots.into_iter().flatten().collect();
-        slots.sort_unstable_by(|a, b| compare_paths(&a.path, &b.path));
+        self.slots.sort_unstable_by(|a, _, b, _| compare_paths(a, b));
         let mut first_names: HashMap<usize, Vec<u8>> = HashMap::new();
-        let mut entries: Vec<LandedEntry> = slots.into_iter().map(|slot| slot.finish(&mut first_names)).collect();
+        let landed = self.slots.into_iter().map(|(path, slot)| slot.finish(path, &mut first_names));
+        let mut entries: Vec<LandedEntry> = landed.collect();
         let mut before: &[u8] = b"";
         for landed in &entries {
             let path = &landed.entry.path;
@@ -183,14 +166,14 @@ impl<'a> Target<'a> {
     /// show what that one held.
     fn whiteouts(&self) -> Vec<LandedEntry> {
         let mut entries = Vec::new();
-        for slot in self.slots.iter().flatten().filter(|slot| slot.kind == NodeKind::Directory) {
-            let above = std::iter::successors(Some(slot.path.as_slice()), |dir| parent(dir));
-            if !above.into_iter().any(|dir| self.slot(dir).is_some_and(|slot| slot.hides)) {
+        for (dir, _) in self.slots.iter().filter(|(_, slot)| slot.kind == NodeKind::Directory) {
+            let above = std::iter::successors(Some(dir.as_slice()), |dir| parent(dir));
+            if !above.into_iter().any(|dir| self.landed(dir).is_some_and(|slot| slot.hides)) {
                 continue;
             }
-            for (name, _) in self.below.read_dir(&slot.path) {
-                let path = join(&slot.path, &name);
-                if self.slot(&path).is_none() {
+            for (name, _) in self.below.read_dir(dir) {
+                let path = join(dir, &name);
+                if self.landed(&path).is_none() {
                     let entry =
                         Entry { path, kind: Kind::Whiteout, mode: 0, uid: 0, gid: 0, mtime: 0, capability: None };
                     entries.push(LandedEntry::of_below(entry));
@@ -209,7 +192,7 @@ impl LandedEntry {
 
 impl Slot {
     /// The entry. Of several names of a file the first one holds the data.
-    fn finish(self, first_names: &mut HashMap<usize, Vec<u8>>) -> LandedEntry {
+    fn finish(self, path: Vec<u8>, first_names: &mut HashMap<usize, Vec<u8>>) -> LandedEntry {
         let mut data = self.data;
         let kind = match self.kind {
             NodeKind::File { size, sha256 } => {
@@ -218,7 +201,7 @@ impl Slot {
                     Kind::HardLink { target: target.clone() }
                 } else {
                     if let Some(inode) = self.inode {
-                        first_names.insert(inode, self.path.clone());
+                        first_names.insert(inode, path.clone());
                     }
                     Kind::File { size, sha256: sha256.unwrap_or(UNREAD) }
                 }
@@ -231,7 +214,7 @@ impl Slot {
         };
         let file = self.file.filter(|_| matches!(kind, Kind::File { .. }));
         let entry = Entry {
-            path: self.path,
+            path,
             kind,
             mode: self.mode,
             uid: self.uid,

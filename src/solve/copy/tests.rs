@@ -264,9 +264,9 @@ fn run(case: &Case<'_>, line: &str) -> Result<Outcome, CopyError> {
     for landed in &landing.entries {
         let text = match &landed.data {
             FileData::None => continue,
-            FileData::Context { path, stamp } => {
+            FileData::Context(file) => {
                 let mut text = Vec::new();
-                let mut file = context.open_file(path, stamp)?;
+                let mut file = context.open_file(file)?;
                 std::io::Read::read_to_end(&mut file, &mut text).expect("reads");
                 text
             }
@@ -451,8 +451,8 @@ fn digests_can_come_from_writing_the_layer() {
     let mut writer = crate::layer::write::LayerWriter::new(Vec::new());
     for landed in &mut landing.entries {
         let body = match &landed.data {
-            FileData::Context { path, stamp } => {
-                crate::layer::write::Body::Reader(Box::new(context.open_file(path, stamp).expect("opens")))
+            FileData::Context(file) => {
+                crate::layer::write::Body::Reader(Box::new(context.open_file(file).expect("opens")))
             }
             _ => crate::layer::write::Body::None,
         };
@@ -493,12 +493,12 @@ fn a_file_that_changes_after_selection_is_an_error_by_name() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::write(folder.path().join("a"), "aa").expect("writes");
     let (context, mut selection, landing) = landed(folder.path(), "COPY a /");
-    let FileData::Context { path, stamp } = &landing.entries[0].data else { panic!("it is a file of the context") };
-    let file = context.open_file(path, stamp).expect("it is as it was");
-    context.check(&file, path, stamp).expect("it still is");
+    let FileData::Context(entry) = &landing.entries[0].data else { panic!("it is a file of the context") };
+    let file = context.open_file(entry).expect("it is as it was");
+    context.check(&file, entry).expect("it still is");
     fs::write(folder.path().join("a"), "longer").expect("writes");
-    assert!(!context.is_unchanged(path, stamp));
-    assert!(context.check(&file, path, stamp).is_err());
+    assert!(!context.is_unchanged(entry));
+    assert!(context.check(&file, entry).is_err());
     let error = selection.hash_missing(&SourceView::Context(&context)).expect_err("it changed").to_string();
     assert_eq!(error, "\"a\" of the build context changed while it was being copied");
 }

@@ -10,8 +10,9 @@ use std::io::Read;
 use super::LoadError;
 use super::files::Files;
 use crate::digest::Digest;
+use crate::image::assemble::AssembledIndex;
 use crate::image::config::{ImageConfig, MAX_CONFIG_SIZE};
-use crate::image::manifest::{Descriptor, Index, Kind, MAX_MANIFEST_SIZE, Manifest};
+use crate::image::manifest::{Descriptor, Family, Index, Kind, MAX_MANIFEST_SIZE, Manifest};
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 
@@ -48,6 +49,9 @@ pub(super) struct Listed {
 
 /// The manifests in an index, and its bytes.
 type WholeIndex = (Vec<Descriptor>, Vec<u8>);
+
+/// Manifests, and the index over them if there is one.
+type ListedPart = (Vec<Descriptor>, Option<(Descriptor, Vec<u8>)>);
 
 /// Whether the files are a layout.
 pub(super) fn is_layout(files: &Files) -> Result<bool, LoadError> {
@@ -94,13 +98,18 @@ pub(super) fn select(files: &Files, wanted: &Selector, platform: &Platform) -> R
 }
 
 /// All images, each once. One with several platforms is an index if all of them are there (`docker save` may leave some
-/// out), else the image for `platform`.
-pub(super) fn list(files: &Files, platform: &Platform) -> Result<Vec<Listed>, LoadError> {
+/// out), else the image for `platform`. Where platforms are named by `only`, what is for others is left out.
+pub(super) fn list(files: &Files, platform: &Platform, only: &[Platform]) -> Result<Vec<Listed>, LoadError> {
     let entries = read_index(files)?;
     let mut search = Search { files, documents: 0 };
     let mut images: Vec<Listed> = Vec::new();
+    let mut offered = Vec::new();
     for entry in entries.iter().filter(|entry| is_image_or_index(entry)) {
         let (manifests, index) = match search.whole_index(entry)? {
+            whole if !only.is_empty() => match search.part(entry, whole, only, &mut offered)? {
+                Some(part) => part,
+                None => continue,
+            },
             Some((manifests, bytes)) => (manifests, Some((entry.clone(), bytes))),
             None => (vec![search.resolve(entry, platform)?], None),
         };
@@ -115,6 +124,9 @@ pub(super) fn list(files: &Files, platform: &Platform) -> Result<Vec<Listed>, Lo
             Some(image) => image.names.extend(names),
             None => images.push(Listed { manifests, index, names }),
         }
+    }
+    if images.is_empty() && !offered.is_empty() {
+        return Err(LoadError::platform(files.place(), only, &offered));
     }
     Ok(images)
 }
@@ -273,6 +285,51 @@ impl Search<'_> {
         Ok(Some((images, bytes)))
     }
 
+    /// The images of an entry that are for these platforms, under an index if there are several; `None` where there is none.
+    /// What there is for others is added to `offered`.
+    fn part(
+        &mut self,
+        entry: &Descriptor,
+        whole: Option<WholeIndex>,
+        only: &[Platform],
+        offered: &mut Vec<Platform>,
+    ) -> Result<Option<ListedPart>, LoadError> {
+        let mut leaves = Vec::new();
+        self.leaves(entry, 0, &mut leaves)?;
+        let mut chosen = Vec::new();
+        for leaf in leaves {
+            if self.files.open(&blob_name(&leaf.digest))?.is_none() {
+                continue;
+            }
+            let platform = match &leaf.platform {
+                Some(platform) => Platform::from(platform).normalised(),
+                None if self.documents > MAX_DOCUMENTS => {
+                    return Err(LoadError::TooNested { place: self.files.place().to_owned() });
+                }
+                None => {
+                    self.documents += 1;
+                    read_image(self.files, &leaf)?.2.platform()
+                }
+            };
+            if only.iter().any(|wanted| wanted.is(&platform)) {
+                chosen.push((leaf, platform));
+            } else {
+                offered.push(platform);
+            }
+        }
+        let manifests: Vec<Descriptor> = chosen.iter().map(|(leaf, _)| leaf.clone()).collect();
+        Ok(match (whole, chosen.len()) {
+            (_, 0) => None,
+            (Some((all, bytes)), count) if all.len() == count => Some((manifests, Some((entry.clone(), bytes)))),
+            (_, 1) => Some((manifests, None)),
+            _ => {
+                let family = if entry.media_type == Family::Docker.index() { Family::Docker } else { Family::Oci };
+                let index = AssembledIndex::new(family, chosen, BTreeMap::new());
+                Some((manifests, Some((index.descriptor(), index.bytes))))
+            }
+        })
+    }
+
     /// Whether the files of an image are there: manifest, config and layers.
     fn is_complete(&self, image: &Descriptor) -> Result<bool, LoadError> {
         let Some(bytes) = read_small(self.files, &blob_name(&image.digest), MAX_MANIFEST_SIZE)? else {
@@ -348,15 +405,7 @@ impl Search<'_> {
         }
         match platform.best(&offered) {
             Some(best) => Ok(leaves.swap_remove(best)),
-            None => Err(LoadError::Platform {
-                place: self.files.place().to_owned(),
-                wanted: platform.to_string(),
-                offered: if offered.is_empty() {
-                    "nothing".to_owned()
-                } else {
-                    offered.iter().map(Platform::to_string).collect::<Vec<_>>().join(", ")
-                },
-            }),
+            None => Err(LoadError::platform(self.files.place(), std::slice::from_ref(platform), &offered)),
         }
     }
 }

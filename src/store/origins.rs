@@ -1,0 +1,131 @@
+//! Repositories that have a blob of a layer, whether the layer is here or not.
+//!
+//! In: a layer, and where a blob of it was seen. Out: where it can be mounted from, or fetched when somebody must read it.
+//! What always holds: what is remembered of a layer stays as long as an image, a record or a command needs the layer, and
+//! goes with it; so an image may have layers that never came here. It is a hint: one that cannot be read is none.
+
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use super::layout::{StoreError, read_if_there};
+use crate::digest::{DiffId, Digest};
+use crate::image::manifest::Descriptor;
+use crate::image::reference::Reference;
+use crate::plan::BaseImage;
+
+/// A repository of a registry that has a blob of a layer: from there other repositories can mount it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The blob.
+    pub blob: Digest,
+    /// Registry and repository: `docker.io/library/nginx`.
+    pub repository: String,
+}
+
+/// A layer of an image that is not here, or not in the blob that the image's manifest lists.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AbsentLayer {
+    /// The layer.
+    pub diff_id: DiffId,
+    /// Its blob.
+    pub blob: Descriptor,
+    /// Repositories that have it, where it was seen last first; none where nobody knows any.
+    pub from: Vec<Reference>,
+}
+
+/// Origins that are kept for a layer.
+const MOST: usize = 16;
+
+impl Store {
+    /// Repositories that are known to have a blob of the layer, the latest last.
+    pub fn origins(&self, layer: &DiffId) -> Result<Vec<Origin>, StoreError> {
+        let bytes = read_if_there(&self.origins_path(layer))?;
+        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default())
+    }
+
+    /// Those of them that have this blob, the latest first.
+    pub fn origins_of_blob(&self, layer: &DiffId, blob: &Digest) -> Result<Vec<Reference>, StoreError> {
+        let known = self.origins(layer)?.into_iter().rev().filter(|origin| origin.blob == *blob);
+        Ok(known.filter_map(|origin| Reference::parse(&origin.repository).ok()).collect())
+    }
+
+    /// Remembers one more, for a layer that is here or of which one is known: of others nobody would ask for it.
+    pub fn add_origin(&self, layer: &DiffId, origin: Origin) -> Result<(), StoreError> {
+        if self.has_layer(layer) || self.origins_path(layer).exists() {
+            self.expect_layer(layer, origin)?;
+        }
+        Ok(())
+    }
+
+    /// Remembers one for a layer of an image that is kept without it. The caller's lease lists the layer as used.
+    pub fn expect_layer(&self, layer: &DiffId, origin: Origin) -> Result<(), StoreError> {
+        let mut origins = self.origins(layer)?;
+        if origins.contains(&origin) {
+            return Ok(());
+        }
+        origins.push(origin);
+        let from = origins.len().saturating_sub(MOST);
+        let path = self.origins_path(layer);
+        let bytes = serde_json::to_vec(&origins[from..])
+            .map_err(|error| StoreError::Damaged { path: path.clone(), why: error.to_string() })?;
+        let folder = self.path(FOLDER);
+        fs::create_dir_all(&folder).map_err(StoreError::io("make", &folder))?;
+        self.replace(&path, &bytes)
+    }
+
+    /// Whether the layer, or the blob of it that a manifest lists, is not here. (One that is listed uncompressed is made of
+    /// any form.)
+    pub fn lacks(&self, layer: &DiffId, blob: &Digest) -> bool {
+        !self.has_layer(layer) || (*blob != layer.0 && !self.has_blob(blob))
+    }
+
+    /// The layers of an image that are not here, each once.
+    pub fn absent_layers(&self, image: &BaseImage) -> Result<Vec<AbsentLayer>, StoreError> {
+        let mut absent: Vec<AbsentLayer> = Vec::new();
+        for (blob, diff_id) in image.layers.iter().zip(&image.config.rootfs.diff_ids) {
+            let known = absent.iter().any(|known| (known.diff_id, known.blob.digest) == (*diff_id, blob.digest));
+            if !known && self.lacks(diff_id, &blob.digest) {
+                let from = self.origins_of_blob(diff_id, &blob.digest)?;
+                absent.push(AbsentLayer { diff_id: *diff_id, blob: blob.clone(), from });
+            }
+        }
+        Ok(absent)
+    }
+
+    fn origins_path(&self, layer: &DiffId) -> std::path::PathBuf {
+        self.path(FOLDER).join(layer.0.hex())
+    }
+}
+
+/// Where they are, below the store's root: a file for each layer.
+pub(super) const FOLDER: &str = "origins";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_are_kept_for_who_asks() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let (layer, blob) = (DiffId(Digest::of(b"layer")), Digest::of(b"blob"));
+        let origin = |number: usize| Origin { blob, repository: format!("r.example/{number}") };
+        store.add_origin(&layer, origin(0)).unwrap();
+        assert_eq!(store.origins(&layer).unwrap(), [], "nobody knows the layer");
+        store.expect_layer(&layer, origin(0)).unwrap();
+        for number in 0..20 {
+            store.add_origin(&layer, origin(number)).unwrap();
+        }
+        let other = Origin { blob: Digest::of(b"other"), repository: "r.example/other".to_owned() };
+        store.add_origin(&layer, other.clone()).unwrap();
+        assert_eq!(store.origins(&layer).unwrap().len(), MOST);
+        let found = store.origins_of_blob(&layer, &blob).unwrap();
+        assert_eq!((found.len(), found[0].repository()), (MOST - 1, "19"));
+        assert_eq!(store.origins_of_blob(&layer, &other.blob).unwrap()[0].repository(), "other");
+        // Torn by a power cut: a hint less.
+        fs::write(store.origins_path(&layer), b"[{").unwrap();
+        assert_eq!(store.origins(&layer).unwrap(), []);
+    }
+}

@@ -37,5 +37,6 @@ mod rootless;
 mod save;
 mod scenarios;
 mod seeds;
+mod shared;
 mod shell;
 mod signals;

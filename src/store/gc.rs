@@ -250,9 +250,14 @@ impl Store {
     fn forget_maps(&self, policy: &CachePolicy) -> Result<u64, StoreError> {
         let whole = policy.all && policy.before.is_none() && policy.keep.is_none();
         let mut freed = 0;
-        for (folder, is_list) in
-            [("contents", true), ("epochs", false), ("last", false), ("stacks", false), ("urls", false)]
-        {
+        for (folder, is_list) in [
+            ("contents", true),
+            ("epochs", false),
+            ("last", false),
+            ("stacks", false),
+            ("urls", false),
+            ("claims", false),
+        ] {
             for path in self.files_two_deep(&format!("cache/{folder}"))? {
                 let dead = match folder {
                     _ if whole => true,

@@ -10,6 +10,7 @@ use super::Job;
 use super::finish::{Listed, Made};
 use super::load::Loader;
 use super::push::Pushes;
+use super::share;
 use crate::cli::args::BuildArgs;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::{CompressionName, Destination, OutputKind, OutputSpec};
@@ -194,6 +195,7 @@ fn keep(job: &Job<'_>, made: &Made, spec: Option<&OutputSpec>) -> Result<Listed,
         // Layers that no step read need not come here for it.
         let mut bases = job.plan.images.iter().filter_map(|planned| planned.base);
         bases.try_for_each(|base| job.remotes.expect(&job.bases[base.0]))?;
+        share::expect(job, made)?;
     }
     let known = store.image_by_manifest(&listed.descriptor.digest).map_err(anyhow::Error::from)?;
     let content = made.content();
@@ -328,6 +330,7 @@ pub(super) fn family(spec: Option<&OutputSpec>) -> Option<Family> {
     spec?.oci_mediatypes.map(|oci| if oci { Family::Oci } else { Family::Docker })
 }
 
+/// The compression that a specification names.
 pub(super) fn compression(spec: &OutputSpec) -> Option<Compression> {
     let level = |usual: u8| spec.level.and_then(|level| u8::try_from(level).ok()).unwrap_or(usual);
     spec.compression.map(|name| match (name, Compression::GZIP, Compression::ZSTD) {

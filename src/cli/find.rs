@@ -4,6 +4,7 @@
 //! earlier command left unfinished is cleared away first; an id that fits several images is an error that lists them.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 
 use anyhow::{Context, anyhow};
 
@@ -35,14 +36,52 @@ pub(crate) fn lease(store: &Store, settings: &Settings) -> Result<Lease, Failure
     let boot = boot_id()?;
     let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
     let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
-    if !swept.suspects.is_empty() {
-        if store.recovering_takes_ids(&swept.suspects) {
-            enter_ids(settings)?;
-        }
-        store.recover(&lease, &swept.suspects).map_err(anyhow::Error::from)?;
-        store.forget().map_err(anyhow::Error::from)?;
-    }
+    recover(store, &lease, &swept.suspects, settings)?;
     Ok(lease)
+}
+
+/// Clears away what dead commands left and what is damaged, for a command that makes nothing: where there are no suspects
+/// this takes no room on the disk.
+pub(crate) fn clear(store: &Store, settings: &Settings) -> Result<(), Failure> {
+    let boot = boot_id()?;
+    let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
+    if swept.suspects.is_empty() {
+        return Ok(());
+    }
+    let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
+    recover(store, &lease, &swept.suspects, settings)
+}
+
+fn recover(store: &Store, lease: &Lease, suspects: &[String], settings: &Settings) -> Result<(), Failure> {
+    if suspects.is_empty() {
+        return Ok(());
+    }
+    if store.recovering_takes_ids(suspects) {
+        enter_ids(settings)?;
+    }
+    let gone = store.recover(lease, suspects).map_err(anyhow::Error::from)?;
+    store.forget().map_err(anyhow::Error::from)?;
+    if !gone.is_empty() {
+        let note = format!("{}\n", removed_damage(gone.len()));
+        std::io::stderr().lock().write_all(note.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// What the user is told when damage was removed.
+pub(crate) fn removed_damage(count: usize) -> String {
+    let (files, were) = if count == 1 { ("file", "was") } else { ("files", "were") };
+    format!("{count} damaged {files} of the store {were} removed, after a power cut or a fault of the disk")
+}
+
+/// Takes a lease for a command that only reads: also where nothing can be written to the store.
+pub(crate) fn reading_lease(store: &Store, settings: &Settings) -> Result<Lease, Failure> {
+    match lease(store, settings) {
+        Err(Failure::Error(error)) if matches!(error.downcast_ref(), Some(StoreError::ReadOnly { .. })) => {
+            Ok(store.lease_without_writing().map_err(anyhow::Error::from)?)
+        }
+        other => other,
+    }
 }
 
 /// Which start of the machine this is: what dead commands of another one left may have suffered from a power cut.

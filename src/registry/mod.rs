@@ -6,8 +6,10 @@
 //! to no other; threads are joined before a function returns.
 //!
 //! `hosts` finds servers, `credentials` the user, `challenge` reads what a server asks for, `client` sends one request until
-//! it is answered, `blob` reads what is long, `pull`, `bring` and `push` are conversations.
+//! it is answered, `blob` reads what is long, `artifact` what is small and has a tag, `pull`, `bring` and `push` are
+//! conversations.
 
+mod artifact;
 mod blob;
 mod bring;
 mod challenge;

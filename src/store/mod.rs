@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! format                       version of this layout
-//! images.json                  names → manifests, under images.lock
+//! images.json                  names → manifests, under images.lock; images.copy.json is the same
+//! suspects                     what readers found damaged: checked by the next command
 //! blobs/sha256/<hex>           configs, manifests, compressed layers
 //! layers/<diffID hex>/         index, and forms of the layer: tar, tree/, blobs (descriptors), epoch (a form of another layer)
 //! trees/<chainID hex>/tree/    a layer from outside that is no tree by itself, applied over its parents

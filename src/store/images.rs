@@ -90,7 +90,12 @@ impl Store {
             None if self.path(COPY).exists() => format!("{} is not there", path.display()),
             None => return Ok(None),
         };
-        Ok(Some(format!("{why}; its copy is used, and the next change of names writes it again")))
+        Ok(Some(format!("{why}; its copy is used, and takes its place")))
+    }
+
+    /// Writes the list again if it is damaged.
+    pub fn restore_images(&self) -> Result<bool, StoreError> {
+        self.change_images(|_| ())
     }
 
     fn parse_images(&self, bytes: &[u8]) -> Result<Vec<ImageRecord>, StoreError> {
@@ -227,7 +232,7 @@ impl Store {
         let before = self.images()?;
         let mut images = before.clone();
         change(&mut images);
-        if images == before {
+        if images == before && self.images_problem()?.is_none() {
             return Ok(false);
         }
         let path = self.path(FILE);
@@ -402,8 +407,10 @@ mod tests {
             assert_eq!(store.images().unwrap(), images);
             assert_eq!(store.image_by_name("n:1").unwrap().as_ref(), Some(&images[1]));
             assert_eq!(store.image_by_name("n:3").unwrap(), None);
-            assert!(store.tag(&image("a", &["m:1"])).unwrap());
+            assert!(store.restore_images().unwrap());
             assert_eq!(store.images_problem().unwrap(), None, "it was written again");
+            assert!(!store.restore_images().unwrap());
+            assert!(store.tag(&image("a", &["m:1"])).unwrap());
             store.untag(&images[1].id, &["m:1".to_owned()]).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), right);
         }

@@ -95,10 +95,15 @@ fn tree_problems(store: &Store, layers: &[DiffId]) -> Result<Vec<String>, StoreE
     // What is wrong with an index is told where it is read alone.
     let Ok(Some(index)) = store.layer_index(layer) else { return Ok(Vec::new()) };
     let mut problems = Vec::new();
-    if let Some(tree) = store.layer_tree(layer)
-        && let Some(why) = tree_problem(&index, &tree)?
-    {
-        problems.push(store.damaged(&tree, why).to_string());
+    // What a form under an epoch is made of has the tree that a RUN sees.
+    let source = store.source_of_epoch(layer).ok().flatten();
+    for own in std::iter::once(*layer).chain(source) {
+        if let Some(tree) = store.layer_tree(&own)
+            && let Ok(Some(index)) = store.layer_index(&own)
+            && let Some(why) = tree_problem(&index, &tree)?
+        {
+            problems.push(store.damaged(&tree, why).to_string());
+        }
     }
     if let Some(tree) = ChainId::of(layers).and_then(|chain| store.chain_tree(&chain)) {
         let below: Option<Vec<_>> =

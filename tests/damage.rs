@@ -187,8 +187,9 @@ impl Bench {
                 let run = env.rbuild(line);
                 self.check(&run, line, shown);
                 story.push_str(&run.shown());
-                let lost =
-                    ["not in the store", "No such image", "no image"].iter().any(|text| run.stderr.contains(text));
+                let lost = ["not in the store", "never came", "No such image", "no image"]
+                    .iter()
+                    .any(|text| run.stderr.contains(text));
                 if run.code == Some(1) && lost {
                     self.bring();
                 }

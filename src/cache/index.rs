@@ -9,6 +9,7 @@
 //! cache/stacks/<2>/<stackID>     when this store first reached that stack (RFC 3339, CRC-32)
 //! cache/epochs/<2>/<…>           the form of a content under an epoch
 //! cache/urls/<2>/<…>            what a URL gave last: see `cache::urls`
+//! cache/claims/<2>/<…>          what shared caches said: see `cache::claims`
 //! cache/last/<2>/<…>             the key that a place in a Dockerfile had last, for --explain
 //! ```
 

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use super::failure::Failure;
 use super::settings::Settings;
 use crate::diagnostic::nearest;
-use crate::digest::ImageId;
+use crate::digest::{Digest, ImageId};
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;
@@ -147,8 +147,16 @@ pub(crate) fn lookup(store: &Store, name: &str) -> Result<Option<ImageRecord>, F
                 let same = |known: &String| {
                     Reference::parse(known).is_ok_and(|known| known.familiar_name() == reference.familiar_name())
                 };
-                let images = store.images().map_err(failed)?;
-                images.into_iter().find(|image| image.manifest == digest && image.names.iter().any(same))
+                let mut found = None;
+                for image in store.images().map_err(failed)?.into_iter().filter(|image| image.names.iter().any(same)) {
+                    // Its own, or the one that a registry knows it by.
+                    let known = || store.origins_of_image(&image.id);
+                    if image.manifest == digest || known().map_err(failed)?.iter().any(|origin| origin.blob == digest) {
+                        found = Some(image);
+                        break;
+                    }
+                }
+                found
             }
         };
         if found.is_some() {
@@ -193,6 +201,14 @@ pub(crate) fn names(image: &ImageRecord) -> Vec<Reference> {
     image.names.iter().filter_map(|name| Reference::parse(name).ok()).collect()
 }
 
+/// The digest by which an image is known in a repository: that of what was pushed there or pulled from there last, else that
+/// of its manifest here.
+pub(crate) fn digest(store: &Store, image: &ImageRecord, repository: &Reference) -> Result<Digest, Failure> {
+    let name = format!("{}/{}", repository.registry(), repository.repository());
+    let known = store.origins_of_image(&image.id).map_err(anyhow::Error::from)?;
+    Ok(known.iter().find(|origin| origin.repository == name).map_or(image.manifest, |origin| origin.blob))
+}
+
 /// An id as tables show it.
 pub(crate) fn short(id: &ImageId) -> String {
     id.0.hex()[..SHORT].to_owned()
@@ -211,7 +227,6 @@ pub(crate) fn seconds(created: Option<&str>) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::Digest;
 
     fn record(name: &str, names: &[&str]) -> ImageRecord {
         ImageRecord {

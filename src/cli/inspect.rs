@@ -124,8 +124,9 @@ fn describe(store: &Store, record: &ImageRecord, name: &str, wanted: Option<&Pla
         content => content,
     };
     let names = find::names(record);
-    let repositories: BTreeSet<String> = names.iter().map(Reference::familiar_name).collect();
-    let digests: Vec<String> = repositories.into_iter().map(|name| format!("{name}@{}", record.manifest)).collect();
+    let digests =
+        names.iter().map(|name| Ok(format!("{}@{}", name.familiar_name(), find::digest(store, record, name)?)));
+    let digests = digests.collect::<Result<BTreeSet<String>, Failure>>()?;
     let container = serde_json::to_value(&config.config).map_err(anyhow::Error::from)?;
     let mut value = json!({
         "Id": record.id.to_string(),

@@ -18,6 +18,7 @@ use crate::layer::entry::Kind;
 use crate::layer::index::LayerIndex;
 use crate::layer::stack::{Found, LayerStack, needs_parents};
 use crate::layer::write::{Body, LayerWriter};
+use crate::shared::SharedCache;
 use crate::store::layers::{Form, LayerData};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
@@ -55,6 +56,7 @@ pub(super) struct Stacks<'a> {
     lease: &'a Lease,
     events: &'a dyn EventSink,
     absent: &'a (dyn Fn(&DiffId) -> Result<bool, String> + Sync),
+    shared: Option<&'a SharedCache<'a>>,
     indexes: Once<DiffId, Arc<LayerIndex>>,
     data: Once<DiffId, Arc<LayerData>>,
     trees: Once<ChainId, PathBuf>,
@@ -68,9 +70,10 @@ impl<'a> Stacks<'a> {
         lease: &'a Lease,
         events: &'a dyn EventSink,
         absent: &'a (dyn Fn(&DiffId) -> Result<bool, String> + Sync),
+        shared: Option<&'a SharedCache<'a>>,
     ) -> Self {
-        let before = Mutex::default();
-        Self { store, lease, events, absent, indexes: Once::new(), data: Once::new(), trees: Once::new(), before }
+        let (indexes, data, trees, before) = (Once::new(), Once::new(), Once::new(), Mutex::default());
+        Self { store, lease, events, absent, shared, indexes, data, trees, before }
     }
 
     /// Takes the index of a layer that was put into the store: it need not be read from there.
@@ -98,22 +101,72 @@ impl<'a> Stacks<'a> {
     pub(super) fn index(&self, layer: &DiffId) -> Result<Arc<LayerIndex>, Cause> {
         self.indexes.get_or_make(*layer, || {
             let index = match self.store.layer_index(layer)? {
-                None if (self.absent)(layer).map_err(Cause::Absent)? => self.store.layer_index(layer)?,
+                None if self.bring(layer)? => self.store.layer_index(layer)?,
                 index => index,
             };
-            Ok(index.map(Arc::new).ok_or_else(|| self.store.missing(format!("the layer {layer}")))?)
+            let index = index.ok_or_else(|| self.store.missing(format!("the layer {layer}")))?;
+            // Keys of what lies on it go by the content that was claimed.
+            if let Some(shared) = self.shared
+                && shared.content(layer).is_some_and(|claimed| claimed != index.content())
+            {
+                shared.refute(layer);
+                return Err(Cause::Untrue);
+            }
+            Ok(Arc::new(index))
         })
     }
 
-    /// What is seen through these layers, bottom first.
+    fn bring(&self, layer: &DiffId) -> Result<bool, Cause> {
+        if let Some(shared) = self.shared {
+            match shared.bring(layer) {
+                Some(true) => return Ok(true),
+                Some(false) => return Err(Cause::Untrue),
+                None => {}
+            }
+        }
+        (self.absent)(layer).map_err(Cause::Absent)
+    }
+
+    /// The index of a layer, or what a shared cache says of one that is not here: its entries, but no way to its data. It does
+    /// not come for this where a cache has its index.
+    pub(super) fn outline(&self, layer: &DiffId) -> Result<Arc<LayerIndex>, Cause> {
+        if let Some(shared) = self.shared
+            && !self.store.has_layer(layer)
+            && let Some(index) = shared.index(layer)
+        {
+            return Ok(index);
+        }
+        self.index(layer)
+    }
+
+    /// What is seen through these layers, bottom first; all of them are here then.
     pub(super) fn view(&self, layers: &[DiffId]) -> Result<LayerStack, Cause> {
-        let indexes = layers.iter().map(|layer| self.index(layer)).collect::<Result<Vec<_>, _>>()?;
+        self.seen(layers, |layer| self.index(layer))
+    }
+
+    /// The same, by [`Stacks::outline`].
+    pub(super) fn outlines(&self, layers: &[DiffId]) -> Result<LayerStack, Cause> {
+        self.seen(layers, |layer| self.outline(layer))
+    }
+
+    fn seen(
+        &self,
+        layers: &[DiffId],
+        index: impl Fn(&DiffId) -> Result<Arc<LayerIndex>, Cause>,
+    ) -> Result<LayerStack, Cause> {
+        let indexes = layers.iter().map(index).collect::<Result<Vec<_>, _>>()?;
         Ok(LayerStack::new(indexes).map_err(|error| self.store.damaged(self.store.root(), error.to_string()))?)
     }
 
     /// The data of a layer's files.
-    pub(super) fn data(&self, layer: &DiffId) -> Result<Arc<LayerData>, StoreError> {
-        self.data.get_or_make(*layer, || self.store.layer_data(layer, self.lease).map(Arc::new))
+    pub(super) fn data(&self, layer: &DiffId) -> Result<Arc<LayerData>, Cause> {
+        self.data.get_or_make(*layer, || {
+            if self.shared.is_some() {
+                // Perhaps nothing but its outline was needed so far.
+                self.index(layer)?;
+            }
+            Ok(Arc::new(self.store.layer_data(layer, self.lease)?))
+        })
     }
 
     /// The trees of these layers (bottom first), topmost first, each once; made where they are not there. Of more than
@@ -188,6 +241,12 @@ impl<'a> Stacks<'a> {
         if let Some(tree) = self.store.chain_tree(name) {
             return Ok(tree);
         }
+        let tree = self.flatten(layers, options)?;
+        Ok(self.store.put_chain_tree(self.lease, name, &tree)?)
+    }
+
+    /// A new folder with what is seen through `layers`, for the caller alone.
+    pub(super) fn flatten(&self, layers: &[DiffId], options: &TreeOptions) -> Result<PathBuf, Cause> {
         let folder = self.lease.folder();
         let view = self.view(layers)?;
         let tar = tempfile::tempfile_in(folder).map_err(StoreError::io("make a file in", folder))?;
@@ -209,7 +268,7 @@ impl<'a> Stacks<'a> {
         let tree = self.lease.fresh_path();
         std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
         self.tell(&apply::apply(&index, &tar, &tree, options)?);
-        Ok(self.store.put_chain_tree(self.lease, name, &tree)?)
+        Ok(tree)
     }
 
     /// What could not be made in a tree.

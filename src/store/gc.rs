@@ -159,7 +159,7 @@ impl Store {
             }
             for (folder, stays) in [
                 ("layers", (|name, stay| stay.layers.contains(&DiffId(name))) as fn(Digest, &Needed) -> bool),
-                (origins::FOLDER, |name, stay| stay.layers.contains(&DiffId(name))),
+                (origins::FOLDER, |name, stay| stay.layers.contains(&DiffId(name)) || stay.blobs.contains(&name)),
                 ("blobs/sha256", |name, stay| stay.blobs.contains(&name)),
                 ("trees", |name, stay| stay.chains.contains(&ChainId(name))),
             ] {
@@ -250,9 +250,14 @@ impl Store {
     fn forget_maps(&self, policy: &CachePolicy) -> Result<u64, StoreError> {
         let whole = policy.all && policy.before.is_none() && policy.keep.is_none();
         let mut freed = 0;
-        for (folder, is_list) in
-            [("contents", true), ("epochs", false), ("last", false), ("stacks", false), ("urls", false)]
-        {
+        for (folder, is_list) in [
+            ("contents", true),
+            ("epochs", false),
+            ("last", false),
+            ("stacks", false),
+            ("urls", false),
+            ("claims", false),
+        ] {
             for path in self.files_two_deep(&format!("cache/{folder}"))? {
                 let dead = match folder {
                     _ if whole => true,

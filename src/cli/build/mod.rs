@@ -11,12 +11,14 @@ mod checks;
 mod finish;
 mod hints;
 mod input;
+mod isolation;
 mod limit;
 mod load;
 mod outputs;
 mod push;
 mod remote;
 mod secrets;
+mod share;
 mod shell;
 mod verify;
 
@@ -33,7 +35,7 @@ use self::checks::{Told, ignored};
 use self::input::{Dockerfile, Root};
 use self::push::Pushes;
 use self::remote::Remotes;
-use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
+use super::args::{BuildArgs, Entitlement, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::find;
 use super::output_spec::OutputSpec;
@@ -44,12 +46,13 @@ use crate::context::local::LocalContext;
 use crate::diagnostic::Diagnostic;
 use crate::dockerfile::{self, ast};
 use crate::event::{Event, EventSink};
-use crate::exec::{self, Sandbox};
+use crate::exec::{self, PrivateNetwork, Sandbox};
 use crate::image::platform::Platform;
 use crate::layer::apply::{Flavour, TreeOptions};
 use crate::plan::limits::{Allowed, RunLimits};
 use crate::plan::step::{self, Op, Plan};
 use crate::plan::{self, BaseImage, Bases, NoCache, Outcome, PlanOptions, Resolved, StageGraph};
+use crate::shared::SharedCache;
 use crate::solve::{self, Engine, Exports};
 use crate::store::Store;
 use crate::store::lease::Lease;
@@ -60,7 +63,7 @@ use crate::sys::namespace;
 /// Builds.
 pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
-    refuse_later(args)?;
+    isolation::chosen(args, settings)?;
     check_results(args, settings)?;
     shell::check_terminal(args, settings)?;
     // Each of the two builds that are compared has a display of its own, and is forked, which takes one thread.
@@ -127,6 +130,11 @@ fn build(
         return Ok(ExitCode::SUCCESS);
     }
 
+    let isolation = isolation::chosen(args, settings)?;
+    let refused = isolation::refusals(isolation, &plan);
+    if !refused.is_empty() {
+        return Err(told.failure(refused, Some(&built)));
+    }
     outputs::check(args, &plan)?;
     let warnings = told.warnings(more, ignored(&plan, &root, &file)?, &built)?;
 
@@ -140,6 +148,7 @@ fn build(
         ));
     }
     let dockerfile = &parsed.dockerfile;
+    let shared = share::open(args, settings, session, &remotes, reporter, &plan)?;
     let job = Job {
         args,
         settings,
@@ -154,8 +163,16 @@ fn build(
         root: &root,
         session,
         network,
-        sandbox: &Sandbox { resources: args.run.resources.clone(), filter: !args.run.unconfined, ..Sandbox::default() },
+        sandbox: &Sandbox {
+            isolation,
+            resources: args.run.resources.clone(),
+            filter: !args.run.unconfined,
+            no_new_privileges: args.run.no_new_privileges,
+            network: args.private_network.then(PrivateNetwork::default),
+            ..Sandbox::default()
+        },
         remotes: &remotes,
+        shared: shared.as_ref(),
     };
     if args.verify_reproducible {
         // The two builds take their bases from this store.
@@ -214,6 +231,8 @@ struct Job<'a> {
     session: &'a Session,
     network: &'a Network<'a>,
     remotes: &'a Remotes<'a>,
+    /// The caches of `--cache-from`.
+    shared: Option<&'a SharedCache<'a>>,
 }
 
 impl Job<'_> {
@@ -253,6 +272,7 @@ impl Job<'_> {
                 cancel: self.cancel,
                 clock: SystemTime::now,
                 absent: &|layer| self.remotes.bring(layer, self.reporter).map_err(|error| format!("{error:#}")),
+                shared: self.shared,
                 committed: &|step, solved| pushes.take(scope, step, solved),
                 fetch: fetch.as_ref(),
                 secrets: &secrets,
@@ -274,7 +294,9 @@ impl Job<'_> {
             }
             match solved {
                 Ok(Solved::All(solution)) => {
-                    finish::finish(self, &solution, loader, &pushes).map(|report| Ended::Built(Box::new(report)))
+                    let report = finish::finish(self, &solution, loader, &pushes)?;
+                    share::export(self, &solution)?;
+                    Ok(Ended::Built(Box::new(report)))
                 }
                 Ok(Solved::Place(inside)) => {
                     let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
@@ -303,6 +325,9 @@ impl Job<'_> {
         use crate::cli::output_spec::OutputKind::{CacheOnly, Image};
         if self.plan.shell.is_some() {
             return Exports::Nothing;
+        }
+        if !self.args.cache_to.is_empty() {
+            return Exports::Steps;
         }
         let only_store = |output: &OutputSpec| match output.kind {
             CacheOnly => true,
@@ -402,14 +427,6 @@ impl Job<'_> {
             _ => Failure::Diagnostics { source, list: vec![diagnostic] },
         }
     }
-}
-
-/// What the command line takes and a build cannot do yet.
-fn refuse_later(args: &BuildArgs) -> Result<(), Failure> {
-    if args.isolation == Isolation::Chroot {
-        return Err(Failure::Usage("not supported yet: --isolation=chroot; RUN needs namespaces".to_owned()));
-    }
-    Ok(())
 }
 
 /// What can be said against names and files of the result before the work, not after it.

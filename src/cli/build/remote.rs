@@ -60,7 +60,8 @@ impl<'a> Remotes<'a> {
         if let Some(registries) = self.registries.get() {
             return Ok(registries);
         }
-        let insecure = self.args.outputs.iter().any(|output| output.insecure);
+        let caches = self.args.cache_from.iter().chain(&self.args.cache_to).map(|cache| &cache.form);
+        let insecure = self.args.outputs.iter().chain(caches).any(|output| output.insecure);
         let offline = self.args.offline;
         let registries = network::registries(self.settings, insecure, offline, Some(self.cancel))?;
         Ok(self.registries.get_or_init(|| registries))

@@ -186,8 +186,8 @@ fn same_parts(a: &[u8], b: &[u8], between: fn(&u8) -> bool) -> bool {
         parts.sort();
         parts
     };
-    let is_text = |bytes: &[u8]| !bytes.contains(&0) && std::str::from_utf8(bytes).is_ok();
-    a.len() == b.len() && is_text(a) && is_text(b) && a.iter().any(between) && parts(a) == parts(b)
+    let is_text = std::str::from_utf8(a).is_ok_and(|text| !text.contains('\0'));
+    is_text && a.len() == b.len() && a.iter().any(between) && parts(a) == parts(b)
 }
 
 /// The word around a place: letters, digits and what stands inside of times and names.

@@ -38,7 +38,7 @@ const FILL: &str = "fill-store";
 /// A layer of one small file.
 fn layer(number: usize) -> Result<(Vec<u8>, rbuild::layer::index::LayerIndex)> {
     let text = format!("file {number}\n");
-    let path = format!("srv/{number}").into_bytes();
+    let path = format!("file-{number}").into_bytes();
     let kind = Kind::File { size: text.len() as u64, sha256: Digest::of(text.as_bytes()) };
     let mut entry = Entry { path, kind, mode: 0o644, uid: 0, gid: 0, mtime: number as i64, capability: None };
     let mut writer = LayerWriter::new(Vec::new());

@@ -169,7 +169,8 @@ impl Bench {
         assert!(matches!(run.code, Some(0 | 1)), "{shown}\n{}", run.shown());
         assert!(!run.stderr.contains("panicked"), "{shown}\n{}", run.shown());
         if run.code == Some(1) {
-            let names_it = run.stderr.contains("/store") || run.stderr.contains("such image");
+            let names_it =
+                ["/store", "such image", "never came to this machine"].iter().any(|text| run.stderr.contains(text));
             assert!(names_it, "{shown}: it does not say what is damaged\n{}", run.shown());
         } else if line.starts_with("build") {
             let found = (run.image(), run.content());
@@ -186,8 +187,9 @@ impl Bench {
                 let run = env.rbuild(line);
                 self.check(&run, line, shown);
                 story.push_str(&run.shown());
-                let lost =
-                    ["not in the store", "No such image", "no image"].iter().any(|text| run.stderr.contains(text));
+                let lost = ["not in the store", "never came", "No such image", "no image"]
+                    .iter()
+                    .any(|text| run.stderr.contains(text));
                 if run.code == Some(1) && lost {
                     self.bring();
                 }

@@ -78,7 +78,7 @@ pub(crate) fn removed_damage(count: usize) -> String {
 pub(crate) fn reading_lease(store: &Store, settings: &Settings) -> Result<Lease, Failure> {
     match lease(store, settings) {
         Err(Failure::Error(error)) if matches!(error.downcast_ref(), Some(StoreError::ReadOnly { .. })) => {
-            Ok(store.lease_without_writing().map_err(anyhow::Error::from)?)
+            Ok(store.lease_without_writing(&std::env::temp_dir()).map_err(anyhow::Error::from)?)
         }
         other => other,
     }

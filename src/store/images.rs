@@ -5,12 +5,14 @@
 //! without names, until it is removed. The file ends with a checksum, and has a copy, `images.copy.json`, which is read where
 //! the file is damaged or lost: names stand nowhere else. The next change writes both again.
 
-use std::fs::OpenOptions;
-use std::io::ErrorKind;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::layout::{Store, StoreError, read_if_there};
+use super::layout::{Store, StoreError, open_if_there, read_if_there};
 use crate::digest::{ContentDigest, Digest, ImageId};
 
 const VERSION: u32 = 1;
@@ -46,6 +48,21 @@ struct Document {
     images: Vec<ImageRecord>,
 }
 
+/// A list of images that was read.
+#[derive(Debug)]
+pub struct Listed {
+    _file: File,
+    stamp: Stamp,
+    bytes: Arc<Vec<u8>>,
+}
+
+/// Device, number, size, and the times of the last changes of a file.
+type Stamp = (u64, u64, u64, (i64, i64), (i64, i64));
+
+fn stamp(file: &Metadata) -> Stamp {
+    (file.dev(), file.ino(), file.size(), (file.mtime(), file.mtime_nsec()), (file.ctime(), file.ctime_nsec()))
+}
+
 const FILE: &str = "images.json";
 const COPY: &str = "images.copy.json";
 
@@ -68,7 +85,7 @@ impl Store {
 
     /// Reads the list, or its copy; `None` where there is neither.
     fn read_images<T>(&self, parse: impl Fn(&[u8]) -> Result<T, StoreError>) -> Result<Option<T>, StoreError> {
-        let found = match read_if_there(&self.path(FILE))? {
+        let found = match self.list_of_images()? {
             Some(bytes) => match parse(&bytes) {
                 Err(error @ StoreError::Damaged { .. }) => Err(error),
                 other => return other.map(Some),
@@ -81,6 +98,25 @@ impl Store {
         }
     }
 
+    /// The bytes of the list. A build looks into it several times, and with a thousand images it is half a megabyte: they
+    /// are read once as long as the file is the same. It is held open, so that no other has its number.
+    fn list_of_images(&self) -> Result<Option<Arc<Vec<u8>>>, StoreError> {
+        let path = self.path(FILE);
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(known), Ok(now)) = (&*listed, path.metadata())
+            && stamp(&now) == known.stamp
+        {
+            return Ok(Some(Arc::clone(&known.bytes)));
+        }
+        let Some(mut file) = open_if_there(&path)? else { return Ok(None) };
+        let stamp = stamp(&file.metadata().map_err(StoreError::io("look at", &path))?);
+        let mut bytes = Vec::with_capacity(usize::try_from(stamp.2).unwrap_or(0) + 1);
+        file.read_to_end(&mut bytes).map_err(StoreError::io("read", &path))?;
+        let bytes = Arc::new(bytes);
+        *listed = Some(Listed { _file: file, stamp, bytes: Arc::clone(&bytes) });
+        Ok(Some(bytes))
+    }
+
     /// What is wrong with the list of images, although its copy is used.
     pub fn images_problem(&self) -> Result<Option<String>, StoreError> {
         let path = self.path(FILE);
@@ -90,7 +126,12 @@ impl Store {
             None if self.path(COPY).exists() => format!("{} is not there", path.display()),
             None => return Ok(None),
         };
-        Ok(Some(format!("{why}; its copy is used, and the next change of names writes it again")))
+        Ok(Some(format!("{why}; its copy is used, and takes its place")))
+    }
+
+    /// Writes the list again if it is damaged.
+    pub fn restore_images(&self) -> Result<bool, StoreError> {
+        self.change_images(|_| ())
     }
 
     fn parse_images(&self, bytes: &[u8]) -> Result<Vec<ImageRecord>, StoreError> {
@@ -227,7 +268,7 @@ impl Store {
         let before = self.images()?;
         let mut images = before.clone();
         change(&mut images);
-        if images == before {
+        if images == before && self.images_problem()?.is_none() {
             return Ok(false);
         }
         let path = self.path(FILE);
@@ -402,8 +443,10 @@ mod tests {
             assert_eq!(store.images().unwrap(), images);
             assert_eq!(store.image_by_name("n:1").unwrap().as_ref(), Some(&images[1]));
             assert_eq!(store.image_by_name("n:3").unwrap(), None);
-            assert!(store.tag(&image("a", &["m:1"])).unwrap());
+            assert!(store.restore_images().unwrap());
             assert_eq!(store.images_problem().unwrap(), None, "it was written again");
+            assert!(!store.restore_images().unwrap());
+            assert!(store.tag(&image("a", &["m:1"])).unwrap());
             store.untag(&images[1].id, &["m:1".to_owned()]).unwrap();
             assert_eq!(std::fs::read(&path).unwrap(), right);
         }

@@ -7,7 +7,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::images::Listed;
 
 /// Version of the layout; readers refuse others.
 const STORE_VERSION: &str = "rbuild store 1\n";
@@ -24,6 +27,8 @@ const FOLDERS: [&str; 7] = ["blobs/sha256", "layers", "trees", "cache/files", "l
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    /// The list of images as it was read last.
+    pub(super) listed: Arc<Mutex<Option<Listed>>>,
 }
 
 /// What can go wrong with a store.
@@ -102,7 +107,7 @@ impl StoreError {
 impl Store {
     /// Opens the store at `root`, making it where there is none.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let store = Self { root: root.to_owned() };
+        let store = Self { root: root.to_owned(), listed: Arc::default() };
         let format = root.join("format");
         match fs::read(&format) {
             Ok(found) if found == STORE_VERSION.as_bytes() => return Ok(store),

@@ -87,10 +87,10 @@ impl Store {
     }
 
     /// A lease for a command that only reads, where nothing can be written to the store: its unfinished files lie outside
-    /// of it, and collections are kept away as long as it lives, if they can be.
-    pub fn lease_without_writing(&self) -> Result<Lease, StoreError> {
-        let folder = tempfile::Builder::new().prefix("rbuild-").tempdir();
-        let folder = folder.map_err(StoreError::io("make a folder in", &std::env::temp_dir()))?.keep();
+    /// of it, in `scratch`, and collections are kept away as long as it lives, if they can be.
+    pub fn lease_without_writing(&self, scratch: &Path) -> Result<Lease, StoreError> {
+        let folder = tempfile::Builder::new().prefix("rbuild-").tempdir_in(scratch);
+        let folder = folder.map_err(StoreError::io("make a folder in", scratch))?.keep();
         let path = self.path("lock");
         let lock = open_if_there(&path)?;
         if let Some(lock) = &lock {
@@ -565,8 +565,8 @@ mod tests {
     fn a_reader_of_a_store_that_cannot_be_written_keeps_collections_away() {
         let (_folder, store) = store();
         drop(store.gc_lock(false).unwrap());
-        let lease = store.lease_without_writing().unwrap();
-        assert_eq!((count(&store.path("leases")), count(&store.path("tmp"))), (0, 0));
+        let lease = store.lease_without_writing(&store.path("tmp")).unwrap();
+        assert_eq!((count(&store.path("leases")), count(&store.path("tmp"))), (0, 1));
         lease.uses(["layers/abc".to_owned()]).unwrap();
         drop(lease.shared().unwrap());
         let path = store.path("lock");

@@ -101,7 +101,7 @@ impl Store {
             (("layers", layer), _) if form == Some("tree") => {
                 let index = Digest::from_hex(layer).map(|layer| self.layer_index(&DiffId(layer)));
                 match index {
-                    Some(Ok(Some(index))) => self.tree_problem(&index, path)?.is_none(),
+                    Some(Ok(Some(index))) => tree_problem(&index, path)?.is_none(),
                     None | Some(Ok(None) | Err(StoreError::Damaged { .. })) => false,
                     Some(Err(error)) => return Err(error),
                 }
@@ -133,29 +133,29 @@ impl Store {
         let Some(tar) = open_if_there(&self.path("layers").join(layer.0.hex()).join("tar"))? else { return Ok(true) };
         Ok(scan(io::BufReader::with_capacity(1 << 20, tar)).is_ok_and(|found| found.as_bytes() == index.as_bytes()))
     }
+}
 
-    /// What is wrong with the files of a tree that is to hold what an index says.
-    pub(super) fn tree_problem(&self, index: &LayerIndex, tree: &Path) -> Result<Option<String>, StoreError> {
-        let root = RootDir::open(tree).map_err(StoreError::io("open", tree))?;
-        for (position, entry) in index.entries().enumerate() {
-            let KindRef::File { sha256, .. } = entry.kind else { continue };
-            let sum = data::from_tree(index, position, &root).and_then(|file| {
-                let mut reader = HashingReader::new(file);
-                io::copy(&mut reader, &mut io::sink())?;
-                Ok(reader.finish().1)
-            });
-            let name = String::from_utf8_lossy(entry.path);
-            match sum {
-                Ok(sum) if sum == sha256 => {}
-                Ok(_) => return Ok(Some(format!("its file {name} has other bytes than the layer"))),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Ok(Some(format!("its file {name} is not there")));
-                }
-                Err(error) => return Err(StoreError::io("read a file of", tree)(error)),
+/// What is wrong with the files of a tree that is to hold what an index says.
+pub(super) fn tree_problem(index: &LayerIndex, tree: &Path) -> Result<Option<String>, StoreError> {
+    let root = RootDir::open(tree).map_err(StoreError::io("open", tree))?;
+    for (position, entry) in index.entries().enumerate() {
+        let KindRef::File { sha256, .. } = entry.kind else { continue };
+        let sum = data::from_tree(index, position, &root).and_then(|file| {
+            let mut reader = HashingReader::new(file);
+            io::copy(&mut reader, &mut io::sink())?;
+            Ok(reader.finish().1)
+        });
+        let name = String::from_utf8_lossy(entry.path);
+        match sum {
+            Ok(sum) if sum == sha256 => {}
+            Ok(_) => return Ok(Some(format!("its file {name} has other bytes than the layer"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Some(format!("its file {name} is not there")));
             }
+            Err(error) => return Err(StoreError::io("read a file of", tree)(error)),
         }
-        Ok(None)
     }
+    Ok(None)
 }
 
 /// The index that rbuild's own writer makes of the entries of a tar.

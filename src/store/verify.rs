@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::base::base_images;
 use super::images::ImageRecord;
 use super::lease::Lease;
+use super::recover::tree_problem;
 use super::{Store, StoreError};
 use crate::digest::{ChainId, ContentDigest, DiffId, Digest, HashingReader};
 use crate::image::assemble::{image_content_digest, index_content_digest};
@@ -94,17 +95,22 @@ fn tree_problems(store: &Store, layers: &[DiffId]) -> Result<Vec<String>, StoreE
     // What is wrong with an index is told where it is read alone.
     let Ok(Some(index)) = store.layer_index(layer) else { return Ok(Vec::new()) };
     let mut problems = Vec::new();
-    if let Some(tree) = store.layer_tree(layer)
-        && let Some(why) = store.tree_problem(&index, &tree)?
-    {
-        problems.push(store.damaged(&tree, why).to_string());
+    // What a form under an epoch is made of has the tree that a RUN sees.
+    let source = store.source_of_epoch(layer).ok().flatten();
+    for own in std::iter::once(*layer).chain(source) {
+        if let Some(tree) = store.layer_tree(&own)
+            && let Ok(Some(index)) = store.layer_index(&own)
+            && let Some(why) = tree_problem(&index, &tree)?
+        {
+            problems.push(store.damaged(&tree, why).to_string());
+        }
     }
     if let Some(tree) = ChainId::of(layers).and_then(|chain| store.chain_tree(&chain)) {
         let below: Option<Vec<_>> =
             below.iter().map(|layer| store.layer_index(layer).ok().flatten().map(Arc::new)).collect();
         let alone = below.and_then(|below| on_parents(&index, &LayerStack::new(below).ok()?).ok());
         if let Some(alone) = alone
-            && let Some(why) = store.tree_problem(&alone, &tree)?
+            && let Some(why) = tree_problem(&alone, &tree)?
         {
             problems.push(store.damaged(&tree, why).to_string());
         }

@@ -135,7 +135,8 @@ fn compressed(
     match store.own_tar(layer, lease) {
         Some(tar) => {
             let plain = File::open(&tar).map_err(OutputError::io("open", &tar))?;
-            io::copy(&mut BufReader::with_capacity(1 << 20, plain), &mut lease.heeding(&mut encoder)).map_err(failed)?;
+            io::copy(&mut BufReader::with_capacity(1 << 20, plain), &mut lease.heeding(&mut encoder))
+                .map_err(failed)?;
         }
         None => store.write_tar(layer, &mut lease.heeding(&mut encoder))?,
     }

@@ -568,7 +568,10 @@ fn only_what_this_command_wrote_is_taken_without_a_check() {
             output.compression = Some(compression);
             let error = place.write(&output, &image, None).unwrap_err();
             assert!(matches!(error, OutputError::Store(StoreError::Damaged { .. })), "{compression:?}: {error}");
-            assert!(!place.path("damaged.tar").exists() && !place.path("damaged/index.json").exists(), "{compression:?}");
+            assert!(
+                !place.path("damaged.tar").exists() && !place.path("damaged/index.json").exists(),
+                "{compression:?}"
+            );
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -14,7 +15,7 @@ use crate::digest::{ChainId, DiffId, Hasher};
 use crate::event::{Event, EventSink};
 use crate::layer::apply::{self, Previous, TreeOptions};
 use crate::layer::entry::Kind;
-use crate::layer::index::LayerIndex;
+use crate::layer::index::{KEPT_LIMIT, KEPT_PATHS, LayerIndex};
 use crate::layer::stack::{Found, LayerStack, needs_parents};
 use crate::layer::write::{Body, LayerWriter};
 use crate::store::layers::{Form, LayerData};
@@ -108,7 +109,25 @@ impl<'a> Stacks<'a> {
     pub(super) fn view(&self, layers: &[DiffId]) -> Result<LayerStack, Cause> {
         let indexes = layers.iter().map(|layer| self.index(layer)).collect::<Result<Vec<_>, _>>()?;
         let damaged = |why: String| StoreError::Damaged { path: self.store.root().to_owned(), why };
-        Ok(LayerStack::new(indexes).map_err(|error| damaged(error.to_string()))?)
+        let mut view = LayerStack::new(indexes).map_err(|error| damaged(error.to_string()))?;
+        for path in KEPT_PATHS {
+            let Ok(real) = view.resolve(path, true) else { continue };
+            if real != path && view.file_bytes(&real).is_none() {
+                // What cannot be read names nobody, which whoever looks for a name then says.
+                view.linked.extend(self.small_file(layers, &view, &real).map(|bytes| (real, bytes.into())));
+            }
+        }
+        Ok(view)
+    }
+
+    /// The bytes of a file that is small enough to list users.
+    fn small_file(&self, layers: &[DiffId], view: &LayerStack, path: &[u8]) -> Option<Vec<u8>> {
+        let found = view.lookup(path)?;
+        let Kind::File { size, .. } = found.entry.kind else { return None };
+        let data = self.data(&layers[found.layer]).ok().filter(|_| size <= KEPT_LIMIT)?;
+        let mut bytes = Vec::new();
+        data.open(&view.layers[found.layer], found.position).ok()?.take(size).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
     }
 
     /// The data of a layer's files.

@@ -34,6 +34,8 @@ pub enum Event<'a> {
     Began(&'a str),
     /// That part ended.
     Ended(&'a str, Duration),
+    /// A shared cache of that name has the result of the step, which is `Cached` then.
+    Imported(StepId, &'a str),
     /// The cache has the result of the step.
     Cached(StepId, CacheKey),
     /// The cache does not have it, and why.

@@ -26,6 +26,7 @@ pub mod http;
 pub mod registry;
 
 pub mod output;
+pub mod shared;
 pub mod solve;
 
 pub mod cli;

@@ -71,7 +71,9 @@ const TIERS: &[(&[&str], &[&str], &[&str])] = &[
         &["solve", "output", "cli"],
         &["std::env", "indicatif::", "clap::"],
     ),
-    (&["solve", "output"], &["cli"], &["std::env", "indicatif::", "clap::"]),
+    (&["output"], &["shared", "solve", "cli"], &["std::env", "indicatif::", "clap::"]),
+    (&["shared"], &["solve", "cli"], &["std::env", "indicatif::", "clap::"]),
+    (&["solve"], &["cli"], &["std::env", "indicatif::", "clap::"]),
     (&["cli", "main", "lib"], &[], &["libc::"]),
 ];
 

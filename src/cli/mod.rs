@@ -7,6 +7,7 @@ mod absent;
 pub mod age;
 pub mod args;
 pub mod build;
+pub mod cache_spec;
 pub mod check;
 mod df;
 mod diff;

@@ -333,7 +333,7 @@ fn kind(name: &str) -> Result<OutputKind, String> {
     })
 }
 
-fn set(spec: &mut OutputSpec, key: &str, value: &str) -> Result<(), String> {
+pub(super) fn set(spec: &mut OutputSpec, key: &str, value: &str) -> Result<(), String> {
     if spec.has_manifest()
         && let Some(annotation) = Annotation::parse_option(key, value, &find::machine())
     {
@@ -393,7 +393,7 @@ fn set(spec: &mut OutputSpec, key: &str, value: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_compression(spec: &OutputSpec) -> Result<(), String> {
+pub(super) fn check_compression(spec: &OutputSpec) -> Result<(), String> {
     let Some(level) = spec.level else { return Ok(()) };
     let (name, most) = match spec.compression {
         Some(CompressionName::Uncompressed) => {

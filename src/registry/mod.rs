@@ -6,8 +6,9 @@
 //! to no other; threads are joined before a function returns.
 //!
 //! `hosts` finds servers, `credentials` the user, `challenge` reads what a server asks for, `client` sends one request until
-//! it is answered, `blob` reads what is long, `pull` and `push` are conversations.
+//! it is answered, `blob` reads what is long, `artifact` what is small and has a tag, `pull` and `push` are conversations.
 
+mod artifact;
 mod blob;
 mod challenge;
 mod client;

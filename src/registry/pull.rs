@@ -90,14 +90,14 @@ pub(super) fn scope(repository: &str, actions: &str) -> String {
     format!("repository:{repository}:{actions}")
 }
 
-fn accept() -> String {
+pub(super) fn accept() -> String {
     let of = |family: Family| [family.index().to_string(), family.manifest().to_string()];
     [of(Family::Oci), of(Family::Docker)].concat().join(", ")
 }
 
 impl Registry {
     /// Asks one server after the other; the answer of the first that has it, and its server.
-    fn ask<'a>(
+    pub(super) fn ask<'a>(
         &'a self,
         serves: impl Fn(&Endpoint) -> bool,
         call: &Call<'_>,

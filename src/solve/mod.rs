@@ -18,11 +18,12 @@ mod reading;
 mod remote;
 mod run;
 mod schedule;
+mod share;
 mod stacks;
 mod step;
 mod times;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -31,9 +32,10 @@ use std::time::{Duration, SystemTime};
 pub use self::agent::{Agent, AgentKeys};
 pub use self::mounts::Secret;
 pub use self::run::needs_mounts;
+use crate::cache::record::CacheRecord;
 use crate::context::local::LocalContext;
 use crate::diagnostic::Span;
-use crate::digest::{ContentDigest, DiffId, StackId};
+use crate::digest::{CacheKey, ContentDigest, DiffId, StackId};
 use crate::event::{Event, EventSink};
 use crate::exec::emulator::{self, NoEmulator};
 use crate::exec::{ExecError, Exit, LeftStub, ProcessSpec, RootFs, Sandbox};
@@ -44,6 +46,7 @@ use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::WriteError;
 use crate::plan::BaseImage;
 use crate::plan::step::{BaseId, CopyFrom, CopyOp, Op, Plan, ShellPoint, Stack, Step, StepId};
+use crate::shared::SharedCache;
 use crate::snapshot::diff::CommitError;
 use crate::store::cache_mounts::CacheName;
 use crate::store::lease::Lease;
@@ -84,6 +87,8 @@ pub struct Engine<'a> {
     /// Brings a layer of a base that is not in the store, with the others of its image; `false` where nobody has it. Called
     /// from any thread; its own threads have ended when it returns.
     pub absent: &'a (dyn Fn(&DiffId) -> Result<bool, String> + Sync),
+    /// The caches of other machines that the build names.
+    pub shared: Option<&'a SharedCache<'a>>,
     /// Is told of each step whose layer stands, from any thread; of those of the cache only if anything is left to do, and
     /// then when further threads may run.
     pub committed: &'a (dyn Fn(StepId, &Solved) + Sync),
@@ -124,6 +129,8 @@ pub enum Exports {
     Bytes,
     /// The bytes of new layers whose form under this epoch is not known yet.
     Epoch(i64),
+    /// The bytes of the layers of all steps: they go to a shared cache.
+    Steps,
 }
 
 /// The result of one step.
@@ -141,6 +148,12 @@ pub struct Solved {
     pub cached: bool,
     /// How long making it took.
     pub took: Duration,
+    /// What it was made of; the layer is that of the cache, also where the image has one of another day.
+    pub record: CacheRecord,
+    /// The keys that lead to it, as far as they were found out.
+    pub keys: Vec<CacheKey>,
+    /// The shared cache that had it.
+    pub cache: Option<String>,
 }
 
 /// What a plan gave: one [`Solved`] for each step.
@@ -150,6 +163,8 @@ pub struct Solution {
     pub steps: Vec<Solved>,
     /// How trees are made here; `None` where none was needed.
     pub trees: Option<TreeOptions>,
+    /// The cache mounts that commands used in this build.
+    pub caches: BTreeSet<CacheName>,
 }
 
 /// Why a step failed.
@@ -229,6 +244,9 @@ pub enum Cause {
     /// A layer of a base cannot be had.
     #[error("{0}")]
     Absent(String),
+    /// A shared cache does not have what it said. Nobody is told this: all begins anew without that.
+    #[error("a shared cache does not have what it said")]
+    Untrue,
     /// A file of the context changed while it was read, twice.
     #[error("{} changes while it is being copied; try again when nothing writes to it", .0.display())]
     Unsteady(PathBuf),
@@ -254,14 +272,28 @@ pub fn describe_exit(exit: &Exit) -> String {
 
 /// Carries out all steps of `plan`.
 pub fn solve(plan: &Plan, engine: &Engine<'_>) -> Result<Solution, StepError> {
-    let solver = Solver::new(plan, engine);
-    solver.carry_out_all(&vec![true; plan.steps.len()], false)?;
-    Ok(solver.into_solution())
+    carry_out(plan, engine, &vec![true; plan.steps.len()], false).map(Solver::into_solution)
+}
+
+/// Solves the steps that are wanted. What a shared cache said and does not hold is found out when it is to be had: then all
+/// is looked up once more, without it.
+fn carry_out<'a>(
+    plan: &'a Plan,
+    engine: &'a Engine<'a>,
+    wanted: &[bool],
+    trees: bool,
+) -> Result<Solver<'a>, StepError> {
+    engine.events.event(Event::Planned(plan));
+    let mut solver = Solver::new(plan, engine);
+    while !solver.carry_out_all(wanted, trees)? {
+        let known = solver.trees.into_inner();
+        solver = Solver { trees: known.map_or_else(OnceLock::new, OnceLock::from), ..Solver::new(plan, engine) };
+    }
+    Ok(solver)
 }
 
 /// Carries out the steps that `plan.shell` needs, and makes ready what a shell there sees.
 pub fn shell(plan: &Plan, engine: &Engine<'_>, point: &ShellPoint) -> Result<Inside, ShellError> {
-    let solver = Solver::new(plan, engine);
     let mut wanted = vec![false; plan.steps.len()];
     let mut waiting: Vec<usize> = match point.stack {
         Stack::Step(StepId(step)) => vec![step],
@@ -272,7 +304,7 @@ pub fn shell(plan: &Plan, engine: &Engine<'_>, point: &ShellPoint) -> Result<Ins
             waiting.extend(needs(&plan.steps[step]));
         }
     }
-    solver.carry_out_all(&wanted, true).map_err(ShellError::Step)?;
+    let solver = carry_out(plan, engine, &wanted, true).map_err(ShellError::Step)?;
     if solver.trees.get().is_none() {
         // Everything was in the cache: there is one thread still.
         solver.prepare_trees().map_err(ShellError::Place)?;
@@ -333,6 +365,10 @@ struct Solver<'a> {
     fetching: AtomicBool,
     /// Caches that were made anew, as --no-cache wants it.
     remade: Mutex<HashSet<CacheName>>,
+    /// Caches that a command used.
+    used_caches: Mutex<BTreeSet<CacheName>>,
+    /// A shared cache did not have what it said.
+    anew: AtomicBool,
 }
 
 impl<'a> Solver<'a> {
@@ -345,7 +381,7 @@ impl<'a> Solver<'a> {
             missed: (0..count).map(|_| Mutex::new(None)).collect(),
             told: (0..count).map(|_| OnceLock::new()).collect(),
             restarted: (0..count).map(|_| OnceLock::new()).collect(),
-            stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events, engine.absent),
+            stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events, engine.absent, engine.shared),
             trees: OnceLock::new(),
             refused: OnceLock::new(),
             failed: Mutex::new(Vec::new()),
@@ -354,31 +390,46 @@ impl<'a> Solver<'a> {
             remotes: remote::Remotes::of(plan),
             fetching: AtomicBool::new(false),
             remade: Mutex::default(),
+            used_caches: Mutex::default(),
+            anew: AtomicBool::new(false),
         }
     }
 
-    /// Solves the steps that are wanted; what they need is wanted too. With `trees`, trees are needed afterwards.
-    fn carry_out_all(&self, wanted: &[bool], trees: bool) -> Result<(), StepError> {
+    /// Solves the steps that are wanted; what they need is wanted too. With `trees`, trees are needed afterwards. `false`
+    /// where a shared cache does not hold what it said, and all is to begin anew.
+    fn carry_out_all(&self, wanted: &[bool], trees: bool) -> Result<bool, StepError> {
         let (plan, engine) = (self.plan, self.engine);
-        engine.events.event(Event::Planned(plan));
         let needs: Vec<Vec<usize>> = plan.steps.iter().map(needs).collect();
         // Of a step that is not wanted, nothing is left to do.
         let mut done: Vec<bool> = wanted.iter().map(|wanted| !wanted).collect();
         let mut looked_up = done.clone();
         self.name_remotes();
-        for index in 0..plan.steps.len() {
-            if wanted[index] && needs[index].iter().all(|need| done[*need]) {
-                looked_up[index] = true;
-                done[index] = self.follow(StepId(index)).map_err(|cause| StepError::new(StepId(index), cause))?;
+        if engine.shared.is_some() {
+            match self.follow_at_once(&needs, &mut done, &mut looked_up) {
+                Err(StepError { cause: Cause::Untrue, .. }) => return Ok(false),
+                other => other?,
+            }
+        } else {
+            for index in 0..plan.steps.len() {
+                if wanted[index] && needs[index].iter().all(|need| done[*need]) {
+                    looked_up[index] = true;
+                    done[index] = self.follow(StepId(index)).map_err(|cause| StepError::new(StepId(index), cause))?;
+                }
             }
         }
         let Some(first) = done.iter().position(|done| !done) else {
+            if !self.bring_images()? {
+                return Ok(false);
+            }
             if !trees && self.needs_trees(&done) {
                 self.prepare_trees().map_err(|cause| StepError::new(StepId(0), cause))?;
             }
-            return Ok(());
+            return Ok(true);
         };
         self.check_emulators(&done)?;
+        if !self.bring_for_commands(&done, &needs)? {
+            return Ok(false);
+        }
         if trees || self.needs_trees(&done) {
             // The one to name when that fails: RUN is what most often wants a tree.
             let runs = |index: &usize| !done[*index] && matches!(plan.steps[*index].op, Op::Run(_));
@@ -388,7 +439,10 @@ impl<'a> Solver<'a> {
         let today = self.today.get_or_init(|| self.below_caches(&done));
         for (index, done) in done.iter().enumerate() {
             if *done && wanted[index] && today[index] {
-                self.date(StepId(index)).map_err(|cause| StepError::new(StepId(index), cause))?;
+                match self.date(StepId(index)) {
+                    Err(Cause::Untrue) => return Ok(false),
+                    other => other.map_err(|cause| StepError::new(StepId(index), cause))?,
+                }
             }
         }
         for index in (0..plan.steps.len()).filter(|index| done[*index] && wanted[*index]) {
@@ -416,6 +470,7 @@ impl<'a> Solver<'a> {
                 // Whatever a step says that was to stop: it says so because it was to stop.
                 let cause = if engine.cancel.is_canceled() { Cause::Canceled } else { cause };
                 match cause {
+                    Cause::Untrue => self.anew.store(true, Ordering::SeqCst),
                     Cause::Canceled => engine.events.event(Event::Canceled(id)),
                     _ => engine.events.event(Event::Failed(id, &cause.to_string())),
                 }
@@ -424,8 +479,17 @@ impl<'a> Solver<'a> {
         };
         // After an error the other steps' commands end: their layers would belong to no image.
         let aside = plan.steps.len();
-        schedule::run(&needs, &done, engine.jobs, aside, &carry_out, &|| engine.cancel.cancel())
-            .map_err(|error| self.with_remains(error))
+        let stop = || {
+            // What runs then goes on, since all that begins anew finds it in the cache.
+            if !self.anew.load(Ordering::SeqCst) {
+                engine.cancel.cancel();
+            }
+        };
+        match schedule::run(&needs, &done, engine.jobs, aside, &carry_out, &stop) {
+            Ok(()) => self.bring_images(),
+            Err(StepError { cause: Cause::Untrue, .. }) => Ok(false),
+            Err(error) => Err(self.with_remains(error)),
+        }
     }
 
     /// Says that the layer of a step stands.
@@ -455,6 +519,10 @@ impl<'a> Solver<'a> {
             Exports::Nothing => false,
             Exports::Bytes => images(),
             Exports::Epoch(epoch) => images() && !self.has_epoch_forms(epoch),
+            Exports::Steps => {
+                let mut layers = (0..self.plan.steps.len()).filter_map(|step| self.layer_of(step));
+                images() || layers.any(|layer| self.layer_needs_ids(&layer))
+            }
         };
         runs || copies || exports
     }
@@ -505,6 +573,10 @@ impl<'a> Solver<'a> {
     }
 
     fn prepare_trees(&self) -> Result<(), Cause> {
+        if self.trees.get().is_some() {
+            // All began anew, and it is done.
+            return Ok(());
+        }
         let options = (self.engine.prepare_trees)().map_err(Cause::Trees)?;
         // Set once: this is called once, before any thread.
         let _ = self.trees.set(options);
@@ -516,7 +588,8 @@ impl<'a> Solver<'a> {
             let solved = cell.into_inner().expect("every step ended without an error");
             Solved { layer: dated.into_inner().unwrap_or(solved.layer), ..solved }
         });
-        Solution { steps: steps.collect(), trees: self.trees.into_inner() }
+        let caches = self.used_caches.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Solution { steps: steps.collect(), trees: self.trees.into_inner(), caches }
     }
 }
 

@@ -25,6 +25,7 @@ use crate::layer::stack::LayerStack;
 use crate::plan::step::{
     CopyFrom, CopyOp, CopySource, INTERNAL, MountOp, MountPath, RunMount, RunOp, Sharing, Stack, Step,
 };
+use crate::shared::{SharedError, unpack_mount};
 use crate::store::StoreError;
 use crate::store::cache_mounts::{CacheMount, CacheName};
 use crate::store::layers::Form;
@@ -73,11 +74,17 @@ impl Solver<'_> {
         let inputs: Vec<(&RunMount, &MountPath)> =
             run.mounts.iter().filter_map(|mount| Some((mount, mount.kind.input()?))).collect();
         if inputs.is_empty() {
-            return self.try_key(step, key::run_key(&op, &below.id, &[]), missed, why);
+            let hit = self.try_key(step, key::run_key(&op, &below.id, &[]), missed, why)?;
+            return Ok(hit.or_else(|| self.ask_shared(step, missed)));
         }
         let quick: Vec<MountId<'_>> = inputs.iter().map(|(_, input)| self.name_of(input)).collect();
         if let Some(hit) = self.try_key(step, key::run_key(&op, &below.id, &quick), missed, why)? {
             return Ok(Some(hit));
+        }
+        for (_, input) in &inputs {
+            if let Some(hit) = self.ask_unless_here(step, &self.stack(input.stack), missed) {
+                return Ok(Some(hit));
+            }
         }
         let mut contents = Vec::with_capacity(inputs.len());
         for ((mount, input), quick) in inputs.iter().zip(&quick) {
@@ -90,12 +97,12 @@ impl Solver<'_> {
         contents.iter().for_each(|digest| all.field(digest.as_bytes()));
         missed.record.source = Some(all.finish());
         if quick.iter().all(|id| matches!(id, MountId::Content(_))) {
-            return Ok(None);
+            return Ok(self.ask_shared(step, missed));
         }
         let contents: Vec<MountId<'_>> = contents.into_iter().map(MountId::Content).collect();
         match self.try_key(step, key::run_key(&op, &below.id, &contents), missed, why)? {
             Some(hit) => self.hit_also(&missed.keys, hit).map(Some),
-            None => Ok(None),
+            None => Ok(self.ask_shared(step, missed)),
         }
     }
 
@@ -257,7 +264,11 @@ impl Solver<'_> {
             if no_cache && is_made && is_new() {
                 cache.empty(engine.lease)?;
             }
-            cache.fill(|| self.make_cache(mount))?;
+            cache.fill(|| match self.imported_cache(name, no_cache)? {
+                Some(folder) => Ok(folder),
+                None => self.make_cache(mount),
+            })?;
+            self.used_caches.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name.clone());
             for (place, wanted, _) in wanted.iter().filter(|(_, _, other)| other == name) {
                 if let MountSource::Folder { folder, path } = &mut prepared.mounts[*place].source {
                     cache.folder().clone_into(folder);
@@ -268,6 +279,23 @@ impl Solver<'_> {
             prepared.caches.push(cache);
         }
         Ok(())
+    }
+
+    /// What a shared cache has for a cache mount that is empty here.
+    fn imported_cache(&self, name: &CacheName, no_cache: bool) -> Result<Option<PathBuf>, Cause> {
+        let Some(shared) = self.engine.shared.filter(|_| !no_cache) else { return Ok(None) };
+        let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
+        let Some(packed) = shared.mount(&name.id, &name.digest()) else { return Ok(None) };
+        match unpack_mount(&packed, self.engine.lease, options) {
+            Ok(folder) => Ok(Some(folder)),
+            Err(SharedError::Store(error)) => Err(error.into()),
+            // The build goes as well without it.
+            Err(error) => {
+                let note = format!("warning: the cache mount {} begins empty: {error}", name.id);
+                self.engine.events.event(Event::Note(&note));
+                Ok(None)
+            }
+        }
     }
 
     /// The folder that a cache begins with.

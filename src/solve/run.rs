@@ -63,7 +63,7 @@ impl Solver<'_> {
     fn run_in(&self, id: StepId, op: &RunOp, below: &StackState, copied: bool) -> Result<NewLayer, Cause> {
         let engine = self.engine;
         let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
-        let view = self.view(below)?;
+        let view = self.checked_view(below)?;
         let step = &self.plan.steps[id.0];
         let Inside { rootfs, process, held: prepared } =
             self.prepare(op, &step.platform, below, &view, step.no_cache, copied)?;
@@ -126,7 +126,7 @@ impl Solver<'_> {
 
     /// A shell where a stage stands.
     pub(super) fn shell(&self, op: &RunOp, platform: &Platform, below: &StackState) -> Result<Inside, Cause> {
-        let inside = self.prepare(op, platform, below, &self.view(below)?, false, false)?;
+        let inside = self.prepare(op, platform, below, &self.checked_view(below)?, false, false)?;
         Ok(Inside { process: ProcessSpec { args: op.interactive_shell(), ..inside.process }, ..inside })
     }
 

@@ -6,18 +6,19 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::io::Read as _;
+use std::io::{ErrorKind, Read as _};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Cause;
 use crate::digest::{ChainId, DiffId, Hasher};
 use crate::event::{Event, EventSink};
-use crate::layer::apply::{self, Previous, TreeOptions};
+use crate::layer::apply::{self, ApplyError, Previous, TreeOptions};
 use crate::layer::entry::Kind;
 use crate::layer::index::{KEPT_LIMIT, KEPT_PATHS, LayerIndex};
 use crate::layer::stack::{Found, LayerStack, needs_parents};
 use crate::layer::write::{Body, LayerWriter};
+use crate::shared::SharedCache;
 use crate::store::layers::{Form, LayerData};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
@@ -55,6 +56,7 @@ pub(super) struct Stacks<'a> {
     lease: &'a Lease,
     events: &'a dyn EventSink,
     absent: &'a (dyn Fn(&DiffId) -> Result<bool, String> + Sync),
+    shared: Option<&'a SharedCache<'a>>,
     indexes: Once<DiffId, Arc<LayerIndex>>,
     data: Once<DiffId, Arc<LayerData>>,
     trees: Once<ChainId, PathBuf>,
@@ -68,9 +70,10 @@ impl<'a> Stacks<'a> {
         lease: &'a Lease,
         events: &'a dyn EventSink,
         absent: &'a (dyn Fn(&DiffId) -> Result<bool, String> + Sync),
+        shared: Option<&'a SharedCache<'a>>,
     ) -> Self {
-        let before = Mutex::default();
-        Self { store, lease, events, absent, indexes: Once::new(), data: Once::new(), trees: Once::new(), before }
+        let (indexes, data, trees, before) = (Once::new(), Once::new(), Once::new(), Mutex::default());
+        Self { store, lease, events, absent, shared, indexes, data, trees, before }
     }
 
     /// Takes the index of a layer that was put into the store: it need not be read from there.
@@ -98,18 +101,62 @@ impl<'a> Stacks<'a> {
     pub(super) fn index(&self, layer: &DiffId) -> Result<Arc<LayerIndex>, Cause> {
         self.indexes.get_or_make(*layer, || {
             let index = match self.store.layer_index(layer)? {
-                None if (self.absent)(layer).map_err(Cause::Absent)? => self.store.layer_index(layer)?,
+                None if self.bring(layer)? => self.store.layer_index(layer)?,
                 index => index,
             };
-            Ok(index.map(Arc::new).ok_or_else(|| self.store.missing(format!("the layer {layer}")))?)
+            let index = index.ok_or_else(|| self.store.missing(format!("the layer {layer}")))?;
+            // Keys of what lies on it go by the content that was claimed.
+            if let Some(shared) = self.shared
+                && shared.content(layer).is_some_and(|claimed| claimed != index.content())
+            {
+                shared.refute(layer);
+                return Err(Cause::Untrue);
+            }
+            Ok(Arc::new(index))
         })
     }
 
-    /// What is seen through these layers, bottom first.
+    fn bring(&self, layer: &DiffId) -> Result<bool, Cause> {
+        if let Some(shared) = self.shared {
+            match shared.bring(layer) {
+                Some(true) => return Ok(true),
+                Some(false) => return Err(Cause::Untrue),
+                None => {}
+            }
+        }
+        (self.absent)(layer).map_err(Cause::Absent)
+    }
+
+    /// The index of a layer, or what a shared cache says of one that is not here: its entries, but no way to its data. It does
+    /// not come for this where a cache has its index.
+    pub(super) fn outline(&self, layer: &DiffId) -> Result<Arc<LayerIndex>, Cause> {
+        if let Some(shared) = self.shared
+            && !self.store.has_layer(layer)
+            && let Some(index) = shared.index(layer)
+        {
+            return Ok(index);
+        }
+        self.index(layer)
+    }
+
+    /// What is seen through these layers, bottom first; all of them are here then.
     pub(super) fn view(&self, layers: &[DiffId]) -> Result<LayerStack, Cause> {
-        let indexes = layers.iter().map(|layer| self.index(layer)).collect::<Result<Vec<_>, _>>()?;
-        let damaged = |why: String| StoreError::Damaged { path: self.store.root().to_owned(), why };
-        let mut view = LayerStack::new(indexes).map_err(|error| damaged(error.to_string()))?;
+        self.seen(layers, |layer| self.index(layer))
+    }
+
+    /// The same, by [`Stacks::outline`].
+    pub(super) fn outlines(&self, layers: &[DiffId]) -> Result<LayerStack, Cause> {
+        self.seen(layers, |layer| self.outline(layer))
+    }
+
+    fn seen(
+        &self,
+        layers: &[DiffId],
+        index: impl Fn(&DiffId) -> Result<Arc<LayerIndex>, Cause>,
+    ) -> Result<LayerStack, Cause> {
+        let indexes = layers.iter().map(index).collect::<Result<Vec<_>, _>>()?;
+        let mut view =
+            LayerStack::new(indexes).map_err(|error| self.store.damaged(self.store.root(), error.to_string()))?;
         for path in KEPT_PATHS {
             let Ok(real) = view.resolve(path, true) else { continue };
             if real != path && view.file_bytes(&real).is_none() {
@@ -120,19 +167,27 @@ impl<'a> Stacks<'a> {
         Ok(view)
     }
 
-    /// The bytes of a file that is small enough to list users.
+    /// The bytes of a file that is small enough to list users. Its layer comes for it, if it is not here.
     fn small_file(&self, layers: &[DiffId], view: &LayerStack, path: &[u8]) -> Option<Vec<u8>> {
         let found = view.lookup(path)?;
         let Kind::File { size, .. } = found.entry.kind else { return None };
-        let data = self.data(&layers[found.layer]).ok().filter(|_| size <= KEPT_LIMIT)?;
+        let layer = layers.get(found.layer).filter(|_| size <= KEPT_LIMIT)?;
+        self.index(layer).ok()?;
+        let data = self.data(layer).ok()?;
         let mut bytes = Vec::new();
         data.open(&view.layers[found.layer], found.position).ok()?.take(size).read_to_end(&mut bytes).ok()?;
         Some(bytes)
     }
 
     /// The data of a layer's files.
-    pub(super) fn data(&self, layer: &DiffId) -> Result<Arc<LayerData>, StoreError> {
-        self.data.get_or_make(*layer, || self.store.layer_data(layer, self.lease).map(Arc::new))
+    pub(super) fn data(&self, layer: &DiffId) -> Result<Arc<LayerData>, Cause> {
+        self.data.get_or_make(*layer, || {
+            if self.shared.is_some() {
+                // Perhaps nothing but its outline was needed so far.
+                self.index(layer)?;
+            }
+            Ok(Arc::new(self.store.layer_data(layer, self.lease)?))
+        })
     }
 
     /// The trees of these layers (bottom first), topmost first, each once; made where they are not there. Of more than
@@ -177,15 +232,28 @@ impl<'a> Stacks<'a> {
             let data = below.iter().map(|layer| self.data(layer)).collect::<Result<Vec<_>, _>>()?;
             let mut lower = |found: &Found| data[found.layer].open(&view.layers[found.layer], found.position);
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
-            self.tell(&apply::apply_on_parents(&index, &tar, &view, &mut lower, &tree, options)?);
+            let made = apply::apply_on_parents(&index, &tar, &view, &mut lower, &tree, options);
+            self.tell(&made.map_err(|error| self.unreadable(layer, error))?);
             Ok(self.store.put_chain_tree(self.lease, chain, &tree)?)
         } else {
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
             let before = self.before(layer);
             let before = before.as_ref().map(|(index, tree)| Previous { index, tree });
-            self.tell(&apply::apply_like(&index, &tar, &tree, options, before.as_ref())?);
+            let made = apply::apply_like(&index, &tar, &tree, options, before.as_ref());
+            self.tell(&made.map_err(|error| self.unreadable(layer, error))?);
             self.store.put_layer(self.lease, &index, Form::Tree(tree))?;
             Ok(self.store.layer_tree(layer).ok_or_else(|| self.store.missing(format!("the tree of {layer}")))?)
+        }
+    }
+
+    /// Why a tree could not be made: a layer whose bytes end early is damaged.
+    fn unreadable(&self, layer: &DiffId, error: ApplyError) -> Cause {
+        match &error {
+            ApplyError::Data { source, .. } if source.kind() == ErrorKind::UnexpectedEof => {
+                let folder = self.store.path("layers").join(layer.0.hex());
+                self.store.damaged(&folder, "its bytes end early").into()
+            }
+            _ => error.into(),
         }
     }
 

@@ -5,8 +5,8 @@
 //! content keeps the layer that the same operation made before, with its diffID and its times.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::copy::{Brought, CopyError, Landing, Selection, SourceView, Spool, land, make_dir, select_brought};
@@ -21,6 +21,7 @@ use crate::event::{Event, MissReason};
 use crate::layer::index::LayerIndex;
 use crate::layer::stack::LayerStack;
 use crate::plan::step::{BaseId, CopyFrom, CopyOp, INTERNAL, Op, Stack, Step, StepId};
+use crate::shared::Claim;
 use crate::store::StoreError;
 use crate::store::layers::Form;
 
@@ -46,6 +47,8 @@ pub(super) struct NewLayer {
 pub(super) struct Missed {
     /// All keys that the result will be found under.
     pub(super) keys: Vec<CacheKey>,
+    /// So many of them were asked of the shared caches.
+    asked: usize,
     pub(super) record: CacheRecord,
     selection: Option<Selection>,
     pub(super) landing: Option<Landing>,
@@ -53,8 +56,18 @@ pub(super) struct Missed {
     pub(super) spool: Option<Spool>,
 }
 
+/// What is known of a step that hit.
+pub(super) struct Hit {
+    pub(super) record: CacheRecord,
+    pub(super) key: CacheKey,
+    /// All keys that were tried, the one that hit too.
+    keys: Vec<CacheKey>,
+    /// A shared cache says so.
+    claim: Option<Arc<Claim>>,
+}
+
 pub(super) enum Look {
-    Hit(CacheRecord, CacheKey),
+    Hit(Box<Hit>),
     Miss(Box<Missed>),
     /// Nobody can tell before something is fetched.
     Later,
@@ -68,7 +81,7 @@ impl Solver<'_> {
     /// First pass: solves the step if the cache has it.
     pub(super) fn follow(&self, id: StepId) -> Result<bool, Cause> {
         match self.look_up(id)? {
-            Look::Hit(record, key) => self.hit(id, &record, key).map(|()| true),
+            Look::Hit(hit) => self.hit(id, &hit).map(|()| true),
             Look::Later => Ok(false),
             Look::Miss(missed) => {
                 *self.missed[id.0].lock().unwrap_or_else(PoisonError::into_inner) = Some(missed);
@@ -86,7 +99,7 @@ impl Solver<'_> {
         let missed = match known {
             Some(missed) => missed,
             None => match self.look_up(id)? {
-                Look::Hit(record, key) => return self.hit(id, &record, key),
+                Look::Hit(hit) => return self.hit(id, &hit),
                 Look::Miss(missed) => missed,
                 Look::Later => unreachable!("the second pass fetches"),
             },
@@ -104,7 +117,7 @@ impl Solver<'_> {
                 Err(cause) if self.may_restart(id, &cause) => {
                     // A file changed between look and read. Once more with what it is now: its key is another one too.
                     match self.look_up(id)? {
-                        Look::Hit(record, key) => return self.hit(id, &record, key),
+                        Look::Hit(hit) => return self.hit(id, &hit),
                         Look::Miss(missed) => self.write(id, Some(copy), missed)?,
                         Look::Later => unreachable!("the second pass fetches"),
                     }
@@ -113,7 +126,7 @@ impl Solver<'_> {
             },
         };
         if let Some(hit) = self.written_before(step, &missed)? {
-            return self.hit(id, &hit.0, hit.1);
+            return self.hit(id, &hit);
         }
         let layer = self.keep(id, &missed, new, began)?;
         self.engine.events.event(Event::Finished(id, layer, began.elapsed()));
@@ -149,14 +162,14 @@ impl Solver<'_> {
     }
 
     /// The record under a key that became known only when the layer was written: the layer is not needed then.
-    fn written_before(&self, step: &Step, missed: &Missed) -> Result<Option<(CacheRecord, CacheKey)>, Cause> {
+    fn written_before(&self, step: &Step, missed: &Missed) -> Result<Option<Hit>, Cause> {
         if step.no_cache || !matches!(step.op, Op::Copy(_)) {
             return Ok(None);
         }
         for key in &missed.keys {
             if let Found::Hit(record) = self.engine.store.lookup(self.engine.lease, key)? {
                 self.also_under(&missed.keys, &record, key)?;
-                return Ok(Some((record, *key)));
+                return Ok(Some(Hit { record, key: *key, keys: missed.keys.clone(), claim: None }));
             }
         }
         Ok(None)
@@ -226,6 +239,7 @@ impl Solver<'_> {
         let op = key::op_digest(&step.op, &step.platform);
         let mut missed = Missed {
             keys: Vec::new(),
+            asked: 0,
             record: CacheRecord {
                 // Both are filled in when the layer is made.
                 content: ContentDigest(op),
@@ -258,11 +272,17 @@ impl Solver<'_> {
                 if let Some(hit) = self.try_key(step, quick, &mut missed, &mut why)? {
                     return Ok(hit);
                 }
+                if let Some(hit) = self.ask_unless_here(step, &below, &mut missed) {
+                    return Ok(hit);
+                }
                 let landing = make_dir(make, &self.view(&below)?)?;
                 let key = key::landing_key(None, &op, &source, &landing.digest());
                 missed.record.landing = Some(landing.digest());
                 if let Some(hit) = self.try_key(step, key, &mut missed, &mut why)? {
                     return self.hit_also(&missed.keys, hit);
+                }
+                if let Some(hit) = self.ask_shared(step, &mut missed) {
+                    return Ok(hit);
                 }
                 missed.landing = Some(landing);
             }
@@ -288,6 +308,9 @@ impl Solver<'_> {
             if let Some(hit) = self.try_key(step, quick, missed, why)? {
                 return Ok(Some(hit));
             }
+            if let Some(hit) = self.ask_unless_here(step, &self.stack(stack), missed) {
+                return Ok(Some(hit));
+            }
         }
         let mut brought = Vec::new();
         if !self.remotes.of_step(id).is_empty() {
@@ -299,6 +322,10 @@ impl Solver<'_> {
             if let Some(hit) = self.try_names(step, copy, &names, below, missed, why)? {
                 return Ok(Some(hit));
             }
+            // Before anything is fetched.
+            if let Some(hit) = self.ask_shared(step, missed) {
+                return Ok(Some(hit));
+            }
             if !fetching {
                 return Ok(Some(Look::Later));
             }
@@ -307,7 +334,9 @@ impl Solver<'_> {
         self.with_source(copy, |view| {
             let mut selection = select_brought(copy, view, &brought)?;
             let unread = selection.unknown_bytes();
-            if unread <= HASH_FIRST || unread <= selection.total_bytes() / 2 {
+            // Nothing is known of the files on a machine that was never here, and shared caches are for those.
+            let shared = self.engine.shared.is_some();
+            if shared || unread <= HASH_FIRST || unread <= selection.total_bytes() / 2 {
                 selection.hash_missing(view)?;
             }
             let source = selection.digest();
@@ -316,6 +345,9 @@ impl Solver<'_> {
                 let quick = key::quick_key(Some(copy), &op, &SourceId::Content(source), &below.id);
                 if let Some(hit) = self.try_key(step, quick, missed, why)? {
                     return self.hit_also(&missed.keys, hit).map(Some);
+                }
+                if let Some(hit) = self.ask_unless_here(step, below, missed) {
+                    return Ok(Some(hit));
                 }
             }
             if selection.has_packed_archives() {
@@ -331,6 +363,9 @@ impl Solver<'_> {
                 let key = key::landing_key(Some(copy), &op, &SourceId::Content(source), &landing.digest());
                 if let Some(hit) = self.try_key(step, key, missed, why)? {
                     return self.hit_also(&missed.keys, hit).map(Some);
+                }
+                if let Some(hit) = self.ask_shared(step, missed) {
+                    return Ok(Some(hit));
                 }
             }
             missed.selection = Some(selection);
@@ -372,7 +407,10 @@ impl Solver<'_> {
             return Ok(None);
         }
         match self.engine.store.lookup(self.engine.lease, &key)? {
-            Found::Hit(record) => return Ok(Some(Look::Hit(record, key))),
+            Found::Hit(record) => {
+                let keys = missed.keys.clone();
+                return Ok(Some(Look::Hit(Box::new(Hit { record, key, keys, claim: None }))));
+            }
             Found::Absent => {}
             Found::LayerGone => *why = MissReason::LayerGone,
             Found::Damaged(damage) => *why = MissReason::Damaged(damage),
@@ -380,10 +418,36 @@ impl Solver<'_> {
         Ok(None)
     }
 
+    /// Asks the shared caches for the keys that missed here and were not asked for yet.
+    pub(super) fn ask_shared(&self, step: &Step, missed: &mut Missed) -> Option<Look> {
+        let shared = self.engine.shared.filter(|_| !step.no_cache)?;
+        let unasked = std::mem::replace(&mut missed.asked, missed.keys.len());
+        let found = missed.keys[unasked..].iter().find_map(|key| Some((shared.lookup(key)?, *key)));
+        let (claim, key) = found?;
+        let (record, keys) = (claim.record(), missed.keys.clone());
+        Some(Look::Hit(Box::new(Hit { record, key, keys, claim: Some(claim) })))
+    }
+
+    /// The same, if not all of `stack` is here: what comes next would bring it. What is here can be looked at first, and
+    /// who finds a result here asks nobody.
+    pub(super) fn ask_unless_here(&self, step: &Step, stack: &StackState, missed: &mut Missed) -> Option<Look> {
+        let here = stack.layers.iter().all(|layer| self.engine.store.has_layer(layer));
+        if here { None } else { self.ask_shared(step, missed) }
+    }
+
+    /// The steps of a stack, topmost first.
+    pub(super) fn steps_of(&self, stack: Stack) -> impl Iterator<Item = StepId> + '_ {
+        let step = |stack| match stack {
+            Stack::Step(step) => Some(step),
+            Stack::Base(_) | Stack::Scratch => None,
+        };
+        std::iter::successors(step(stack), move |id| step(self.plan.steps[id.0].parent))
+    }
+
     /// Records a hit under the keys that missed before it, so that the next look-up needs only the quick one.
     pub(super) fn hit_also(&self, keys: &[CacheKey], hit: Look) -> Result<Look, Cause> {
-        if let Look::Hit(record, found) = &hit {
-            self.also_under(keys, record, found)?;
+        if let Look::Hit(hit) = &hit {
+            self.also_under(keys, &hit.record, &hit.key)?;
         }
         Ok(hit)
     }
@@ -487,12 +551,16 @@ impl Solver<'_> {
         hasher.finish()
     }
 
-    fn hit(&self, id: StepId, record: &CacheRecord, key: CacheKey) -> Result<(), Cause> {
-        self.solve_as(id, record.content, record.layer, None)?;
+    fn hit(&self, id: StepId, hit: &Hit) -> Result<(), Cause> {
+        let Hit { record, key, keys, claim } = hit;
+        self.solve_as(id, record.clone(), keys.clone(), claim.as_deref(), None)?;
         if self.is_of_today(id) {
             self.date(id)?;
         }
-        self.engine.events.event(Event::Cached(id, key));
+        if let (Some(claim), Some(shared)) = (claim, self.engine.shared) {
+            self.engine.events.event(Event::Imported(id, &shared.name(claim)));
+        }
+        self.engine.events.event(Event::Cached(id, *key));
         Ok(())
     }
 
@@ -522,15 +590,28 @@ impl Solver<'_> {
             self.stacks.follows(layer, last.layer);
         }
         store.remember_last(lease, &place, &record)?;
-        self.solve_as(id, content, layer, Some(began.elapsed()))?;
+        self.solve_as(id, record, missed.keys.clone(), None, Some(began.elapsed()))?;
         Ok(layer)
     }
 
-    fn solve_as(&self, id: StepId, content: ContentDigest, layer: DiffId, took: Option<Duration>) -> Result<(), Cause> {
+    fn solve_as(
+        &self,
+        id: StepId,
+        record: CacheRecord,
+        keys: Vec<CacheKey>,
+        claim: Option<&Claim>,
+        took: Option<Duration>,
+    ) -> Result<(), Cause> {
+        let (content, layer) = (record.content, record.layer);
         let mut state = self.stack(self.plan.steps[id.0].parent);
         state.made.push(content);
         let stack = key::stack_id(state.base.as_ref(), &state.made);
-        let created = self.engine.store.first_reached(self.engine.lease, &stack, || self.now().to_string())?;
+        let created = match claim {
+            // It is a claim as well, and not for this store's own history.
+            Some(claim) => claim.result.created.clone(),
+            None => self.engine.store.first_reached(self.engine.lease, &stack, || self.now().to_string())?,
+        };
+        let cache = claim.zip(self.engine.shared).map(|(claim, shared)| shared.name(claim));
         // A step is carried out once.
         let _ = self.solved[id.0].set(Solved {
             content,
@@ -539,12 +620,20 @@ impl Solver<'_> {
             created,
             cached: took.is_none(),
             took: took.unwrap_or_default(),
+            record,
+            keys,
+            cache,
         });
         Ok(())
     }
 
-    /// What is seen through the layers of a stack.
+    /// What is seen through the layers of a stack, which need not be here: enough for keys, and for what lands on it.
     pub(super) fn view(&self, state: &StackState) -> Result<LayerStack, Cause> {
+        self.stacks.outlines(&state.layers)
+    }
+
+    /// The same, of layers that are here and were looked at whole: for commands.
+    pub(super) fn checked_view(&self, state: &StackState) -> Result<LayerStack, Cause> {
         self.stacks.view(&state.layers)
     }
 

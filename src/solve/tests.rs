@@ -123,6 +123,7 @@ impl Bench {
             cancel: &Cancel::new().unwrap(),
             clock,
             absent: &|_| Ok(false),
+            shared: None,
             committed: &|_, _| {},
             fetch: None,
             keep_failed: false,

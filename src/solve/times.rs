@@ -10,7 +10,7 @@
 
 use super::copy::{Landing, SourceView, Spool, land, select};
 use super::reading::Before;
-use super::step::Look;
+use super::step::{Hit, Look};
 use super::{Cause, Solver};
 use crate::cache::record::CacheRecord;
 use crate::digest::DiffId;
@@ -69,7 +69,7 @@ impl Solver<'_> {
             selection.unpack(&source, spool.insert(Spool::new(file)))?;
         }
         let mut landing = land(copy, &selection, &self.view(&self.stack(step.parent))?)?;
-        let index = self.stacks.index(&solved.layer)?;
+        let index = self.stacks.outline(&solved.layer)?;
         if !take_times(&mut landing, &index) {
             return Ok(());
         }
@@ -83,9 +83,11 @@ impl Solver<'_> {
         self.engine.store.put_layer(self.engine.lease, &new.index, new.form)?;
         self.stacks.knows(new.index);
         self.stacks.follows(layer, solved.layer);
-        if let Look::Hit(record, key) = self.look_up_once(id)? {
+        if let Look::Hit(hit) = self.look_up_once(id)? {
+            let Hit { record, key, .. } = *hit;
             let (store, lease) = (self.engine.store, self.engine.lease);
             store.remember_made(lease, &record.content, &record.op, &layer)?;
+            // What a shared cache claimed is so: it was made here just now.
             let record = CacheRecord { layer, ..record };
             store.record(lease, &key, &record)?;
             store.remember_last(lease, &self.place(id), &record)?;

@@ -99,7 +99,8 @@ impl Store {
 }
 
 impl CacheName {
-    fn digest(&self) -> Digest {
+    /// The digest of all that it is known by.
+    pub fn digest(&self) -> Digest {
         let mut hasher = Hasher::new();
         hasher.field(b"rbuild cache mount 1");
         hasher.field(self.id.as_bytes());

@@ -17,6 +17,7 @@ use super::registry::Pull;
 use super::run::{RunArgs, RunFlags};
 use super::secrets::{self, SecretArg, SecretSpec, SshArg};
 use super::values::{HostAddress, NamedContext, build_arg, build_context, bytes, count, host, label, some, yes_no};
+use crate::cli::cache_spec::{self, CachePlace, CacheSpec, Side};
 use crate::cli::find;
 use crate::cli::output_spec::{self, Destination, OutputKind, OutputSpec};
 use crate::cli::settings::Settings;
@@ -47,6 +48,10 @@ pub struct BuildArgs {
     pub no_cache: bool,
     /// `--no-cache-filter`: stages, as written.
     pub no_cache_filter: Vec<String>,
+    /// `--cache-from`, in order: the first that has a step's result gives it.
+    pub cache_from: Vec<CacheSpec>,
+    /// `--cache-to`, in order.
+    pub cache_to: Vec<CacheSpec>,
     /// `--offline`: nothing is asked for on the network.
     pub offline: bool,
     /// `-o`, and `--load`, which is one of type docker without a destination; where it is empty, the image goes to the
@@ -262,6 +267,14 @@ pub(super) struct BuildFlags {
     /// Run every step of these stages
     #[arg(long, value_name = "STAGES", value_delimiter = ',', value_parser = some, help_heading = CACHE)]
     no_cache_filter: Vec<String>,
+    /// Take what other machines built from there: NAME (a repository) or type=registry|local,ref=NAME|src=DIR
+    /// [,mounts=ID]
+    #[arg(long, value_name = "SPEC", help_heading = CACHE)]
+    cache_from: Vec<String>,
+    /// Keep what is built there for other machines: NAME or type=registry|local,ref=NAME|dest=DIR[,mode=min|max]
+    /// [,mounts=ID][,ignore-error=true][,…]
+    #[arg(long, value_name = "SPEC", help_heading = CACHE)]
+    cache_to: Vec<String>,
     /// When base images are asked for in their registry: always, missing, never or newer [default: missing; --pull
     /// alone is always]
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "always",
@@ -386,6 +399,8 @@ impl BuildFlags {
             platforms: platforms(self.platform, settings)?,
             no_cache: self.no_cache,
             no_cache_filter: self.no_cache_filter,
+            cache_from: caches(Side::From, &self.cache_from, self.offline, self.verify_reproducible)?,
+            cache_to: caches(Side::To, &self.cache_to, self.offline, self.verify_reproducible)?,
             offline: self.offline,
             outputs: outputs(&self.output, self.push, self.load, self.quiet, settings)?,
             annotations: annotations(&self.annotation)?,
@@ -570,6 +585,21 @@ fn outputs(
         }
     }
     Ok(outputs)
+}
+
+fn caches(side: Side, given: &[String], offline: bool, verify: bool) -> Result<Vec<CacheSpec>, String> {
+    let flag = if side == Side::From { "--cache-from" } else { "--cache-to" };
+    let mut all = Vec::new();
+    for text in given {
+        all.extend(cache_spec::parse(side, text)?);
+    }
+    if verify && !all.is_empty() {
+        return Err(format!("--verify-reproducible builds with empty caches, so {flag} cannot hold too"));
+    }
+    if offline && let Some(spec) = all.iter().find(|spec| matches!(spec.place, CachePlace::Registry(_))) {
+        return Err(format!("--offline and {flag} {}, which is in a registry, cannot both hold", spec.name()));
+    }
+    Ok(all)
 }
 
 /// Only one thing can come from standard input.

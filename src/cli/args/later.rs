@@ -7,34 +7,14 @@ use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
 
 use super::values::yes_no;
 
-/// What follows a flag.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Takes {
-    /// Nothing, or `=true|false`; `false` asks for nothing.
-    YesNo,
-    /// A value.
-    Value,
-}
-
-/// Flags: the command, the long and the short name, what follows, what it is about.
-const FLAGS: [(&str, &str, Option<char>, Takes, &str); 3] = [
-    ("build", "cache-from", None, Takes::Value, "a cache that is shared between machines"),
-    ("build", "cache-to", None, Takes::Value, "a cache that is shared between machines"),
-    ("build", "squash", None, Takes::YesNo, "one layer out of all"),
-];
+/// Flags that may be followed by `=true|false`, of which `false` asks for nothing: the command, the name, what it is about.
+const FLAGS: [(&str, &str, &str); 1] = [("build", "squash", "one layer out of all")];
 
 /// Adds all of it to `command`, out of the help's sight.
 pub(super) fn augment(command: Command) -> Command {
-    FLAGS.iter().fold(command, |command, (of, long, short, takes, _)| {
+    FLAGS.iter().fold(command, |command, (of, long, _)| {
         let arg = Arg::new(*long).long(*long).hide(true).action(ArgAction::Append);
-        let arg = match short {
-            Some(short) => arg.short(*short),
-            None => arg,
-        };
-        let arg = match takes {
-            Takes::Value => arg,
-            Takes::YesNo => arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_parser(yes_no),
-        };
+        let arg = arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_parser(yes_no);
         command.mut_subcommand(*of, |command| command.arg(arg))
     })
 }
@@ -42,15 +22,11 @@ pub(super) fn augment(command: Command) -> Command {
 /// The first thing in `matches` that cannot be done yet.
 pub(super) fn reject(matches: &ArgMatches) -> Result<(), String> {
     let Some((name, matches)) = matches.subcommand() else { return Ok(()) };
-    for (of, long, _, takes, about) in &FLAGS {
+    for (of, long, about) in &FLAGS {
         if *of != name || matches.value_source(long) != Some(ValueSource::CommandLine) {
             continue;
         }
-        let asked = match takes {
-            Takes::Value => true,
-            Takes::YesNo => matches.get_many::<bool>(long).is_some_and(|mut all| all.next_back() == Some(&true)),
-        };
-        if asked {
+        if matches.get_many::<bool>(long).is_some_and(|mut all| all.next_back() == Some(&true)) {
             return Err(format!("not supported yet: --{long} ({about})"));
         }
     }

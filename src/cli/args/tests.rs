@@ -55,6 +55,8 @@ fn plain(dir: &str) -> BuildArgs {
         platforms: vec![],
         no_cache: false,
         no_cache_filter: vec![],
+        cache_from: vec![],
+        cache_to: vec![],
         offline: false,
         outputs: vec![],
         annotations: vec![],
@@ -413,8 +415,7 @@ fn the_root_may_stand_anywhere() {
 #[test]
 fn what_comes_later_is_refused_by_name() {
     for (line, expected) in [
-        ("--cache-from x .", "--cache-from (a cache that is shared between machines)"),
-        ("--cache-to type=gha .", "--cache-to (a cache that is shared between machines)"),
+        ("--squash .", "--squash (one layer out of all)"),
         ("--provenance .", "--provenance=true; rbuild makes no attestations"),
         ("--provenance=mode=max .", "--provenance=mode=max; rbuild makes no attestations"),
         ("--sbom=true .", "--sbom=true; rbuild makes no attestations"),

@@ -17,6 +17,7 @@ use super::Job;
 use super::load::Loader;
 use super::outputs;
 use super::push::Pushes;
+use super::share;
 use crate::cli::args::BuildArgs;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::{OutputKind, OutputSpec};
@@ -29,6 +30,7 @@ use crate::image::manifest::{Descriptor, Encoding, Family};
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::layer::header::WRITER_VERSION;
+use crate::layer::index::Origin;
 use crate::layer::write::{epoch_index, write_form};
 use crate::plan::BaseImage;
 use crate::plan::step::{PlannedImage, Stack};
@@ -50,6 +52,14 @@ pub(super) struct Made {
 }
 
 impl Made {
+    /// What users call it by: the config's digest, of several images that of their index.
+    pub(super) fn id(&self, listed: &Descriptor) -> ImageId {
+        match self.images.as_slice() {
+            [(_, image)] if !self.index => image.image_id,
+            _ => ImageId(listed.digest),
+        }
+    }
+
     /// What it holds, times left out.
     pub(super) fn content(&self) -> Option<ContentDigest> {
         match self.images.as_slice() {
@@ -85,6 +95,8 @@ struct StepReport {
     layer: DiffId,
     content: ContentDigest,
     cached: bool,
+    /// The shared cache that had it.
+    cache: Option<String>,
     took: Duration,
 }
 
@@ -121,13 +133,17 @@ impl Report {
     pub(super) fn metadata(&self) -> serde_json::Value {
         let Self { made, listed, .. } = self;
         let steps = self.steps.iter().map(|step| {
-            json!({
+            let mut document = json!({
                 "name": step.name,
                 "layer": step.layer,
                 "content": step.content,
                 "cached": step.cached,
                 "seconds": step.took.as_secs_f64(),
-            })
+            });
+            if let Some(cache) = &step.cache {
+                document["cache"] = json!(cache);
+            }
+            document
         });
         let mut document = json!({
             "containerimage.descriptor": listed.descriptor,
@@ -183,15 +199,13 @@ pub(super) fn finish(
         None => outputs::documents(job, &made, None)?.listed(),
     };
     let counts = kept.as_ref().unwrap_or(&listed);
-    let id = match made.images.as_slice() {
-        [(_, image)] if !made.index => image.image_id,
-        _ => ImageId(counts.descriptor.digest),
-    };
+    let id = made.id(&counts.descriptor);
     let steps = job.plan.steps.iter().zip(&solution.steps).map(|(step, solved)| StepReport {
         name: step.name.clone(),
         layer: solved.layer,
         content: solved.content,
         cached: solved.cached,
+        cache: solved.cache.clone(),
         took: solved.took,
     });
     Ok(Report { id, listed, steps: steps.collect(), made })
@@ -211,7 +225,10 @@ fn assemble(job: &Job<'_>, solution: &Solution, planned: &PlannedImage) -> Resul
         // Whatever else is made of the image has all its layers. (To be pushed, they need not come here.)
         job.remotes.complete(base, job.reporter)?;
     }
-    let contents = base.map(|base| base_contents(job.store, base)).transpose()?.flatten();
+    let contents = match base.map(|base| base_contents(job.store, base)).transpose()?.flatten() {
+        None => base.and_then(|base| share::base_contents(job, base)),
+        known => known,
+    };
     let parts =
         Parts { image: planned, base, base_contents: contents.as_deref(), layers: &layers, epoch, family: Family::Oci };
     Ok(assemble::assemble(&parts).map_err(anyhow::Error::from)?)
@@ -230,6 +247,9 @@ pub(super) fn reads_base(args: &BuildArgs, base: &BaseImage) -> bool {
 
 /// The layer of a step in the form that the image lists.
 pub(super) fn new_layer(job: &Job<'_>, solved: &Solved, epoch: Option<i64>) -> Result<NewLayer, Failure> {
+    if let Some(layer) = share::absent_layer(job, solved, epoch)? {
+        return Ok(layer);
+    }
     let diff_id = match epoch {
         None => solved.layer,
         Some(epoch) => epoch_form(job, solved, epoch)?,
@@ -249,11 +269,23 @@ fn epoch_form(job: &Job<'_>, solved: &Solved, epoch: i64) -> Result<DiffId, Fail
             return Ok(form);
         }
         let index = store.layer_index(&solved.layer)?.with_context(|| format!("the layer {} is gone", solved.layer))?;
+        let mut written = index.clone();
+        if index.origin() == Origin::Foreign {
+            // It came from a shared cache, as a blob: another machine's rbuild wrote it. The form needs its data at hand.
+            written = index.as_written_by(WRITER_VERSION)?;
+            if store.stored_tar(&solved.layer)?.is_none() {
+                let path = lease.fresh_path();
+                let mut file =
+                    fs::File::create_new(&path).with_context(|| format!("cannot make {}", path.display()))?;
+                store.write_tar(&solved.layer, &mut lease.heeding(&mut file))?;
+                store.put_layer(lease, &index, Form::Tar(path))?;
+            }
+        }
         let data = store.layer_data(&solved.layer, lease)?;
         let mut open = |position| Ok(data.open(&index, position)? as Box<dyn io::Read>);
-        let (form, _) = write_form(&index, &mut open, Some(epoch), lease.heeding(io::sink()))?;
+        let (form, _) = write_form(&written, &mut open, Some(epoch), lease.heeding(io::sink()))?;
         if form != solved.layer {
-            store.put_layer(lease, &epoch_index(&index, form, epoch)?, Form::Epoch { of: solved.layer, epoch })?;
+            store.put_layer(lease, &epoch_index(&written, form, epoch)?, Form::Epoch { of: solved.layer, epoch })?;
         }
         store.remember_epoch_form(lease, &solved.content, epoch, WRITER_VERSION, &form)?;
         Ok(form)
@@ -262,7 +294,7 @@ fn epoch_form(job: &Job<'_>, solved: &Solved, epoch: i64) -> Result<DiffId, Fail
 }
 
 /// What the layers of a base hold; `None` where one of them is not indexed.
-fn base_contents(store: &Store, base: &BaseImage) -> anyhow::Result<Option<Vec<ContentDigest>>> {
+pub(super) fn base_contents(store: &Store, base: &BaseImage) -> anyhow::Result<Option<Vec<ContentDigest>>> {
     let mut contents = Vec::new();
     for layer in &base.config.rootfs.diff_ids {
         if !store.has_layer(layer) {

@@ -18,6 +18,7 @@ mod outputs;
 mod push;
 mod remote;
 mod secrets;
+mod share;
 mod shell;
 mod verify;
 
@@ -51,6 +52,7 @@ use crate::layer::apply::{Flavour, TreeOptions};
 use crate::plan::limits::{Allowed, RunLimits};
 use crate::plan::step::{self, Op, Plan};
 use crate::plan::{self, BaseImage, Bases, NoCache, Outcome, PlanOptions, Resolved, StageGraph};
+use crate::shared::SharedCache;
 use crate::solve::{self, Engine, Exports};
 use crate::store::Store;
 use crate::store::lease::Lease;
@@ -146,6 +148,7 @@ fn build(
         ));
     }
     let dockerfile = &parsed.dockerfile;
+    let shared = share::open(args, settings, session, &remotes, reporter, &plan)?;
     let job = Job {
         args,
         settings,
@@ -169,6 +172,7 @@ fn build(
             ..Sandbox::default()
         },
         remotes: &remotes,
+        shared: shared.as_ref(),
     };
     if args.verify_reproducible {
         // The two builds take their bases from this store.
@@ -227,6 +231,8 @@ struct Job<'a> {
     session: &'a Session,
     network: &'a Network<'a>,
     remotes: &'a Remotes<'a>,
+    /// The caches of `--cache-from`.
+    shared: Option<&'a SharedCache<'a>>,
 }
 
 impl Job<'_> {
@@ -266,6 +272,7 @@ impl Job<'_> {
                 cancel: self.cancel,
                 clock: SystemTime::now,
                 absent: &|layer| self.remotes.bring(layer, self.reporter).map_err(|error| format!("{error:#}")),
+                shared: self.shared,
                 committed: &|step, solved| pushes.take(scope, step, solved),
                 fetch: fetch.as_ref(),
                 secrets: &secrets,
@@ -287,7 +294,9 @@ impl Job<'_> {
             }
             match solved {
                 Ok(Solved::All(solution)) => {
-                    finish::finish(self, &solution, loader, &pushes).map(|report| Ended::Built(Box::new(report)))
+                    let report = finish::finish(self, &solution, loader, &pushes)?;
+                    share::export(self, &solution)?;
+                    Ok(Ended::Built(Box::new(report)))
                 }
                 Ok(Solved::Place(inside)) => {
                     let place = self.plan.shell.as_ref().map_or("", |point| point.place.as_str());
@@ -316,6 +325,9 @@ impl Job<'_> {
         use crate::cli::output_spec::OutputKind::{CacheOnly, Image};
         if self.plan.shell.is_some() {
             return Exports::Nothing;
+        }
+        if !self.args.cache_to.is_empty() {
+            return Exports::Steps;
         }
         let only_store = |output: &OutputSpec| match output.kind {
             CacheOnly => true,
@@ -397,9 +409,7 @@ impl Job<'_> {
         let gone = self.store.recover(self.lease, suspects).map_err(anyhow::Error::from)?;
         self.store.forget().map_err(anyhow::Error::from)?;
         if !gone.is_empty() {
-            let note =
-                format!("the machine went down during a build: {} damaged files of the store were removed", gone.len());
-            self.reporter.event(Event::Note(&note));
+            self.reporter.event(Event::Note(&find::removed_damage(gone.len())));
         }
         Ok(())
     }

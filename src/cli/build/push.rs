@@ -13,6 +13,7 @@ use std::time::Instant;
 use super::Job;
 use super::finish::{Listed, Made, names, new_layer, reads_base};
 use super::outputs;
+use super::share;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::OutputSpec;
 use crate::digest::{DiffId, Digest};
@@ -182,7 +183,9 @@ impl<'j, 'a> Pushes<'j, 'a> {
             force: spec.force_compression,
             family: outputs::family(Some(spec)),
             manifest: None,
-            elsewhere: &|layer: &DiffId| self.job.remotes.elsewhere(layer),
+            elsewhere: &|layer: &DiffId| {
+                self.job.remotes.elsewhere(layer).or_else(|| share::elsewhere(self.job, layer))
+            },
             layers,
             listener: &self.parts,
         };

@@ -52,6 +52,9 @@ impl Json {
             }
             Event::Began(name) => put(out, "began", at, [("name", json!(name))]),
             Event::Ended(name, took) => put(out, "ended", at, [("name", json!(name)), ("seconds", seconds(*took))]),
+            Event::Imported(step, cache) => {
+                self.put_step(out, "imported", at, *step, vec![("cache", json!(cache))]);
+            }
             Event::Cached(step, key) => self.put_step(out, "cached", at, *step, vec![("key", json!(key))]),
             Event::Missed(step, reason) => {
                 let reasons = vec![("why", json!(word(reason))), ("reason", json!(reason.to_string()))];

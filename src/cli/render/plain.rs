@@ -60,6 +60,12 @@ impl Plain {
                 self.announce(&part, at, out);
             }
             Event::Ended(name, took) => self.end(&Part::Named((*name).to_owned()), at, &done(*took), out),
+            Event::Imported(step, cache) => {
+                if self.explain {
+                    let number = self.announce(&Part::Step(*step), at, out);
+                    put(out, format_args!("#{number} from the cache {cache}"));
+                }
+            }
             Event::Cached(step, _) => self.end(&Part::Step(*step), at, "CACHED", out),
             Event::Missed(step, reason) => {
                 if self.explain {

@@ -55,7 +55,7 @@ impl RawJson {
             Event::Warning(warning) => json!({"warnings": [warning_object(warning, source)]}),
             Event::Note(note) => json!({"warnings": [{"level": 1, "short": base64(note.as_bytes())}]}),
             // BuildKit has no word for why.
-            Event::Missed(..) => return,
+            Event::Missed(..) | Event::Imported(..) => return,
         };
         out.extend_from_slice(object.to_string().as_bytes());
         out.push(b'\n');

@@ -100,7 +100,11 @@ impl Tty {
                 // The reason was asked for, so it is not cut: rather two lines on the terminal.
                 vec![format!(" => {}: {reason}", clip(&self.name(*step), columns(terminal) / 2))]
             }
-            Event::Missed(..) => vec![],
+            Event::Imported(step, cache) if self.explain => {
+                let cache = printable(cache.as_bytes());
+                vec![format!(" => {}: from the cache {cache}", clip(&self.name(*step), columns(terminal) / 2))]
+            }
+            Event::Missed(..) | Event::Imported(..) => vec![],
             Event::Ended(name, took) => {
                 let took = Some(*took);
                 vec![self.end(&Part::Named((*name).to_owned()), &one_line(name), None, took, terminal)]

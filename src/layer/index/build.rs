@@ -228,6 +228,18 @@ impl IndexBuilder {
     }
 }
 
+impl LayerIndex {
+    /// The same index as if the writer of that version had written the layer. Of a layer from outside that is no way to
+    /// its own bytes, but to those that the writer makes of its entries.
+    pub fn as_written_by(&self, writer: u32) -> Result<Self, IndexError> {
+        let mut bytes = self.as_bytes().to_vec();
+        bytes[104..108].copy_from_slice(&writer.to_le_bytes());
+        let crc = libdeflater::crc32(&bytes[16..]);
+        bytes[12..16].copy_from_slice(&crc.to_le_bytes());
+        Self::from_checked_parts(bytes)
+    }
+}
+
 fn put_pair(record: &mut [u8; RECORD], at: usize, (first, second): (u32, u32)) {
     record[at..at + 4].copy_from_slice(&first.to_le_bytes());
     record[at + 4..at + 8].copy_from_slice(&second.to_le_bytes());

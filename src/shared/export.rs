@@ -1,0 +1,174 @@
+//! Results of steps, put where other machines find them.
+//!
+//! In: results whose layers are in the store, or in another cache. Out: an artifact under each of their keys. What always
+//! holds: what is there already is not written again, so of two builds that export the same step one does the work, and
+//! either's artifact is right; what an artifact lists is there before it is; several steps go at once.
+
+use std::io::{Read, Write as _};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::artifact::{Artifact, MAX_INDEX, StepResult};
+use super::place::{Bytes, Kind};
+use super::{Claim, Place, SharedCache, SharedError};
+use crate::digest::CacheKey;
+use crate::image::manifest::{Descriptor, Encoding, Family};
+use crate::layer::compress::{Compression, Encoder};
+use crate::output;
+use crate::store::lease::Lease;
+use crate::store::origins::Origin;
+use crate::store::{Store, StoreError};
+
+/// Steps at once.
+const AT_ONCE: usize = 4;
+
+/// Where results go, and in what form.
+pub struct Export<'a> {
+    /// Where.
+    pub place: Place<'a>,
+    /// How layers are compressed that are in the store.
+    pub compression: Compression,
+    /// Layers that never came here are compressed so as well.
+    pub force: bool,
+    /// The store.
+    pub store: &'a Store,
+    /// The claim of this build on it.
+    pub lease: &'a Lease,
+    /// Where layers are that never came here.
+    pub shared: Option<&'a SharedCache<'a>>,
+}
+
+/// What went out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Exported {
+    /// Steps that were written.
+    pub written: usize,
+    /// Steps that were there.
+    pub there: usize,
+}
+
+/// Exports the results of steps.
+pub fn export(export: &Export<'_>, steps: &[StepResult]) -> Result<Exported, SharedError> {
+    export.place.make()?;
+    let next = AtomicUsize::new(0);
+    let outcome: Mutex<(Exported, Option<SharedError>)> = Mutex::default();
+    let work = || {
+        while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let result = export.one(step);
+            let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
+            match result {
+                Ok(true) => outcome.0.written += 1,
+                Ok(false) => outcome.0.there += 1,
+                Err(error) => {
+                    next.store(steps.len(), Ordering::Relaxed);
+                    outcome.1.get_or_insert(error);
+                }
+            }
+        }
+    };
+    // Joined here, as all threads of registries are.
+    std::thread::scope(|scope| {
+        for _ in 1..AT_ONCE.min(steps.len()) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    let (exported, failure) = outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failure.map_or(Ok(exported), Err)
+}
+
+impl Export<'_> {
+    /// Exports one step; whether there was anything to do.
+    fn one(&self, step: &StepResult) -> Result<bool, SharedError> {
+        let mut missing: Vec<&CacheKey> = Vec::new();
+        for key in &step.keys {
+            if !self.has(key)? {
+                missing.push(key);
+            }
+        }
+        if missing.is_empty() {
+            return Ok(false);
+        }
+        let artifact = self.send_layer(step)?;
+        let [(config, config_descriptor), (manifest, descriptor)] = artifact.to_documents();
+        self.place.put_blob(&config_descriptor, &Bytes::Here(&config), &[])?;
+        for key in missing {
+            self.place.put(Kind::Step, &key.0, &descriptor, &manifest)?;
+        }
+        Ok(true)
+    }
+
+    fn has(&self, key: &CacheKey) -> Result<bool, SharedError> {
+        if let Some(shared) = self.shared {
+            if shared.has_at(&self.place, key) {
+                return Ok(true);
+            }
+            if shared.is_damaged(key) {
+                return Ok(false);
+            }
+        }
+        self.place.has(Kind::Step, &key.0)
+    }
+
+    /// Sends the layer and its index; the artifact that lists them.
+    fn send_layer(&self, step: &StepResult) -> Result<Artifact, SharedError> {
+        let layer = &step.layer;
+        if !self.store.has_layer(layer)
+            && let Some(shared) = self.shared
+        {
+            match shared.claim(layer) {
+                Some(claim) if !self.force || claim.result.encoder == self.compression.encoder() => {
+                    return self.pass_on(step, shared, &claim);
+                }
+                // What cannot be had is missed below.
+                _ => drop(shared.bring(layer)),
+            }
+        }
+        let (store, lease) = (self.store, self.lease);
+        let index = store.layer_index(layer)?.ok_or_else(|| store.missing(format!("the layer {layer}")))?;
+        let listed = Descriptor::new(Family::Oci.layer(Encoding::Tar), layer.0, index.tar_size());
+        let wish = (self.compression, false, Family::Oci);
+        let made = output::compress(store, lease, std::slice::from_ref(layer), &[listed], wish)?;
+        let blob = made.into_iter().next().ok_or_else(|| store.missing(format!("a blob of the layer {layer}")))?;
+        let known = store.origins(layer)?.into_iter().rev().filter(|origin| origin.blob == blob.digest);
+        let origins: Vec<String> = known.map(|origin| origin.repository).collect();
+        let open = || -> Result<Box<dyn Read + '_>, StoreError> {
+            if blob.digest == layer.0 {
+                return Ok(Box::new(lease.heeding(store.tar_file(layer, lease)?)));
+            }
+            Ok(Box::new(lease.heeding(store.open_blob(&blob.digest)?)))
+        };
+        self.place.put_blob(&blob, &Bytes::Open(&open), &origins)?;
+        if let Some(reference) = self.place.repository() {
+            let repository = format!("{}/{}", reference.registry(), reference.repository());
+            store.add_origin(layer, Origin { blob: blob.digest, repository })?;
+        }
+        let packed = (index.as_bytes().len() as u64 <= MAX_INDEX).then(|| pack(index.as_bytes())).transpose()?;
+        let index_descriptor = packed.as_deref().map(Artifact::index_descriptor);
+        if let (Some(packed), Some(descriptor)) = (&packed, &index_descriptor) {
+            self.place.put_blob(descriptor, &Bytes::Here(packed), &[])?;
+        }
+        let result = StepResult { tar_size: index.tar_size(), encoder: self.compression.encoder(), ..step.clone() };
+        Ok(Artifact { result, blob, index: index_descriptor })
+    }
+
+    /// Sends what never came here: from the cache that has it.
+    fn pass_on(&self, step: &StepResult, shared: &SharedCache<'_>, claim: &Claim) -> Result<Artifact, SharedError> {
+        let from = shared.place(claim);
+        self.place.put_blob(&claim.blob, &Bytes::At(from), &[])?;
+        if let Some(index) = &claim.index {
+            self.place.put_blob(index, &Bytes::At(from), &[])?;
+        }
+        let (tar_size, encoder) = (claim.result.tar_size, claim.result.encoder.clone());
+        let result = StepResult { tar_size, encoder, ..step.clone() };
+        Ok(Artifact { result, blob: claim.blob.clone(), index: claim.index.clone() })
+    }
+}
+
+/// Packs an index.
+fn pack(index: &[u8]) -> Result<Vec<u8>, SharedError> {
+    let failed = |error: std::io::Error| SharedError::Wrong(format!("an index cannot be compressed: {error}"));
+    let mut encoder = Encoder::new(Vec::new(), Compression::ZSTD);
+    encoder.write_all(index).map_err(failed)?;
+    encoder.finish().map_err(failed)
+}

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 checkout=$PWD
 user=rbuild-test
 packages=(busybox-static bash-static uidmap util-linux docker-registry openssl skopeo umoci mmdebstrap python3 zstd xz-utils bzip2
-    procps git openssh-client buildah qemu-user-static)
+    procps git openssh-client buildah qemu-user-static passt)
 
 say() { printf '%s\n' "tests/run.sh: $*" >&2; }
 fail() { say "$@"; exit 1; }

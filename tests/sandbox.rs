@@ -121,6 +121,26 @@ fn measure(bench: &Bench) {
         times.sort();
         println!("RUN true{name}: fastest {:?}, lower quarter {:?}, median {:?}", times[0], times[75], times[150]);
     }
+    if private().is_none() {
+        return;
+    }
+    let (mut first, mut later) = (Vec::new(), Vec::new());
+    for _ in 0..40 {
+        let sandbox = Sandbox { network: Some(PrivateNetwork::default()), ..Sandbox::default() };
+        for times in [&mut first, &mut later] {
+            let rootfs = bench.rootfs();
+            let began = Instant::now();
+            Bench::run_by(&sandbox, &rootfs, &command(&["/bin/busybox", "true"])).expect("runs").ok();
+            times.push(began.elapsed());
+        }
+        let began = Instant::now();
+        drop(sandbox);
+        *first.last_mut().expect("one was measured") += began.elapsed();
+    }
+    for (name, mut times) in [("the first, with the start and the end of pasta", first), ("a later one", later)] {
+        times.sort();
+        println!("RUN true in a private network, {name}: fastest {:?}, median {:?}", times[0], times[20]);
+    }
 }
 
 type Case = fn(&Bench);

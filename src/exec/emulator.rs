@@ -298,6 +298,16 @@ mod tests {
     }
 
     #[test]
+    fn the_sibling_of_32_bits_is_known() {
+        let here = Platform::of_kernel(&process::machine());
+        for architecture in ["386", "amd64", "arm", "arm64", "riscv64"] {
+            let expected = [("386", "amd64"), ("arm", "arm64")].contains(&(architecture, here.architecture.as_str()));
+            assert_eq!(is_32_bits_here(&Platform::new("linux", architecture, "")), expected, "{architecture}");
+        }
+        assert!(!is_32_bits_here(&Platform::new("windows", "386", "")) && !is_32_bits_here(&Platform::default()));
+    }
+
+    #[test]
     fn handlers_are_known_by_what_they_take() {
         let at = list(&[("whatever", ARM64), ("qemu-s390x", ARM), ("python", "enabled\nextension .py\n")]);
         assert_eq!(emulated(at.path()), ["arm", "arm64"]);

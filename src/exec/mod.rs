@@ -13,6 +13,8 @@
 //!  and reports        goes away              its end is the end of all
 //! ```
 //!
+//! Where namespaces are not allowed, a command can be run in a copy of its file system: see `chroot.rs`.
+//!
 //! rbuild-init is this program itself, started anew, since only a process with one thread may do what it does.
 
 pub mod cgroup;

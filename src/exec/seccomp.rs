@@ -6,7 +6,7 @@
 //! program of any other kind can make no call at all.
 //!
 //! Docker lists what is allowed. Here stands what that leaves out for a process with Docker's capabilities, on a kernel
-//! that is new enough for rbuild at all.
+//! that is new enough for rbuild at all. It costs each RUN some 0.3 ms (docs/isolation.md has the figures).
 
 use std::sync::OnceLock;
 

@@ -28,6 +28,8 @@ pub const LINK_LIMIT: usize = 40;
 pub struct LayerStack {
     /// Bottom first. Each stands for itself: see [`LayerStack::new`].
     pub layers: Vec<Arc<LayerIndex>>,
+    /// Bytes of files that no index keeps, by path: where links lead from `etc/passwd` and `etc/group`, if somebody looked.
+    pub linked: BTreeMap<Vec<u8>, Arc<[u8]>>,
 }
 
 /// What is at a path.
@@ -226,12 +228,20 @@ impl LayerStack {
         Ok(real)
     }
 
-    /// Kept bytes of `etc/passwd` or `etc/group`, if the stack has a file there whose layer kept them. A link there is
-    /// not followed, so `None` need not mean that there is no such file.
+    /// Kept bytes of `etc/passwd` or `etc/group`, if the stack has a file there whose layer kept them, or of what is
+    /// [`linked`](Self::linked). A link is not followed, so `None` need not mean that there is no such file.
     pub fn file_bytes(&self, path: &[u8]) -> Option<&[u8]> {
+        if let Some(bytes) = self.linked.get(path) {
+            return Some(bytes);
+        }
         let found = self.lookup_ref(path)?;
         let layer = &self.layers[found.layer];
         layer.file_bytes(path).or_else(|| layer.file_bytes(layer.path(found.position)))
+    }
+
+    /// The same of what `path` leads to.
+    pub fn linked_bytes(&self, path: &[u8]) -> Option<&[u8]> {
+        self.file_bytes(&self.resolve(path, true).ok()?)
     }
 
     /// Metadata of the root directory: the topmost that a layer has, else 0755 0:0.

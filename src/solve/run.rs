@@ -161,7 +161,7 @@ impl Solver<'_> {
     }
 
     fn process(&self, op: &RunOp, platform: &Platform, view: &LayerStack) -> Result<ProcessSpec, Cause> {
-        let identity = accounts::user(&op.user, view.file_bytes(b"etc/passwd"), view.file_bytes(b"etc/group"))
+        let identity = accounts::user(&op.user, view.linked_bytes(b"etc/passwd"), view.linked_bytes(b"etc/group"))
             .map_err(|error| Cause::User(error.to_string()))?;
         let mut env = op.env.clone();
         env.extend(op.proxy_env.iter().cloned());

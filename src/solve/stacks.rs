@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read as _};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -15,7 +15,7 @@ use crate::digest::{ChainId, DiffId, Hasher};
 use crate::event::{Event, EventSink};
 use crate::layer::apply::{self, ApplyError, Previous, TreeOptions};
 use crate::layer::entry::Kind;
-use crate::layer::index::LayerIndex;
+use crate::layer::index::{KEPT_LIMIT, KEPT_PATHS, LayerIndex};
 use crate::layer::stack::{Found, LayerStack, needs_parents};
 use crate::layer::write::{Body, LayerWriter};
 use crate::shared::SharedCache;
@@ -155,7 +155,28 @@ impl<'a> Stacks<'a> {
         index: impl Fn(&DiffId) -> Result<Arc<LayerIndex>, Cause>,
     ) -> Result<LayerStack, Cause> {
         let indexes = layers.iter().map(index).collect::<Result<Vec<_>, _>>()?;
-        Ok(LayerStack::new(indexes).map_err(|error| self.store.damaged(self.store.root(), error.to_string()))?)
+        let mut view =
+            LayerStack::new(indexes).map_err(|error| self.store.damaged(self.store.root(), error.to_string()))?;
+        for path in KEPT_PATHS {
+            let Ok(real) = view.resolve(path, true) else { continue };
+            if real != path && view.file_bytes(&real).is_none() {
+                // What cannot be read names nobody, which whoever looks for a name then says.
+                view.linked.extend(self.small_file(layers, &view, &real).map(|bytes| (real, bytes.into())));
+            }
+        }
+        Ok(view)
+    }
+
+    /// The bytes of a file that is small enough to list users. Its layer comes for it, if it is not here.
+    fn small_file(&self, layers: &[DiffId], view: &LayerStack, path: &[u8]) -> Option<Vec<u8>> {
+        let found = view.lookup(path)?;
+        let Kind::File { size, .. } = found.entry.kind else { return None };
+        let layer = layers.get(found.layer).filter(|_| size <= KEPT_LIMIT)?;
+        self.index(layer).ok()?;
+        let data = self.data(layer).ok()?;
+        let mut bytes = Vec::new();
+        data.open(&view.layers[found.layer], found.position).ok()?.take(size).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
     }
 
     /// The data of a layer's files.

@@ -171,3 +171,24 @@ pub(super) fn is_surplus(attribute: &[u8]) -> bool {
     const KEPT: [&[u8]; 4] = [xattr::CAPABILITY.as_bytes(), b"security.selinux", b"security.ima", b"security.evm"];
     !KEPT.contains(&attribute) && !attribute.starts_with(b"security.SMACK64")
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_not_the_machines_goes() {
+        for (attribute, expected) in [
+            ("security.capability", false),
+            ("security.selinux", false),
+            ("security.SMACK64EXEC", false),
+            ("security.ima", false),
+            ("security.evm", false),
+            ("security.mine", true),
+            ("security.selinux2", true),
+            ("user.note", true),
+            ("trusted.overlay.opaque", true),
+            ("system.posix_acl_access", true),
+        ] {
+            assert_eq!(super::is_surplus(attribute.as_bytes()), expected, "{attribute}");
+        }
+    }
+}

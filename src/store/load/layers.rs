@@ -136,7 +136,7 @@ pub(crate) fn links(store: &Store, diff_ids: &[DiffId]) -> Result<Result<(), (Di
         if open.peek().is_none() {
             continue;
         }
-        let below = LayerStack { layers: stack.layers[..=height].to_vec() };
+        let below = LayerStack { layers: stack.layers[..=height].to_vec(), ..LayerStack::default() };
         for (_, link) in open {
             if let (None, KindRef::HardLink { target }) = (below.lookup_ref(link.path), link.kind) {
                 let shown = |path| String::from_utf8_lossy(path).into_owned();

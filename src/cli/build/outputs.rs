@@ -172,8 +172,8 @@ fn keep(job: &Job<'_>, made: &Made, spec: Option<&OutputSpec>) -> Result<Listed,
     };
     if spec.is_some_and(|spec| spec.push) {
         // Layers that no step read need not come here for it.
-        let bases = job.plan.images.iter().filter_map(|planned| planned.base);
-        bases.map(|base| job.remotes.expect(&job.bases[base.0])).collect::<anyhow::Result<()>>()?;
+        let mut bases = job.plan.images.iter().filter_map(|planned| planned.base);
+        bases.try_for_each(|base| job.remotes.expect(&job.bases[base.0]))?;
         share::expect(job, made)?;
     }
     let images = store.images().map_err(anyhow::Error::from)?;

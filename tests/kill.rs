@@ -2,13 +2,14 @@
 //! nothing else: no process, no mount, no temporary file.
 
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::env::TestEnv;
-use crate::support::machine::{Need, needs};
+use crate::support::machine::{self, Need, needs};
 use crate::support::oci::Image;
+use crate::support::random::Random;
+use crate::support::registry::Registry;
 
 /// Copies, deletions, several stages at once, a large file, a command that starts others: something of everything.
 const DOCKERFILE: &str = "FROM busybox AS one
@@ -40,7 +41,7 @@ fn a_killed_build_leaves_a_store_that_works() {
     }
     env.import_busybox();
     // The base alone, as it was brought in: what every second round starts from.
-    copy_tree(&env.store(), &env.path("fresh"));
+    machine::copy_tree(&env.store(), &env.path("fresh"));
     let args = ["build", "-t", "killed:one", "-t", "killed:two", "--iidfile", "id", "ctx"];
     let right = env.run(args).ok();
     let mut length = Duration::ZERO;
@@ -119,12 +120,102 @@ fn moments() -> Vec<f64> {
 
 fn start_again(env: &TestEnv) {
     env.empty_store();
-    copy_tree(&env.path("fresh"), &env.store());
+    machine::copy_tree(&env.path("fresh"), &env.store());
 }
 
-fn copy_tree(from: &Path, to: &Path) {
-    let done = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp starts");
-    assert!(done.success());
+/// A command that is killed, what makes the store ready for it, and what must be right after it was done again.
+struct Victim {
+    line: String,
+    before: Vec<String>,
+    after: Vec<String>,
+}
+
+#[test]
+fn a_killed_command_leaves_a_store_that_works() {
+    let test = "a_killed_command_leaves_a_store_that_works";
+    if !needs(test, &[Need::Busybox, Need::Run, Need::Program("docker-registry")]) {
+        return;
+    }
+    let registry = Registry::start("", "");
+    let host = registry.host();
+    let mut env = TestEnv::new();
+    env.set("SOURCE_DATE_EPOCH", "0");
+    env.import_busybox();
+    env.write("ctx/f", "something ".repeat(100_000));
+    env.write("ctx/Dockerfile", "FROM busybox\nCOPY f /f\nRUN cp /f /g && rm /etc/motd\n");
+    env.build(&format!("-t {host}/team/app:1 -t app:1")).ok();
+    env.rbuild(&format!("push {host}/team/app:1")).ok();
+    env.rbuild("save -o right.tar app:1").ok();
+    let right = std::fs::read(env.path("right.tar")).expect("written before");
+    // The base alone: what brings or makes the rest starts from here.
+    let away = ["rmi -f app:1 again:1", "prune -af", "import busybox.tar busybox"];
+    let here = ["load -q -i right.tar"];
+    let victim = |line: &str, before: &[&[&str]], after: &[&str]| Victim {
+        line: line.to_owned(),
+        before: before.concat().into_iter().map(str::to_owned).collect(),
+        after: after.iter().map(|line| (*line).to_owned()).collect(),
+    };
+    let victims = [
+        victim(&format!("pull {host}/team/app:1"), &[&away], &[&format!("inspect --verify {host}/team/app:1")]),
+        victim("load -i right.tar", &[&away], &["inspect --verify app:1"]),
+        victim(
+            "import right.tar.root imported:1",
+            &[&["rmi -f imported:1", "prune -af"]],
+            &["inspect --verify imported:1"],
+        ),
+        victim("save -o saved.tar app:1", &[&here], &["inspect --verify app:1"]),
+        victim("tag app:1 again:1", &[&here, &["rmi -f again:1"]], &["inspect --verify again:1 app:1"]),
+        victim("rmi -f app:1", &[&here], &["image prune -f"]),
+        victim(
+            "prune -af",
+            &[&away[2..], &here, &["build -t x ctx", "rmi x"]],
+            &["import busybox.tar busybox", "build ctx"],
+        ),
+        victim("prune --everything -f", &[&away[2..], &here], &["import busybox.tar busybox", "build ctx"]),
+    ];
+    env.write("ctx2/f", "something else ".repeat(100_000));
+    env.write("ctx2/Dockerfile", "FROM scratch\nCOPY f /f\n");
+    env.run(["build", "-o", "type=tar,dest=right.tar.root", "ctx2"]).ok();
+    let mut random = Random::new(Random::seed());
+    for Victim { line, before, after } in victims {
+        let prepare = || before.iter().for_each(|line| drop(env.rbuild(line).ok()));
+        prepare();
+        let begin = Instant::now();
+        env.rbuild(&line).ok();
+        let mut length = begin.elapsed();
+        const ROUNDS: usize = 12;
+        for round in 0..ROUNDS {
+            prepare();
+            env.write("saved.tar", "what was there");
+            let mut command = env.command(line.split_whitespace());
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            let part = (round as f64 + random.below(1000) as f64 / 1000.0) / ROUNDS as f64;
+            let moment = length.mul_f64(part);
+            // One that was faster than expected was not killed: the store must be right all the same.
+            length = killed_after(&mut command, moment, round % 2 == 0).unwrap_or(length);
+            let shown = format!("{line}: killed after {moment:?} of {length:?}");
+            let saved = std::fs::read(env.path("saved.tar")).expect("it is never away");
+            assert!(saved == b"what was there" || saved == right, "{shown}: half a file");
+            let hidden = std::fs::read_dir(env.path("")).expect("a folder").flatten();
+            let hidden: Vec<_> = hidden.map(|entry| entry.file_name()).collect();
+            let hidden = hidden.iter().filter(|name| name.to_string_lossy().starts_with(".rbuild")).count();
+            assert_eq!(hidden, 0, "{shown}: an unfinished file stays");
+            // Whatever the command came to, the store is one.
+            env.rbuild("images").ok();
+            let again = env.rbuild(&line);
+            assert!(again.code == Some(0) || again.stderr.contains("No such image"), "{shown}\n{}", again.shown());
+            for line in &after {
+                let next = env.rbuild(line);
+                assert_eq!(next.code, Some(0), "{shown}\n{}", next.shown());
+                assert!(!next.stderr.contains("damaged"), "{shown}\n{}", next.shown());
+            }
+            if line.starts_with("save") {
+                assert!(std::fs::read(env.path("saved.tar")).expect("written") == right, "{shown}: other bytes");
+            }
+            let left = env.left_behind();
+            assert!(left.is_empty(), "{shown}: left behind\n{}", left.join("\n"));
+        }
+    }
 }
 
 #[test]

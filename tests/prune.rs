@@ -268,3 +268,74 @@ fn cache_mounts_are_counted_and_removed_unless_in_use() {
     assert_eq!(mounts().trim(), "0");
     run("test ! -e /c/kept");
 }
+
+#[test]
+fn the_limit_leaves_what_a_running_build_or_a_name_needs() {
+    let test = "the_limit_leaves_what_a_running_build_or_a_name_needs";
+    if !needs(test, &[Need::Busybox, Need::Run]) {
+        return;
+    }
+    let mut env = TestEnv::new();
+    env.set("SOURCE_DATE_EPOCH", "0");
+    env.import_busybox();
+    // Nothing of the cache may stay: all that is left is what somebody needs.
+    env.set("RBUILD_CACHE_LIMIT", "0");
+    env.write("named/Dockerfile", "FROM busybox AS one\nRUN echo named > /n\nFROM busybox\nCOPY --from=one /n /n\n");
+    let named = env.run(["build", "-t", "named", "named"]).ok().image();
+    env.write(
+        "long/Dockerfile",
+        "FROM busybox AS one\nRUN echo 1 > /a\nRUN sleep 0.7; cat /a > /b\n\
+         FROM busybox\nRUN echo 2 > /c\nRUN sleep 1.4; cat /c > /d\nCOPY --from=one /a /b /taken/\nRUN cat /taken/a /d > /all\n",
+    );
+    let alone = env.run(["build", "-t", "long", "long"]).ok().image();
+    env.rbuild("rmi long").ok();
+    settle();
+    env.rbuild("builder prune -f").ok();
+    let collections = std::thread::scope(|scope| {
+        let long = scope.spawn(|| env.run(["build", "--progress", "plain", "-t", "long", "long"]));
+        let mut collections = 0;
+        while !long.is_finished() {
+            env.write("short/f", format!("{collections}").repeat(50_000));
+            env.write("short/Dockerfile", "FROM scratch\nCOPY f /f\n");
+            env.run(["build", "-o", "type=cacheonly", "short"]).ok().says("the build cache was larger than its limit");
+            collections += 1;
+        }
+        let run = long.join().expect("it does not panic").ok();
+        assert_eq!(run.image(), alone, "{}", run.shown());
+        collections
+    });
+    assert!(collections > 2, "only {collections} collections while the build ran");
+    env.rbuild("inspect --verify named long busybox").ok();
+    assert_eq!(env.run(["build", "-t", "named", "named"]).ok().image(), named);
+}
+
+#[test]
+fn sizes_are_those_of_the_files_and_shared_layers_count_once() {
+    let env = TestEnv::new();
+    env.write("ctx/f", "f".repeat(100_000));
+    env.write("ctx/Dockerfile", "FROM scratch\nCOPY f /f\n");
+    env.build("-t base").ok();
+    for (name, size) in [("one", 50_000), ("two", 20_000)] {
+        env.write("ctx/g", name.repeat(size / 3));
+        env.write("ctx/Dockerfile", "FROM base\nCOPY g /g\nCOPY f /again\n");
+        env.build(&format!("-t {name}")).ok();
+    }
+    let size = |name: &str| env.run(["inspect", "-f", "{{.Size}}", name]).ok().stdout.trim().to_owned();
+    // The last layer is a copy of its own in each.
+    assert_eq!(["base", "one", "two"].map(size), ["100000", "249998", "219998"]);
+    let images = || env.run(["df", "--format", "{{if eq .Type \"Images\"}}{{.Bytes}}{{end}}"]).ok().stdout;
+    assert_eq!(images().trim(), "269996", "base, two own layers, and the copy that both have");
+    assert_eq!(total(&env), du(&env));
+    // Compressed they are the same size.
+    env.rbuild("save --format oci -o saved.tar one two base").ok();
+    let before = env.rbuild("images --format {{.Repository}}={{.Size}}").ok().stdout;
+    env.rbuild("rmi one two base").ok();
+    env.rbuild("load -q -i saved.tar").ok();
+    let sorted = |text: &str| {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&env.rbuild("images --format {{.Repository}}={{.Size}}").ok().stdout), sorted(&before));
+    assert_eq!(images().trim(), "269996");
+}

@@ -300,3 +300,39 @@ fn only_layers_of_the_result_go_ahead() {
     assert_eq!(puts, 4, "three layers and a config");
     drop(server);
 }
+
+#[test]
+fn an_image_is_known_by_the_digest_that_registries_have() {
+    if !needs("an_image_is_known_by_the_digest_that_registries_have", NEEDS) {
+        return;
+    }
+    let registry = Registry::start("", "");
+    let (env, host) = (TestEnv::new(), registry.host());
+    let digests = |env: &TestEnv, name: &str| env.run(["inspect", "-f", "{{index .RepoDigests 0}}", name]).ok().stdout;
+    let pushed = |line: &str| {
+        let found = line.split("digest: ").nth(1).and_then(|rest| rest.split(' ').next());
+        found.unwrap_or_else(|| panic!("no digest: {line}")).to_owned()
+    };
+    import(&env, &format!("{host}/a:1"), "f");
+    let first = pushed(&env.rbuild(&format!("push {host}/a:1")).ok().stdout);
+    assert_eq!(digests(&env, &format!("{host}/a:1")), format!("{host}/a@{first}\n"));
+    assert!(env.rbuild("images --digests").ok().stdout.contains(&first));
+    env.rbuild(&format!("inspect {host}/a@{first}")).ok();
+    for (args, name) in [("", "b"), ("--platform linux/amd64,linux/arm64", "c")] {
+        env.write("ctx/f", name);
+        env.write("ctx/Dockerfile", "FROM scratch\nCOPY f /\n");
+        let built = pushed(&env.build(&format!("{args} -t {host}/{name}:1 --push")).ok().stderr);
+        assert_eq!(digests(&env, &format!("{host}/{name}:1")), format!("{host}/{name}@{built}\n"));
+        let other = TestEnv::new();
+        other.rbuild(&format!("pull {host}/{name}:1")).ok();
+        assert_eq!(digests(&other, &format!("{host}/{name}:1")), format!("{host}/{name}@{built}\n"));
+        other.rbuild(&format!("pull {host}/{name}@{built}")).ok();
+    }
+    // One image of an index goes alone.
+    env.rbuild(&format!("tag {host}/c:1 {host}/alone")).ok();
+    env.rbuild(&format!("push --platform linux/arm64 {host}/alone")).ok().says("Using default tag: latest");
+    let other = TestEnv::new();
+    other.rbuild(&format!("pull --platform linux/amd64 {host}/alone")).ends(1).says("it is for linux/arm64");
+    other.rbuild(&format!("pull {host}/alone")).ok();
+    env.rbuild(&format!("push --platform linux/s390x {host}/alone")).ends(1).says("nothing for linux/s390x");
+}

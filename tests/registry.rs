@@ -4,6 +4,9 @@
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use crate::support::base::RootTar;
 use crate::support::env::{Run, TestEnv};
 use crate::support::machine::{Need, needs, test_user};
@@ -404,6 +407,69 @@ fn tokens_are_fetched_once_per_scope() {
     let tokens: Vec<&Asked> = asked.iter().filter(|asked| asked.path.starts_with("/token")).collect();
     assert_eq!(tokens.len(), 1, "{tokens:?}");
     assert_eq!(tokens[0].path, "/token?service=tests&scope=repository%3Ax%3Apull&account=ann");
+}
+
+/// The docker-registry that asks for tokens, and a server that gives them to who may have them.
+#[test]
+fn a_token_server_is_asked() {
+    if !needs("a_token_server_is_asked", &[NEEDS[0], Need::Program("openssl")]) {
+        return;
+    }
+    let env = TestEnv::new();
+    let openssl = |line: &str| {
+        let mut command = Command::new("openssl");
+        command.args(line.split(' ')).current_dir(env.path("")).stdin(Stdio::null());
+        Run::of(&mut command).ok()
+    };
+    openssl("req -x509 -newkey rsa:2048 -nodes -keyout token.key -out token.crt -days 3650 -subj /CN=tests");
+    let certificate = std::fs::read_to_string(env.path("token.crt")).unwrap();
+    let body: String = certificate.lines().filter(|line| !line.starts_with("-----")).collect();
+    let folder = env.path("");
+    let tokens = Server::start(move |asked| {
+        let query = asked.path.replace("%3A", ":").replace("%2F", "/").replace("%2C", ",");
+        // Anybody may read; ann may write.
+        let known = asked.header("authorization") == "Basic YW5uOnNlY3JldA==";
+        let mut access = Vec::new();
+        for scope in query.split(['?', '&']).filter_map(|field| field.strip_prefix("scope=repository:")) {
+            let (name, actions) = scope.split_once(':').unwrap_or((scope, ""));
+            let actions = actions.split(',').filter(|action| known || *action == "pull");
+            let actions = actions.map(|action| format!("\"{action}\"")).collect::<Vec<_>>().join(",");
+            access.push(format!(r#"{{"type":"repository","name":"{name}","actions":[{actions}]}}"#));
+        }
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        let claims = format!(
+            r#"{{"iss":"tests","sub":"ann","aud":"registry","exp":{},"nbf":{},"iat":{now},"jti":"1","access":[{}]}}"#,
+            now + 300,
+            now - 300,
+            access.join(",")
+        );
+        let head = format!(r#"{{"typ":"JWT","alg":"RS256","x5c":["{body}"]}}"#);
+        let base64url = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        let signed = format!("{}.{}", base64url(head.as_bytes()), base64url(claims.as_bytes()));
+        std::fs::write(folder.join("claims"), &signed).unwrap();
+        let mut sign = Command::new("openssl");
+        sign.args(["dgst", "-sha256", "-sign", "token.key", "claims"]).current_dir(&folder).stdin(Stdio::null());
+        let signature = sign.output().unwrap().stdout;
+        Answer::new(200, format!(r#"{{"token":"{signed}.{}"}}"#, base64url(&signature)))
+    });
+    let auth = format!(
+        "auth:\n  token:\n    realm: http://{}/token\n    service: registry\n    issuer: tests\n    rootcertbundle: FOLDER/token.crt\n",
+        tokens.host()
+    );
+    let registry = Registry::start_with(&[("token.crt", certificate.clone().into_bytes())], "", &auth);
+    let host = registry.host();
+    add_image(&env, &format!("{host}/a/base:1"));
+    env.rbuild(&format!("push {host}/a/base:1")).ends(1).says("denied").says(&format!("`rbuild login {host}`"));
+    env.write("home/.docker/config.json", format!(r#"{{"auths":{{"{host}":{{"auth":"YW5uOnNlY3JldA=="}}}}}}"#));
+    env.rbuild(&format!("push {host}/a/base:1")).ok();
+    // A mount takes a token for both repositories.
+    env.rbuild(&format!("tag {host}/a/base:1 {host}/b:1")).ok();
+    env.rbuild(&format!("push {host}/b:1")).ok().says("Mounted from a/base");
+    let anybody = TestEnv::new();
+    anybody.write("ctx/Dockerfile", format!("FROM {host}/b:1\nLABEL a=b\n"));
+    anybody.build("").ok();
+    anybody.build(&format!("-t {host}/c:1 --push")).ends(1).says("denied");
+    drop((registry, tokens));
 }
 
 type Fault = Box<dyn Fn(&Asked, usize, &Memory) -> Option<Answer> + Send + Sync>;

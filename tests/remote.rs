@@ -166,6 +166,29 @@ fn named_contexts_come_from_elsewhere_only_when_they_are_used() {
     assert_eq!(web.asked(), ["GET /ctx.tar"]);
 }
 
+/// Case 5.7-80 of the semantics.
+#[test]
+fn a_named_context_stands_in_for_an_image_config_and_all() {
+    let env = TestEnv::new();
+    env.write("ctx/file", "text");
+    env.write("arm/file", "arm");
+    env.write("base/Dockerfile", "FROM scratch\nENV FROM=base\nWORKDIR /w\nLABEL a=b\n");
+    env.rbuild("build -t mine base").ok();
+    let dockerfile = "FROM golang:1\nCOPY file $FROM\n";
+    let (_, image) = build(&env, dockerfile, "--build-context golang:1=docker-image://mine");
+    assert_eq!(image.file("w/base"), b"text");
+    let config = &image.config["config"];
+    assert_eq!((&config["Labels"]["a"], &config["WorkingDir"]), (&"b".into(), &"/w".into()), "{config}");
+    // One for each platform, as whole stage and as source; what is not meant is not looked at.
+    let dockerfile = "FROM scratch\nCOPY --from=lib file /copied\nFROM lib\nCOPY --from=0 /copied /copied\n";
+    let named = "--build-context lib=ctx --build-context lib::linux/arm64=arm --build-context lib::linux/s390x=nowhere";
+    for (platform, text) in [("linux/amd64", "text"), ("linux/arm64", "arm")] {
+        let (_, image) = build(&env, dockerfile, &format!("{named} --platform {platform}"));
+        assert_eq!((image.file("copied"), image.file("file")), (text.as_bytes().to_vec(), text.as_bytes().to_vec()));
+    }
+    env.rbuild("build --build-context lib::not/a/plat/form=ctx ctx").ends(2).says("what follows :: is a platform");
+}
+
 /// Case 5.1-27 of the semantics.
 #[test]
 fn a_file_of_a_url_has_its_name_its_time_and_mode_0600() {
@@ -235,6 +258,7 @@ fn a_checksum_is_held_and_asks_nobody_twice() {
         (add(&format!("sha256:{}", "0".repeat(64))), "expected the checksum sha256:0000"),
         (add("md5:7e55db001d319a94b0b713529a756623"), "unsupported digest algorithm \"md5\""),
         (add("7e55db001d319a94b0b713529a756623"), "names no digest algorithm"),
+        (add(&format!("sha257:{sum}")), "unsupported digest algorithm \"sha257\""),
         ("FROM scratch\nADD --checksum=sha256:0 ctx /f\n".to_owned(), "checksum requires HTTP(S) or Git sources"),
         (
             format!("FROM scratch\nADD --checksum=sha256:{sum} {0} {0}2 /f/\n", web.url("/f")),
@@ -244,10 +268,27 @@ fn a_checksum_is_held_and_asks_nobody_twice() {
         env.write("ctx/Dockerfile", text);
         env.build("").ends(1).says(says);
     }
-    let wrong = env.store().join("blobs/sha256").join(sum);
-    assert!(wrong.exists());
+    let blobs = env.store().join("blobs/sha256");
+    assert!(blobs.join(sum).exists() && !blobs.join("0".repeat(64)).exists());
     env.write("ctx/Dockerfile", format!("FROM scratch\nADD {} /f\n", web.url("/other")));
     env.build("--offline").ends(1).says("--offline forbids it").says("/other");
+}
+
+#[test]
+fn an_image_is_imported_from_a_url() {
+    let (env, web) = (TestEnv::new(), Web::start());
+    env.write("ctx/etc/file", "text");
+    let tar = packed(&env, "z");
+    env.write("root.tar.gz", &tar);
+    web.put("/root.tar.gz", Page::of(tar).etag("1"));
+    let url = web.url("/root.tar.gz");
+    env.rbuild("import root.tar.gz from:file").ok();
+    env.rbuild(&format!("import {url} from:url")).ok();
+    let layers = |name: &str| env.rbuild(&format!("inspect -f {{{{json.RootFS.Layers}}}} {name}")).ok().stdout;
+    assert_eq!(layers("from:url"), layers("from:file"));
+    assert_eq!(web.asked(), ["GET /root.tar.gz"]);
+    env.rbuild(&format!("import {}", web.url("/none"))).ends(1).says("cannot import").says("answers 404");
+    env.rbuild("import ftp://host/x.tar").ends(2).says("not supported: importing from ftp://host/x.tar");
 }
 
 #[test]
@@ -499,7 +540,7 @@ fn add_of_a_repository_follows_its_commits() {
     let url = web.url("/git/r.git");
     let dockerfile = format!(
         "FROM scratch\nADD {url}#other /o/\nADD --keep-git-dir=true {url}#other /k\nADD {url}?submodules=false /t\n\
-         ADD --chown=5:6 --exclude=file {url}#other:sub /sub\n"
+         ADD --chown=5:6 --exclude=file {url}#other:sub /sub\nADD {url}#other:sub /d\n"
     );
     let (first, image) = build(&env, &dockerfile, "");
     let tree = image.tree();
@@ -507,13 +548,25 @@ fn add_of_a_repository_follows_its_commits() {
     assert!(tree.contains_key("k/.git/HEAD") && !tree.contains_key("o/.git"));
     assert!(!tree.contains_key("t/lib/lib") && tree.contains_key("t/.gitmodules"));
     assert!(!tree.contains_key("sub/file") && tree["sub"].owner == (5, 6));
+    assert_eq!((image.file("d/file"), tree.contains_key("d/lib")), (b"sub".to_vec(), false), "the folder alone");
+    assert!(!tree.keys().any(|path| path.starts_with("d/.git")), "case 29");
     web.asked();
     let (again, _) = build(&env, &dockerfile, "");
-    assert_eq!((again.cached(), again.image()), (4, first.image()));
+    assert_eq!((again.cached(), again.image()), (5, first.image()));
     let asked = web.asked();
     assert!(asked.iter().all(|line| line.contains("info/refs") || line.starts_with("POST")), "{asked:?}");
     let posts = asked.iter().filter(|line| line.starts_with("POST")).count();
-    assert!(posts <= 4, "one ls-remote each, and nothing fetched: {asked:?}");
+    assert!(posts <= 5, "one ls-remote each, and nothing fetched: {asked:?}");
+    // By a branch, a tag, an annotated tag, a hash; the checksum is that of the tag or of its commit.
+    let heavy = tool(&env.path("git/work"), "git rev-parse heavy");
+    let names = format!(
+        "FROM scratch\nADD {url}#light /light\nADD {url}#{other} /hash\nADD --checksum={heavy} {url}#heavy /heavy\n\
+         ADD --checksum={other} {url}#heavy /commit\n"
+    );
+    let (_, image) = build(&env, &names, "");
+    for name in ["light", "hash", "heavy", "commit"] {
+        assert_eq!(image.file(&format!("{name}/lib")), b"other", "{name}");
+    }
     // A commit by its hash needs nobody.
     let pinned = format!("FROM scratch\nADD {url}#{trunk} /t\nADD --checksum={other} {url}#other /o\n");
     build(&env, &pinned, "");
@@ -540,6 +593,35 @@ fn add_of_a_repository_follows_its_commits() {
     ] {
         env.write("ctx/Dockerfile", format!("FROM scratch\n{line}\n"));
         env.build("").ends(1).says(says);
+    }
+}
+
+/// Case 5.1-29 of the semantics: repositories whose hashes are SHA-256.
+#[test]
+fn add_of_a_repository_of_longer_hashes() {
+    if !needs("remote::add git of sha256", &[Need::Program("git")]) {
+        return;
+    }
+    let (env, web) = (TestEnv::new(), Web::start());
+    web.serve_git(env.path("git"), None);
+    let folder = env.path("git");
+    std::fs::create_dir_all(folder.join("work")).expect("a new folder");
+    tool(&folder, "git init --quiet --bare --object-format=sha256 long.git");
+    let git = |line: &str| tool(&folder.join("work"), &format!("git {line}"));
+    git("init --quiet -b main --object-format=sha256");
+    env.write("git/work/file", "long");
+    git("add .");
+    git("commit --quiet -m long");
+    git("push --quiet ../long.git main");
+    let hash = git("rev-parse HEAD");
+    assert_eq!(hash.len(), 64);
+    let url = web.url("/git/long.git");
+    let dockerfile = format!(
+        "FROM scratch\nADD {url}#main /branch\nADD {url}#{hash} /hash\nADD --checksum={hash} {url}#main /sum\n"
+    );
+    let (_, image) = build(&env, &dockerfile, "");
+    for name in ["branch", "hash", "sum"] {
+        assert_eq!(image.file(&format!("{name}/file")), b"long", "{name}");
     }
 }
 

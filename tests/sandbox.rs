@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 use rbuild::event::Stream;
 use rbuild::exec::cgroup::Resources;
 use rbuild::exec::{
-    ExecError, Exit, Mount, MountSource, ProcessSpec, RootFs, Sandbox, init_hook, probe, remove_stubs, run,
+    ExecError, Exit, Mount, MountSource, PrivateNetwork, ProcessSpec, RootFs, Sandbox, init_hook, probe, remove_stubs,
+    run,
 };
 use rbuild::plan::limits::{Security, Ulimit};
 use rbuild::plan::step::Network;
@@ -34,7 +35,10 @@ fn main() -> ExitCode {
     init_hook();
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.as_slice() {
-        [mode, root] if mode == "run-for-ever" => return run_for_ever(Path::new(root)),
+        [mode, root] if mode == "run-for-ever" => return run_for_ever(Path::new(root), None),
+        [mode, root] if mode == "run-for-ever-private" => {
+            return run_for_ever(Path::new(root), Some(PrivateNetwork::default()));
+        }
         [mode, root] if mode == "run-until-signal" => return run_until_signal(Path::new(root)),
         [mode, root] if mode == "run-deleted" => return run_deleted(Path::new(root)),
         _ => {}
@@ -157,6 +161,10 @@ const CASES: &[(&str, Case)] = &[
     ("system_calls_are_filtered", system_calls_are_filtered),
     ("insecure_is_not_confined", insecure_is_not_confined),
     ("ulimits_hold", ulimits_hold),
+    ("no_new_privileges_where_that_is_asked_for", no_new_privileges_where_that_is_asked_for),
+    ("the_smaller_sibling_sees_32_bits", the_smaller_sibling_sees_32_bits),
+    ("a_network_of_ones_own", a_network_of_ones_own),
+    ("a_network_that_cannot_be_had_is_told", a_network_that_cannot_be_had_is_told),
     ("limits_of_memory_and_processors_hold", limits_of_memory_and_processors_hold),
     ("a_program_that_was_replaced_still_works", a_program_that_was_replaced_still_works),
     ("another_program_as_init", another_program_as_init),
@@ -255,7 +263,7 @@ impl Bench {
         fs::create_dir_all(&upper).expect("upper");
         fs::set_permissions(&upper, fs::Permissions::from_mode(0o755)).expect("mode");
         fs::create_dir_all(&work).expect("work");
-        RootFs { lower: vec![self.lower()], upper, work, mounts: vec![] }
+        RootFs { lower: vec![self.lower()], upper, work, mounts: vec![], copied: false }
     }
 
     fn sh(&self, script: &str) -> Ran {
@@ -312,6 +320,7 @@ fn command(args: &[&str]) -> ProcessSpec {
         shm_size: 0,
         security: Security::Sandbox,
         ulimits: vec![],
+        linux32: false,
         cgroup_parent: None,
     }
 }
@@ -603,13 +612,21 @@ fn cancel_ends_everything(bench: &Bench) {
 }
 
 /// The part of the next case that is killed.
-fn run_for_ever(root: &Path) -> ExitCode {
-    let rootfs =
-        RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w"), mounts: vec![] };
+fn run_for_ever(root: &Path, network: Option<PrivateNetwork>) -> ExitCode {
+    let rootfs = RootFs {
+        lower: vec![root.join("lower")],
+        upper: root.join("u"),
+        work: root.join("w"),
+        mounts: vec![],
+        copied: false,
+    };
     let marker = fs::read_to_string(root.join("marker")).expect("a marker");
     let cancel = Cancel::new().expect("an event");
-    let script = format!("sleep {marker} & setsid sleep {marker} & echo ready; sleep {marker}");
-    match run(&rootfs, &shell(&script), &|_, bytes| print!("{}", String::from_utf8_lossy(bytes)), &cancel) {
+    let script =
+        format!("sleep {marker} & setsid sleep {marker} & echo net $(stat -Lc %i /proc/self/ns/net); sleep {marker}");
+    let sandbox = Sandbox { network, ..Sandbox::default() };
+    let print = |_, bytes: &[u8]| print!("{}", String::from_utf8_lossy(bytes));
+    match sandbox.run(&rootfs, &shell(&script), &print, &cancel) {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
@@ -636,8 +653,13 @@ fn death_of_rbuild_ends_everything(bench: &Bench) {
 
 /// The part of the next case that gets the signal.
 fn run_until_signal(root: &Path) -> ExitCode {
-    let rootfs =
-        RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w"), mounts: vec![] };
+    let rootfs = RootFs {
+        lower: vec![root.join("lower")],
+        upper: root.join("u"),
+        work: root.join("w"),
+        mounts: vec![],
+        copied: false,
+    };
     let cancel = Cancel::new().expect("an event");
     install_signal_handlers(&cancel).expect("installed");
     let exit = run(
@@ -912,6 +934,108 @@ fn ulimits_hold(bench: &Bench) {
     }
 }
 
+fn no_new_privileges_where_that_is_asked_for(bench: &Bench) {
+    let show = "grep NoNewPrivs: /proc/self/status";
+    bench.sh(show).says("NoNewPrivs:\t0");
+    let sandbox = Sandbox { no_new_privileges: true, ..Sandbox::default() };
+    Bench::run_by(&sandbox, &bench.rootfs(), &nobody(show)).expect("runs").says("NoNewPrivs:\t1");
+}
+
+fn the_smaller_sibling_sees_32_bits(bench: &Bench) {
+    let usual = bench.sh("uname -m").ok().stdout;
+    let small = bench.run(&ProcessSpec { linux32: true, ..nobody("uname -m") }).ok().stdout;
+    match usual.trim_end() {
+        "x86_64" => assert_eq!(small, "i686\n"),
+        "aarch64" => assert!(small.starts_with("arm"), "{small}"),
+        _ => {}
+    }
+}
+
+/// A sandbox with a network of its own, if this machine allows one.
+fn private() -> Option<Sandbox> {
+    let facts = probe::facts(&Sandbox::default(), None);
+    let fact = facts.iter().find(|fact| fact.name == "network of RUN").expect("a fact");
+    if !fact.ok {
+        eprintln!("skipped in part: a_network_of_ones_own: {}", fact.value);
+        return None;
+    }
+    if fs::read_to_string("/proc/net/route").is_ok_and(|routes| routes.lines().count() < 2) {
+        eprintln!("skipped in part: a_network_of_ones_own: this machine has no route to anywhere");
+        return None;
+    }
+    Some(Sandbox { network: Some(PrivateNetwork::default()), ..Sandbox::default() })
+}
+
+fn a_network_of_ones_own(bench: &Bench) {
+    let Some(sandbox) = private() else { return };
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    // Whoever gets through is let go at once. The thread ends with this program.
+    std::thread::spawn(move || listener.incoming().for_each(drop));
+    let ask = shell(&format!(
+        "nc -w 2 127.0.0.1 {port} </dev/null >/dev/null 2>&1 && echo reached || echo refused; cat /proc/net/route | wc -l"
+    ));
+    let answer = |process: &ProcessSpec| Bench::run_by(&sandbox, &bench.rootfs(), process).expect("runs").ok().stdout;
+    let routes = answer(&ask);
+    let count: usize = routes.strip_prefix("refused\n").and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+    assert!(count > 1, "it has routes and no way in: {routes}");
+    // Who asks for this machine's network has it, and who asks for none has none.
+    assert!(answer(&ProcessSpec { network: Network::Host, ..ask.clone() }).starts_with("reached\n"));
+    assert_eq!(answer(&ProcessSpec { network: Network::None, ..ask }), "refused\n1\n");
+    // One network for all commands of a sandbox, as for a user of the image; and with it everything goes.
+    let space = "stat -Lc %i /proc/self/ns/net";
+    let (one, two) = (answer(&shell(space)), answer(&nobody(space)));
+    assert_eq!(one, two);
+    let ours = fs::metadata("/proc/self/ns/net").expect("a namespace").ino().to_string();
+    assert_ne!(one.trim_end(), ours);
+    let keepers = || processes_in_network(one.trim_end());
+    let [keeper] = keepers()[..] else { panic!("one keeper, not {:?}", keepers()) };
+    assert_eq!(joiners(keeper), 1, "pasta");
+    drop(sandbox);
+    assert_eq!((keepers(), joiners(keeper)), (vec![], 0), "something is left");
+    // However it ends.
+    for folder in ["u", "w"] {
+        fs::create_dir(bench.path().join(folder)).expect("a folder");
+    }
+    fs::write(bench.path().join("marker"), marker(4)).expect("a marker");
+    let program = std::env::current_exe().expect("this program");
+    let mut helper = Command::new(program);
+    let mut helper =
+        helper.arg("run-for-ever-private").arg(bench.path()).stdout(Stdio::piped()).spawn().expect("starts");
+    let mut line = String::new();
+    BufReader::new(helper.stdout.take().expect("piped")).read_line(&mut line).expect("readable");
+    let space = line.trim_end().trim_start_matches("net ").to_owned();
+    let keepers = processes_in_network(&space);
+    assert_eq!(keepers.iter().map(|keeper| joiners(*keeper)).sum::<usize>(), 1, "pasta in {space}: {keepers:?}");
+    helper.kill().expect("killed");
+    helper.wait().expect("waited");
+    eventually("all of them are gone", || {
+        processes_in_network(&space).is_empty() && keepers.iter().all(|keeper| joiners(*keeper) == 0)
+    });
+}
+
+/// The processes in a network namespace.
+fn processes_in_network(inode: &str) -> Vec<u32> {
+    let in_it = |entry: fs::DirEntry| {
+        let found = fs::metadata(entry.path().join("ns/net")).ok()?;
+        if found.ino().to_string() == inode { entry.file_name().to_str()?.parse().ok() } else { None }
+    };
+    fs::read_dir("/proc").expect("readable").filter_map(Result::ok).filter_map(in_it).collect()
+}
+
+/// How many `pasta` join the network of a process to the world.
+fn joiners(keeper: u32) -> usize {
+    processes_with(&format!("/proc/{keeper}/ns/net"))
+}
+
+fn a_network_that_cannot_be_had_is_told(bench: &Bench) {
+    // The program that is to keep it is no rbuild.
+    let sandbox =
+        Sandbox { init: PathBuf::from("/bin/false"), network: Some(PrivateNetwork::default()), ..Sandbox::default() };
+    let error = Bench::run_by(&sandbox, &bench.rootfs(), &shell("true")).err().expect("none").to_string();
+    assert!(error.starts_with("RUN cannot have a network of its own (--network private): "), "{error}");
+}
+
 /// The groups that there are for commands of this process.
 fn groups_left() -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -997,8 +1121,13 @@ fn run_deleted(root: &Path) -> ExitCode {
     let program = std::env::current_exe().expect("this program");
     fs::remove_file(&program).expect("removed");
     fs::write(&program, "another one").expect("replaced");
-    let rootfs =
-        RootFs { lower: vec![root.join("lower")], upper: root.join("u"), work: root.join("w"), mounts: vec![] };
+    let rootfs = RootFs {
+        lower: vec![root.join("lower")],
+        upper: root.join("u"),
+        work: root.join("w"),
+        mounts: vec![],
+        copied: false,
+    };
     let cancel = Cancel::new().expect("an event");
     match run(&rootfs, &shell("(echo x >> /proc/1/exe) 2>/dev/null || exit 5"), &|_, _| {}, &cancel) {
         Ok(Exit::Code(code)) => ExitCode::from(u8::try_from(code).unwrap_or(255)),

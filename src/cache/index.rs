@@ -6,7 +6,7 @@
 //! ```text
 //! cache/records/<2>/<key>        a step's result
 //! cache/contents/<2>/<content>   layers with that content, each with the operation that made it
-//! cache/stacks/<2>/<stackID>     when this store first reached that stack (RFC 3339)
+//! cache/stacks/<2>/<stackID>     when this store first reached that stack (RFC 3339, CRC-32)
 //! cache/epochs/<2>/<…>           the form of a content under an epoch
 //! cache/urls/<2>/<…>            what a URL gave last: see `cache::urls`
 //! cache/claims/<2>/<…>          what shared caches said: see `cache::claims`
@@ -134,7 +134,7 @@ impl Store {
         let mut file = tempfile::NamedTempFile::new_in(lease.folder())
             .map_err(StoreError::io("make a file in", lease.folder()))?;
         let time = now();
-        file.write_all(time.as_bytes()).map_err(StoreError::io("write", file.path()))?;
+        file.write_all(with_sum(&time).as_bytes()).map_err(StoreError::io("write", file.path()))?;
         make_parent(&path)?;
         lease.will_make(&self.relative(&path))?;
         match file.persist_noclobber(&path) {
@@ -206,10 +206,16 @@ fn make_parent(path: &Path) -> Result<(), StoreError> {
     fs::create_dir_all(parent).map_err(StoreError::io("make", parent))
 }
 
-/// A time that was written whole; `None` for anything else.
+/// A time and its checksum: it goes into image ids, so that a wrong digit would be another image.
+fn with_sum(time: &str) -> String {
+    format!("{time} {:08x}", libdeflater::crc32(time.as_bytes()))
+}
+
+/// A time that was written whole and is what it was; `None` for anything else.
 fn read_time(path: &Path) -> Result<Option<String>, StoreError> {
     let text = read_if_there(path)?.and_then(|bytes| String::from_utf8(bytes).ok());
-    Ok(text.filter(|text| text.parse::<jiff::Timestamp>().is_ok()))
+    let time = text.as_deref().and_then(|text| Some((text, text.split_once(' ')?.0)));
+    Ok(time.filter(|(text, time)| with_sum(time) == *text).map(|(_, time)| time.to_owned()))
 }
 
 fn epoch_name(content: &ContentDigest, epoch: i64, writer: u32) -> Digest {
@@ -236,10 +242,13 @@ mod tests {
         let first = "2026-01-01T00:00:00Z";
         assert_eq!(store.first_reached(&lease, &stack("a"), || first.into()).unwrap(), first);
         assert_eq!(store.first_reached(&lease, &stack("a"), || "2027-01-01T00:00:00Z".into()).unwrap(), first);
-        fs::write(store.cache_path("stacks", &stack("a").0), "").unwrap();
-        let healed = "2028-01-01T00:00:00Z";
-        assert_eq!(store.first_reached(&lease, &stack("a"), || healed.into()).unwrap(), healed);
-        assert_eq!(store.first_reached(&lease, &stack("a"), || first.into()).unwrap(), healed);
+        let path = store.cache_path("stacks", &stack("a").0);
+        let other_digit = fs::read_to_string(&path).unwrap().replace("2026", "2027");
+        for (damaged, healed) in [("", "2028-01-01T00:00:00Z"), (&other_digit, "2029-01-01T00:00:00Z")] {
+            fs::write(&path, damaged).unwrap();
+            assert_eq!(store.first_reached(&lease, &stack("a"), || healed.into()).unwrap(), healed);
+            assert_eq!(store.first_reached(&lease, &stack("a"), || first.into()).unwrap(), healed);
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use build::{BuildArgs, BuildContext, DockerfilePath, Entitlement, Isolation, Print, Progress};
-pub use check::ReportForm;
+pub use check::{Call, Method, ReportForm};
 pub use epoch::Epoch;
 pub(crate) use prune::until;
 pub use prune::{PruneArgs, PruneFilter, PruneOnly, Until};

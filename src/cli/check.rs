@@ -1,19 +1,20 @@
 //! `rbuild --check`: what the build checks say, and nothing is built.
 //!
-//! In: [`BuildArgs`], [`Settings`]. Out: a report on standard output, exit status 1 where it says anything. What always
-//! holds: no network, nothing is written, not even an empty store; an image that is not in the store is no error, but
+//! In: [`BuildArgs`], [`Settings`]. Out: a report on standard output, exit status 1 where it says anything (if that was
+//! not given up). What always holds: no network, nothing is written, not even an empty store; an image that is not in the store is no error, but
 //! the rules that would need it are named as left out.
 
 pub(in crate::cli) mod ignored;
-mod report;
+pub(in crate::cli) mod report;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use super::args::{BuildArgs, NamedContext, ReportForm};
+use super::args::{BuildArgs, Call, NamedContext, ReportForm};
 use super::build;
 use super::failure::Failure;
+use super::render::diagnostic::Look;
 use super::settings::Settings;
 use super::stdout::stdout;
 use crate::context::ignore::Patterns;
@@ -22,31 +23,27 @@ use crate::dockerfile::lint::{self, Checks};
 use crate::dockerfile::{self, Parsed};
 use crate::image::reference::Reference;
 use crate::plan::limits::Allowed;
+use crate::plan::step::Plan;
 use crate::plan::{self, BaseRequest, Bases, Outcome, PlanOptions, Resolved};
 use crate::store::{Store, base};
 
 /// Checks.
-pub(super) fn run(args: &BuildArgs, form: ReportForm, settings: &Settings) -> Result<ExitCode, Failure> {
-    build::with_dockerfile(args, settings, |source, patterns| check(args, form, settings, source, patterns))
+pub(super) fn run(args: &BuildArgs, call: Call, settings: &Settings) -> Result<ExitCode, Failure> {
+    build::with_dockerfile(args, settings, |source, patterns| check(args, call, settings, source, patterns))
 }
 
 fn check(
     args: &BuildArgs,
-    form: ReportForm,
+    call: Call,
     settings: &Settings,
     source: &Source,
     patterns: &Patterns,
 ) -> Result<ExitCode, Failure> {
     let parsed = dockerfile::parse(source);
-    let options = PlanOptions {
-        all_stages: args.target.is_none(),
-        // What a build may do is no question of the file.
-        allowed: Allowed { network_host: true, security_insecure: true },
-        ..build::plan_options(args, settings)?
-    };
+    let options = PlanOptions { all_stages: args.target.is_none(), ..options(args, settings)? };
     let store = existing_store(settings)?;
     let findings = findings(&parsed, &options, patterns, &mut |request| resolve(request, args, store.as_ref()));
-    let text = match form {
+    let text = match call.form {
         ReportForm::Text => report::text(&findings, source),
         ReportForm::Json => report::json(&findings, source),
         ReportForm::Sarif => report::sarif(&findings, source),
@@ -58,9 +55,24 @@ fn check(
         let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }
     if !findings.errors.is_empty() {
-        return Err(Failure::Diagnostics { source: source.clone(), list: findings.errors });
+        let failure = Failure::Diagnostics { source: source.clone(), list: findings.errors };
+        if !call.ignore_status {
+            return Err(failure);
+        }
+        let text = failure.text(Look { color: settings.color(), width: settings.width() });
+        let _ = std::io::stderr().lock().write_all(text.as_bytes());
     }
-    Ok(if findings.warnings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let good = findings.warnings.is_empty() || call.ignore_status;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What decides the plan of a file that is not built.
+pub(super) fn options(args: &BuildArgs, settings: &Settings) -> Result<PlanOptions, Failure> {
+    Ok(PlanOptions {
+        // What a build may do is no question of the file.
+        allowed: Allowed { network_host: true, security_insecure: true },
+        ..build::plan_options(args, settings)?
+    })
 }
 
 /// All that the checks say about a file.
@@ -91,7 +103,13 @@ pub fn findings(
             Err(list) => found.extend(list),
             Ok(graph) => {
                 built = Some(graph.needed());
-                found.extend(planned(&graph, options, patterns, resolve, &mut absent));
+                match planned(&graph, options, resolve, &mut absent) {
+                    Ok((plan, list)) => {
+                        found.extend(list);
+                        found.extend(ignored::copy_ignored_file(&plan, patterns));
+                    }
+                    Err(list) => found.extend(list),
+                }
             }
         }
     }
@@ -109,14 +127,14 @@ pub(super) fn given_settings(options: &PlanOptions) -> Option<&str> {
     given.map(|(_, value)| value.as_str())
 }
 
-/// What planning says.
-fn planned(
+/// Plans with what `resolve` finds. Its warnings, or all that planning says where there is no plan; what was missing is
+/// added to `absent`.
+pub(super) fn planned(
     graph: &plan::StageGraph,
     options: &PlanOptions,
-    patterns: &Patterns,
     resolve: &mut dyn FnMut(&BaseRequest) -> Resolved,
     absent: &mut Vec<String>,
-) -> Vec<Diagnostic> {
+) -> Result<(Plan, Vec<Diagnostic>), Vec<Diagnostic>> {
     let mut bases = Bases::new();
     let mut requests = plan::base_requests(graph, options);
     loop {
@@ -127,19 +145,15 @@ fn planned(
             }
             bases.insert((request.name, request.platform.to_string()), resolved);
         }
-        match plan::plan(graph, &bases, options) {
-            Ok(Outcome::NeedBases(more)) => requests = more,
-            Ok(Outcome::Planned(plan, mut found)) => {
-                found.extend(ignored::copy_ignored_file(&plan, patterns));
-                return found;
-            }
-            Err(list) => return list,
+        match plan::plan(graph, &bases, options)? {
+            Outcome::NeedBases(more) => requests = more,
+            Outcome::Planned(plan, found) => return Ok((plan, found)),
         }
     }
 }
 
 /// The store, if there is one.
-fn existing_store(settings: &Settings) -> Result<Option<Store>, Failure> {
+pub(super) fn existing_store(settings: &Settings) -> Result<Option<Store>, Failure> {
     let root = settings.store_root().map_err(anyhow::Error::from)?;
     if !root.join("format").exists() {
         return Ok(None);
@@ -147,7 +161,8 @@ fn existing_store(settings: &Settings) -> Result<Option<Store>, Failure> {
     Ok(Some(Store::open(&root).map_err(anyhow::Error::from)?))
 }
 
-fn resolve(request: &BaseRequest, args: &BuildArgs, store: Option<&Store>) -> Resolved {
+/// What is here under a name.
+pub(super) fn resolve(request: &BaseRequest, args: &BuildArgs, store: Option<&Store>) -> Resolved {
     let mut name = request.name.clone();
     if request.context {
         // The last of one name counts, as with other repeated flags.

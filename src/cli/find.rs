@@ -4,13 +4,14 @@
 //! earlier command left unfinished is cleared away first; an id that fits several images is an error that lists them.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 
 use anyhow::{Context, anyhow};
 
 use super::failure::Failure;
 use super::settings::Settings;
 use crate::diagnostic::nearest;
-use crate::digest::ImageId;
+use crate::digest::{Digest, ImageId};
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;
@@ -35,14 +36,52 @@ pub(crate) fn lease(store: &Store, settings: &Settings) -> Result<Lease, Failure
     let boot = boot_id()?;
     let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
     let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
-    if !swept.suspects.is_empty() {
-        if store.recovering_takes_ids(&swept.suspects) {
-            enter_ids(settings)?;
-        }
-        store.recover(&lease, &swept.suspects).map_err(anyhow::Error::from)?;
-        store.forget().map_err(anyhow::Error::from)?;
-    }
+    recover(store, &lease, &swept.suspects, settings)?;
     Ok(lease)
+}
+
+/// Clears away what dead commands left and what is damaged, for a command that makes nothing: where there are no suspects
+/// this takes no room on the disk.
+pub(crate) fn clear(store: &Store, settings: &Settings) -> Result<(), Failure> {
+    let boot = boot_id()?;
+    let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
+    if swept.suspects.is_empty() {
+        return Ok(());
+    }
+    let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
+    recover(store, &lease, &swept.suspects, settings)
+}
+
+fn recover(store: &Store, lease: &Lease, suspects: &[String], settings: &Settings) -> Result<(), Failure> {
+    if suspects.is_empty() {
+        return Ok(());
+    }
+    if store.recovering_takes_ids(suspects) {
+        enter_ids(settings)?;
+    }
+    let gone = store.recover(lease, suspects).map_err(anyhow::Error::from)?;
+    store.forget().map_err(anyhow::Error::from)?;
+    if !gone.is_empty() {
+        let note = format!("{}\n", removed_damage(gone.len()));
+        std::io::stderr().lock().write_all(note.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// What the user is told when damage was removed.
+pub(crate) fn removed_damage(count: usize) -> String {
+    let (files, were) = if count == 1 { ("file", "was") } else { ("files", "were") };
+    format!("{count} damaged {files} of the store {were} removed, after a power cut or a fault of the disk")
+}
+
+/// Takes a lease for a command that only reads: also where nothing can be written to the store.
+pub(crate) fn reading_lease(store: &Store, settings: &Settings) -> Result<Lease, Failure> {
+    match lease(store, settings) {
+        Err(Failure::Error(error)) if matches!(error.downcast_ref(), Some(StoreError::ReadOnly { .. })) => {
+            Ok(store.lease_without_writing().map_err(anyhow::Error::from)?)
+        }
+        other => other,
+    }
 }
 
 /// Which start of the machine this is: what dead commands of another one left may have suffered from a power cut.
@@ -108,8 +147,16 @@ pub(crate) fn lookup(store: &Store, name: &str) -> Result<Option<ImageRecord>, F
                 let same = |known: &String| {
                     Reference::parse(known).is_ok_and(|known| known.familiar_name() == reference.familiar_name())
                 };
-                let images = store.images().map_err(failed)?;
-                images.into_iter().find(|image| image.manifest == digest && image.names.iter().any(same))
+                let mut found = None;
+                for image in store.images().map_err(failed)?.into_iter().filter(|image| image.names.iter().any(same)) {
+                    // Its own, or the one that a registry knows it by.
+                    let known = || store.origins_of_image(&image.id);
+                    if image.manifest == digest || known().map_err(failed)?.iter().any(|origin| origin.blob == digest) {
+                        found = Some(image);
+                        break;
+                    }
+                }
+                found
             }
         };
         if found.is_some() {
@@ -154,6 +201,14 @@ pub(crate) fn names(image: &ImageRecord) -> Vec<Reference> {
     image.names.iter().filter_map(|name| Reference::parse(name).ok()).collect()
 }
 
+/// The digest by which an image is known in a repository: that of what was pushed there or pulled from there last, else that
+/// of its manifest here.
+pub(crate) fn digest(store: &Store, image: &ImageRecord, repository: &Reference) -> Result<Digest, Failure> {
+    let name = format!("{}/{}", repository.registry(), repository.repository());
+    let known = store.origins_of_image(&image.id).map_err(anyhow::Error::from)?;
+    Ok(known.iter().find(|origin| origin.repository == name).map_or(image.manifest, |origin| origin.blob))
+}
+
 /// An id as tables show it.
 pub(crate) fn short(id: &ImageId) -> String {
     id.0.hex()[..SHORT].to_owned()
@@ -172,7 +227,6 @@ pub(crate) fn seconds(created: Option<&str>) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::Digest;
 
     fn record(name: &str, names: &[&str]) -> ImageRecord {
         ImageRecord {

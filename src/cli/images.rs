@@ -16,6 +16,7 @@ use super::stdout::stdout;
 use super::{age, find, size};
 use crate::context::glob::Glob;
 use crate::diagnostic::nearest;
+use crate::digest::Digest;
 use crate::image::reference::Reference;
 use crate::store::images::ImageRecord;
 use crate::store::{Store, base};
@@ -69,19 +70,27 @@ pub(super) fn run(args: &ImagesArgs, settings: &Settings) -> Result<ExitCode, Fa
     } else {
         &["Repository", "Tag", "ID", "CreatedSince", "Size"]
     };
-    let rows = rows.iter().map(|(image, name)| row(image, name.as_ref(), args.no_trunc, now));
-    format.write(&mut out, columns, &HEADINGS, rows)?;
+    // A file for each image: only where somebody looks at it.
+    let digests = args.digests
+        || args.format.as_ref().is_some_and(|format| ["Digest", "json"].iter().any(|word| format.contains(word)));
+    let digest = |image: &ImageRecord, name: &Option<Reference>| match name {
+        Some(name) if digests => find::digest(&store, image, name),
+        _ => Ok(image.manifest),
+    };
+    let rows =
+        rows.iter().map(|(image, name)| Ok(row(image, name.as_ref(), &digest(image, name)?, args.no_trunc, now)));
+    format.write(&mut out, columns, &HEADINGS, rows.collect::<Result<Vec<_>, Failure>>()?)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn row(image: &ImageRecord, name: Option<&Reference>, whole: bool, now: i64) -> Value {
+fn row(image: &ImageRecord, name: Option<&Reference>, digest: &Digest, whole: bool, now: i64) -> Value {
     let created = find::seconds(image.created.as_deref());
     let none = || NONE.to_owned();
     let unknown = "N/A";
     json!({
         "Repository": name.map_or_else(none, Reference::familiar_name),
         "Tag": name.and_then(Reference::tag).unwrap_or(NONE),
-        "Digest": image.manifest.to_string(),
+        "Digest": digest.to_string(),
         "ContentDigest": image.content.map_or_else(none, |content| content.to_string()),
         "ID": if whole { image.id.to_string() } else { find::short(&image.id) },
         "CreatedSince": created.map_or_else(|| unknown.to_owned(), |created| age::ago(created, now)),

@@ -1,12 +1,13 @@
 //! `rbuild import`: the tar of a root file system into the store, as an image.
 //!
-//! In: a tar, compressed or not, as a file or on standard input. Out: the image's id. What always holds: with an epoch
+//! In: a tar, compressed or not, as a file, on standard input or behind a URL. Out: the image's id. What always holds: with an epoch
 //! the same tar gives the same id, whenever it is imported.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 
@@ -15,30 +16,21 @@ use super::failure::Failure;
 use super::settings::Settings;
 use super::stdout::stdout;
 use super::{find, tag};
+use crate::fetch::Fetch;
+use crate::http::{self, Http};
 use crate::image::assemble::rfc3339;
 use crate::image::platform::Platform;
-use crate::store::base;
+use crate::plan::remote;
 use crate::store::import::{ImportError, ImportOptions, import};
+use crate::store::lease::Lease;
+use crate::store::{Store, base};
+use crate::sys::cancel::{self, Cancel};
 
 /// Imports it.
 pub(super) fn run(args: &ImportArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let name = args.reference.as_deref().map(tag::new_name).transpose()?;
     let given = settings.var("SOURCE_DATE_EPOCH")?;
     let epoch = epoch::choose(None, &[], given.as_deref()).map_err(Failure::Usage)?.and_then(|epoch| epoch.seconds);
-    let place = args.file.display().to_string();
-    let (tar, place): (Box<dyn Read + Send>, String) = if args.file == Path::new("-") {
-        if settings.stdin_is_terminal {
-            return Err(Failure::Usage("standard input is a terminal; give the tar as FILE or by `< FILE`".into()));
-        }
-        (Box::new(std::io::stdin()), "standard input".to_owned())
-    } else if place.contains("://") {
-        return Err(Failure::Usage(format!(
-            "not supported yet: importing from {place}; fetch it first, and import the file"
-        )));
-    } else {
-        let file = File::open(settings.cwd.join(&args.file)).with_context(|| format!("cannot open {place}"))?;
-        (Box::new(file), place)
-    };
     let platform = match &args.platform {
         None => find::machine(),
         Some(text) => match Platform::parse_list([text.as_str()], &find::machine()).map(<[Platform; 1]>::try_from) {
@@ -52,12 +44,48 @@ pub(super) fn run(args: &ImportArgs, settings: &Settings) -> Result<ExitCode, Fa
     let store = find::store(settings)?;
     let lease = find::lease(&store, settings)?;
     let created = epoch.map_or_else(|| jiff::Timestamp::now().to_string(), rfc3339);
+    let (tar, place) = tar(args, settings, &store, &lease)?;
     let options = ImportOptions { changes: args.changes.clone(), message: args.message.clone(), platform, created };
     let mut record = import(&store, &lease, tar, &place, &options).map_err(failure)?;
     record.names.extend(name.map(|name| name.to_string()));
     base::keep(&store, &lease, &record).map_err(anyhow::Error::from)?;
     writeln!(stdout(), "{}", record.id)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The tar, and what messages call it.
+fn tar(
+    args: &ImportArgs,
+    settings: &Settings,
+    store: &Store,
+    lease: &Lease,
+) -> Result<(Box<dyn Read + Send>, String), Failure> {
+    let place = args.file.display().to_string();
+    if args.file == Path::new("-") {
+        if settings.stdin_is_terminal {
+            return Err(Failure::Usage("standard input is a terminal; give the tar as FILE or by `< FILE`".into()));
+        }
+        return Ok((Box::new(std::io::stdin()), "standard input".to_owned()));
+    }
+    if remote::is_url(&place) {
+        let cancel = Cancel::new().context("cannot prepare for signals")?;
+        cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
+        let http = Arc::new(Http::new(settings.http_options().map_err(anyhow::Error::from)?));
+        let fetch =
+            Fetch { http, store, lease, secrets: &|_| Ok(None), env: &settings.env, offline: false, cancel: &cancel };
+        let shown = http::shown(&place);
+        let fetched = fetch.fetch(&place, None).map_err(|error| match cancel.signal() {
+            Some(signal) => Failure::Interrupted(signal),
+            None => Failure::Error(anyhow::Error::from(error).context(format!("cannot import {shown}"))),
+        })?;
+        let blob = store.open_blob(&fetched.digest).map_err(anyhow::Error::from)?;
+        return Ok((Box::new(blob), shown));
+    }
+    if place.contains("://") {
+        return Err(Failure::Usage(format!("not supported: importing from {place}; there are http:// and https://")));
+    }
+    let file = File::open(settings.cwd.join(&args.file)).with_context(|| format!("cannot open {place}"))?;
+    Ok((Box::new(file), place))
 }
 
 fn failure(error: ImportError) -> Failure {

@@ -36,8 +36,12 @@ pub(super) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
 
 /// What `--isolation=auto` comes to.
 fn isolation(facts: &[Fact]) -> Fact {
+    let root = rustix::process::geteuid().is_root();
     if facts.iter().any(|fact| fact.name == "overlay" && fact.ok) {
         Fact { name: "isolation", ok: true, value: "namespace".to_owned(), remedy: None }
+    } else if root {
+        let value = "chroot: RUN has a root directory of its own in a copy of all files, and nothing else".to_owned();
+        missing("isolation", value, "see what is missing above; namespaces contain RUN better and copy nothing")
     } else {
         missing("isolation", "none (RUN cannot be carried out here)".to_owned(), "see what is missing above")
     }

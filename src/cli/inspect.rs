@@ -36,6 +36,9 @@ pub(super) fn run(args: &InspectArgs, settings: &Settings) -> Result<ExitCode, F
     let store = find::store(settings)?;
     let mut shown = Vec::new();
     let mut failures = Vec::new();
+    if args.verify {
+        failures.extend(store.images_problem().map_err(anyhow::Error::from)?);
+    }
     for name in &args.images {
         match find::image(&store, name) {
             Ok(record) => {
@@ -77,10 +80,10 @@ pub(super) fn run(args: &InspectArgs, settings: &Settings) -> Result<ExitCode, F
 /// What is wrong with the image's bytes.
 fn problems(store: &Store, record: &ImageRecord, name: &str, settings: &Settings) -> Result<Vec<String>, Failure> {
     let images = base::base_images(store, record).unwrap_or_default();
-    for layer in images.iter().flat_map(|image| &image.config.rootfs.diff_ids) {
-        if store.needs_tree_ids(layer).map_err(anyhow::Error::from)? {
-            find::enter_ids(settings)?;
-        }
+    let mut layers = images.iter().flat_map(|image| &image.config.rootfs.diff_ids);
+    // Files of trees are read too, and may belong to mapped ids.
+    if layers.any(|layer| store.layer_tree(layer).is_some() || store.needs_tree_ids(layer).unwrap_or(true)) {
+        find::enter_ids(settings)?;
     }
     for image in &images {
         let absent = store.absent_layers(image).map_err(anyhow::Error::from)?;
@@ -91,7 +94,7 @@ fn problems(store: &Store, record: &ImageRecord, name: &str, settings: &Settings
             std::io::stderr().write_all(note.as_bytes())?;
         }
     }
-    let lease = find::lease(store, settings)?;
+    let lease = find::reading_lease(store, settings)?;
     let problems = verify(store, &lease, record).map_err(anyhow::Error::from)?;
     Ok(problems.into_iter().map(|problem| format!("{name} is damaged: {problem}")).collect())
 }
@@ -119,8 +122,9 @@ fn describe(store: &Store, record: &ImageRecord, name: &str, wanted: Option<&Pla
         content => content,
     };
     let names = find::names(record);
-    let repositories: BTreeSet<String> = names.iter().map(Reference::familiar_name).collect();
-    let digests: Vec<String> = repositories.into_iter().map(|name| format!("{name}@{}", record.manifest)).collect();
+    let digests =
+        names.iter().map(|name| Ok(format!("{}@{}", name.familiar_name(), find::digest(store, record, name)?)));
+    let digests = digests.collect::<Result<BTreeSet<String>, Failure>>()?;
     let container = serde_json::to_value(&config.config).map_err(anyhow::Error::from)?;
     let mut value = json!({
         "Id": record.id.to_string(),

@@ -21,6 +21,7 @@ mod inspect;
 mod load;
 mod login;
 mod network;
+mod outline;
 pub mod output_spec;
 mod prune;
 mod pull;
@@ -41,7 +42,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use self::args::{BuildArgs, BuildContext, Command, Progress, Request};
+use self::args::{BuildArgs, BuildContext, Command, Method, Progress, Request};
 use self::failure::Failure;
 use self::render::diagnostic::Look;
 use self::settings::Settings;
@@ -79,8 +80,9 @@ fn dispatch(command: &Command, settings: &Settings) -> Result<ExitCode, Failure>
     match command {
         Command::Build(args) => {
             check_context(args, settings)?;
-            match args.check {
-                Some(form) => check::run(args, form, settings),
+            match args.call {
+                Some(call) if call.method == Method::Check => check::run(args, call, settings),
+                Some(call) => outline::run(args, call, settings),
                 None => build::run(args, settings),
             }
         }

@@ -43,7 +43,7 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
     if store.path("trees.format").exists() {
         find::enter_ids(settings)?;
     }
-    drop(find::lease(&store, settings)?);
+    find::clear(&store, settings)?;
     let mut out = stdout();
     if args.everything {
         if store.is_busy().map_err(anyhow::Error::from)? {
@@ -56,6 +56,14 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
         return Ok(ExitCode::SUCCESS);
     }
     let now = find::now();
+    let before = args.filters.iter().find_map(|filter| match filter {
+        PruneFilter::Until(until) => {
+            let seconds = u64::try_from(until.seconds(now)).unwrap_or(0);
+            Some(UNIX_EPOCH + Duration::from_secs(seconds))
+        }
+        PruneFilter::Label { .. } => None,
+    });
+    let policy = CachePolicy { all: args.all, before, keep: args.keep_storage };
     let mut untagged_any = false;
     if images {
         let gone = prune_images(&store, args, now)?;
@@ -71,14 +79,6 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
             writeln!(out, "deleted: {}", image.id)?;
         }
     }
-    let before = args.filters.iter().find_map(|filter| match filter {
-        PruneFilter::Until(until) => {
-            let seconds = u64::try_from(until.seconds(now)).unwrap_or(0);
-            Some(UNIX_EPOCH + Duration::from_secs(seconds))
-        }
-        PruneFilter::Label { .. } => None,
-    });
-    let policy = CachePolicy { all: args.all, before, keep: args.keep_storage };
     let collected = store.collect((cache && !labels).then_some(&policy)).map_err(anyhow::Error::from)?;
     if !collected.records.is_empty() {
         let blank = if untagged_any { "\n" } else { "" };

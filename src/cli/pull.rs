@@ -18,6 +18,7 @@ use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::registry::Registries;
 use crate::store::lease::Lease;
+use crate::store::origins::Origin;
 use crate::store::{Store, base};
 
 /// Pulls it.
@@ -105,6 +106,9 @@ impl Pull<'_> {
         };
         record.names.extend(name);
         base::keep(store, lease, &record).map_err(anyhow::Error::from)?;
+        let repository = format!("{}/{}", reference.registry(), reference.repository());
+        let origin = Origin { blob: remote.top, repository };
+        store.add_origin_of_image(&record.id, origin).map_err(anyhow::Error::from)?;
         let mut out = stdout();
         if !self.lines.is_quiet() {
             writeln!(out, "Digest: {}", remote.top)?;

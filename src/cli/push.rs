@@ -24,6 +24,7 @@ use crate::output::registry::{Layers, Target, push, push_index, reads_trees};
 use crate::registry::Registries;
 use crate::store::images::ImageRecord;
 use crate::store::lease::Lease;
+use crate::store::origins::Origin;
 use crate::store::{Store, base};
 
 /// Pushes it.
@@ -65,15 +66,8 @@ pub(super) fn run(args: &PushArgs, settings: &Settings) -> Result<ExitCode, Fail
         base::pin_record(&store, &lease, record).map_err(anyhow::Error::from)?;
     }
     drop(shared);
-    if let Some(wanted) = &wanted
-        && let Some((name, record)) = images.iter().find(|(_, record)| {
-            Platform::parse(&record.platform, wanted).ok().and_then(|platform| wanted.fit(&platform)).is_none()
-        })
-    {
-        return Err(anyhow!("{} is for {}, not for {wanted}", name.familiar(), record.platform).into());
-    }
     for (_, record) in &images {
-        let mut images = Documents::read(&store, record)?.images.into_iter();
+        let mut images = Documents::read(&store, record, wanted.as_ref())?.images.into_iter();
         let reads = images.try_fold(false, |reads, listed| {
             Ok::<_, anyhow::Error>(reads || reads_trees(&store, &lease, &listed.image, None, false)?)
         });
@@ -84,10 +78,19 @@ pub(super) fn run(args: &PushArgs, settings: &Settings) -> Result<ExitCode, Fail
     }
     let registries = network::registries(settings, args.insecure, false, None)?;
     let lines = Lines::new(Direction::Push, args.quiet, settings);
+    if !tagged && !args.all_tags {
+        lines.say("Using default tag: latest");
+    }
     lines.say(&format!("The push refers to repository [{}/{}]", reference.registry(), reference.repository()));
     let mut out = stdout();
     for (name, record) in &images {
-        let descriptor = send(&registries, &store, &lease, record, name, &lines)?;
+        let documents = Documents::read(&store, record, wanted.as_ref())?;
+        let descriptor = send(&registries, &store, &lease, documents, name, &lines)?;
+        if wanted.is_none() {
+            let repository = format!("{}/{}", name.registry(), name.repository());
+            let origin = Origin { blob: descriptor.digest, repository };
+            store.add_origin_of_image(&record.id, origin).map_err(anyhow::Error::from)?;
+        }
         if args.quiet {
             writeln!(out, "{name}")?;
         } else {
@@ -114,7 +117,20 @@ struct Listed {
 }
 
 impl Documents {
-    fn read(store: &Store, record: &ImageRecord) -> anyhow::Result<Self> {
+    /// Those of a record, or of the image in it that is for one platform.
+    fn read(store: &Store, record: &ImageRecord, wanted: Option<&Platform>) -> anyhow::Result<Self> {
+        let Some(wanted) = wanted else { return Self::read_all(store, record) };
+        let name = record.names.first().and_then(|name| Reference::parse(name).ok());
+        let name = name.map_or_else(|| record.id.to_string(), |name| name.familiar());
+        let chosen = find::for_platform(base::base_images(store, record)?, wanted, &name)?;
+        let mut images = Self::read_all(store, record)?.images;
+        images.retain(|listed| {
+            Some(listed.descriptor.digest) == chosen.manifest.as_ref().map(|manifest| manifest.digest)
+        });
+        Ok(Self { images, index: None })
+    }
+
+    fn read_all(store: &Store, record: &ImageRecord) -> anyhow::Result<Self> {
         let bytes = store.read_blob(&record.manifest, MAX_MANIFEST_SIZE as u64)?;
         let whole = Descriptor::new(record.media_type.as_str().into(), record.manifest, bytes.len() as u64);
         Ok(match Document::parse(&bytes)? {
@@ -144,11 +160,10 @@ fn send(
     registries: &Registries,
     store: &Store,
     lease: &Lease,
-    record: &ImageRecord,
+    Documents { images, index }: Documents,
     name: &Reference,
     lines: &Lines,
 ) -> anyhow::Result<Descriptor> {
-    let Documents { images, index } = Documents::read(store, record)?;
     let target = Target {
         registries,
         names: std::slice::from_ref(name),

@@ -14,8 +14,7 @@ use super::find;
 use super::settings::Settings;
 use super::stdout::stdout;
 use crate::image::reference::Reference;
-use crate::store::images::ImageRecord;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 
 /// Removes them.
 pub(super) fn run(args: &RmiArgs, settings: &Settings) -> Result<ExitCode, Failure> {
@@ -24,7 +23,7 @@ pub(super) fn run(args: &RmiArgs, settings: &Settings) -> Result<ExitCode, Failu
     for name in &args.images {
         match remove(&store, name, args.force) {
             Ok(()) => {}
-            Err(Failure::Error(error)) => failures.push(error.to_string()),
+            Err(Failure::Error(error)) => failures.push(format!("{error:#}")),
             Err(other) => return Err(other),
         }
     }
@@ -51,18 +50,13 @@ fn remove(store: &Store, name: &str, force: bool) -> Result<(), Failure> {
         image.names.clone()
     };
     let mut out = stdout();
-    for gone in store.untag(&going).map_err(anyhow::Error::from)? {
-        let shown = Reference::parse(&gone).map_or_else(|_| gone.clone(), |name| name.familiar());
+    let (gone, forgotten) = store.untag(&image.id, &going).map_err(anyhow::Error::from)?;
+    for name in gone {
+        let shown = Reference::parse(&name).map_or_else(|_| name.clone(), |name| name.familiar());
         writeln!(out, "Untagged: {shown}")?;
     }
-    if !is_named(store, &image).map_err(anyhow::Error::from)? {
-        store.remove_image(&image.id).map_err(anyhow::Error::from)?;
+    if forgotten {
         writeln!(out, "Deleted: {}", image.id)?;
     }
     Ok(())
-}
-
-/// Whether any manifest of the image has a name.
-fn is_named(store: &Store, image: &ImageRecord) -> Result<bool, StoreError> {
-    Ok(store.images()?.iter().any(|other| other.id == image.id && !other.names.is_empty()))
 }

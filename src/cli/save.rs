@@ -45,7 +45,7 @@ pub(super) fn run(args: &SaveArgs, settings: &Settings) -> Result<ExitCode, Fail
     let cancel = Cancel::new().context("cannot prepare for signals")?;
     cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
     let store = find::store(settings)?;
-    let mut lease = find::lease(&store, settings)?;
+    let mut lease = find::reading_lease(&store, settings)?;
     lease.heed(&cancel);
     let stopped = |failure| cancel.signal().map_or(failure, Failure::Interrupted);
     let mut wanted: Vec<(ImageRecord, Vec<BaseImage>, Vec<Reference>)> = Vec::new();

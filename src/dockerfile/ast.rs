@@ -55,6 +55,8 @@ pub struct Stage {
     pub span: Span,
     /// First and last line of FROM, from 1.
     pub lines: (usize, usize),
+    /// What a comment right above FROM says of it: `# NAME description`.
+    pub description: Option<String>,
     /// The instructions up to the next FROM.
     pub instructions: Vec<Instruction>,
 }
@@ -128,6 +130,8 @@ pub struct ArgDeclaration {
     pub name: Word,
     /// The default, unexpanded; `Some` of an empty text for `NAME=`.
     pub default: Option<Word>,
+    /// What a comment right above says of it: `# NAME description`.
+    pub description: Option<String>,
 }
 
 /// A command in one of its two forms.

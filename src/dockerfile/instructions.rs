@@ -158,6 +158,7 @@ impl Checker<'_> {
         Some(Stage {
             image: image.clone(),
             platform: flags?.text("platform"),
+            description: name.as_ref().and_then(|name| self.node.description(&name.text)),
             name,
             span: self.node.span,
             lines: self.node.lines,
@@ -188,6 +189,7 @@ impl Checker<'_> {
             declarations.push(ArgDeclaration {
                 name: part(name, 0),
                 default: default.map(|default| part(default, name.len() + 1)),
+                description: self.node.description(name),
             });
         }
         Some(declarations)

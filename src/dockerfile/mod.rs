@@ -147,6 +147,7 @@ fn assemble(nodes: &[Node], dockerfile: &mut Dockerfile, diagnostics: &mut Vec<D
                 name: None,
                 span: node.span,
                 lines: node.lines,
+                description: None,
                 instructions: Vec::new(),
             }),
             (Some(Typed::Instruction(instruction)), _, Some(stage)) => stage.instructions.push(instruction),

@@ -148,6 +148,12 @@ impl Node {
         Reader { line, escape, diagnostics }.node(range, TRIGGER_DEPTH)
     }
 
+    /// What the comments above say of `name`: the rest of the first one that begins with it.
+    pub(super) fn description(&self, name: &str) -> Option<String> {
+        let mut about = self.comments.iter().filter_map(|comment| comment.strip_prefix(name)?.strip_prefix(' '));
+        about.next().map(str::to_owned)
+    }
+
     /// Whether `<<NAME` in its line opens a here-document.
     pub(super) fn takes_heredocs(&self) -> bool {
         let node = match (&self.sub, self.keyword) {

@@ -209,6 +209,13 @@ pub fn check(platform: &Platform, folder: &Path) -> Result<(), Box<NoEmulator>> 
     check_on(platform, &Platform::of_kernel(&process::machine()), Path::new(HANDLERS), folder)
 }
 
+/// Whether the platform is the one of 32 bits that this machine's own processor is the successor of.
+pub fn is_32_bits_here(platform: &Platform) -> bool {
+    let here = Platform::of_kernel(&process::machine());
+    let pair = (platform.architecture.as_str(), here.architecture.as_str());
+    platform.os == here.os && matches!(pair, ("386", "amd64") | ("arm", "arm64"))
+}
+
 fn check_on(platform: &Platform, here: &Platform, at: &Path, folder: &Path) -> Result<(), Box<NoEmulator>> {
     if (&platform.os, &platform.architecture) == (&here.os, &here.architecture) {
         return Ok(());

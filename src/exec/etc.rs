@@ -1,21 +1,22 @@
 //! The files of `/etc` that a command finds and no layer holds.
 //!
-//! In: the command's host name and extra hosts, and this machine's resolver set-up. Out: the texts of
+//! In: the command's host name and extra hosts, its network, and this machine's resolver set-up. Out: the texts of
 //! `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`. What always holds: an address that only this machine's own
 //! network namespace answers at (systemd-resolved's stub) is replaced by the servers behind it.
 
 use std::io;
 
-use super::ProcessSpec;
+use super::{ProcessSpec, network};
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Where systemd-resolved lists the servers that it asks.
 const UPSTREAM: &str = "/run/systemd/resolve/resolv.conf";
 
-/// Path and text of each file.
-pub(super) fn files(process: &ProcessSpec) -> Result<Vec<(String, String)>, (&'static str, io::Error)> {
+/// Path and text of each file, the resolver's first. `private` tells of a network of the command's own.
+pub(super) fn files(process: &ProcessSpec, private: bool) -> Result<Vec<(String, String)>, (&'static str, io::Error)> {
+    let servers = resolv_conf(read)?;
     Ok(vec![
-        (RESOLV_CONF.to_owned(), resolv_conf(read)?),
+        (RESOLV_CONF.to_owned(), if private { network::resolv_conf(&servers) } else { servers }),
         ("/etc/hosts".to_owned(), hosts(&process.hostname, &process.extra_hosts)),
         ("/etc/hostname".to_owned(), format!("{}\n", process.hostname)),
     ])

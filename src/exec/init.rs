@@ -15,11 +15,11 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, WaitStatus};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags};
 
 use super::root::{self, failed};
 use super::wire::{Failure, Order, Report};
-use super::{MountSource, ProcessSpec, probe, shell};
+use super::{MountSource, ProcessSpec, chroot, network, probe, shell};
 use crate::plan::limits::{Security, Ulimit};
 use crate::sys::namespace::unshare;
 use crate::sys::process::{self, DEFAULT_CAPABILITIES, Forked, end, exec, fork};
@@ -48,6 +48,7 @@ pub fn init_main() -> ! {
         Some(word) if word == probe::ARGUMENT => {
             probe::init(arguments.next().map(PathBuf::from).as_deref(), std::io::stdout().lock())
         }
+        Some(word) if word == network::ARGUMENT => network::keep(arguments),
         _ => supervise().map(|never| match never {}),
     };
     end(i32::from(said.is_err()))
@@ -61,7 +62,19 @@ fn supervise() -> Result<Infallible, std::io::Error> {
     rustix::process::setsid()?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     let order = Order::receive(&control)?;
+    if order.network_follows {
+        let (_, network) = shell::receive(&control, &mut [0])?;
+        let network = network.ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        let joined = rustix::thread::move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network));
+        if let Err(errno) = joined {
+            Report::Failed(failed("setns", "the private network")(errno.into())).send(&control)?;
+            end(1)
+        }
+    }
     process::join_own_keyring();
+    if order.rootfs.copied {
+        return chroot::supervise(&order, &control);
+    }
     let first =
         unshare(UnshareFlags::NEWPID).map_err(failed("unshare", "")).and_then(|()| fork().map_err(failed("fork", "")));
     let first = match first {
@@ -95,14 +108,14 @@ fn wait_options(block: bool) -> WaitOptions {
 }
 
 #[derive(PartialEq, Eq)]
-enum Woken {
+pub(super) enum Woken {
     /// The other end of the control socket is gone.
     Closed,
     /// The other descriptor is readable.
     Ready,
 }
 
-fn wait_for(control: &UnixStream, other: impl AsFd) -> Result<Woken, Errno> {
+pub(super) fn wait_for(control: &UnixStream, other: impl AsFd) -> Result<Woken, Errno> {
     let events = PollFlags::IN | PollFlags::RDHUP;
     let other = other.as_fd();
     let mut fds = [PollFd::from_borrowed_fd(control.as_fd(), events), PollFd::from_borrowed_fd(other, PollFlags::IN)];
@@ -164,17 +177,11 @@ fn open_terminal(control: &UnixStream) -> Result<OwnedFd, Failure> {
 fn supervise_command(control: &UnixStream, children: OwnedFd, command: Pid) -> Result<Report, Failure> {
     let errno = |call| move |errno: Errno| failed(call, "")(errno.into());
     let mut children = std::fs::File::from(children);
-    // Several records of a signalfd at once; what they say does not matter.
-    let mut records = [0; 1024];
     loop {
         if wait_for(control, children.as_fd()).map_err(errno("poll"))? == Woken::Closed {
             end(1)
         }
-        match children.read(&mut records) {
-            Ok(_) => {}
-            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => {}
-            Err(error) => return Err(failed("read", "signalfd")(error)),
-        }
+        drain(&mut children).map_err(failed("read", "signalfd"))?;
         while let Some((process, status)) = rustix::process::wait(WaitOptions::NOHANG).map_err(errno("wait"))? {
             if process == command
                 && let Some(report) = report_of(status)
@@ -185,7 +192,18 @@ fn supervise_command(control: &UnixStream, children: OwnedFd, command: Pid) -> R
     }
 }
 
-fn report_of(status: WaitStatus) -> Option<Report> {
+/// Takes what a signalfd has; what it says does not matter.
+pub(super) fn drain(children: &mut std::fs::File) -> std::io::Result<()> {
+    // Several records at once.
+    match children.read(&mut [0; 1024]) {
+        Err(error) if !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => {
+            Err(error)
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn report_of(status: WaitStatus) -> Option<Report> {
     status.exit_status().map(Report::Exited).or_else(|| status.terminating_signal().map(Report::Signaled))
 }
 
@@ -229,7 +247,7 @@ fn set_limit(Ulimit { name, soft, hard }: &Ulimit) -> Result<(), Errno> {
 
 /// Makes this process the command. Returns the exit code where there is nothing to execute, having said why on the
 /// command's standard error.
-fn become_command(order: &Order, limit: Option<Rlimit>, terminal: Option<OwnedFd>) -> Result<i32, Failure> {
+pub(super) fn become_command(order: &Order, limit: Option<Rlimit>, terminal: Option<OwnedFd>) -> Result<i32, Failure> {
     let ProcessSpec { args, env, cwd, uid, gid, groups, .. } = &order.process;
     let errno = |call| move |errno: Errno| failed(call, "")(errno.into());
     rustix::process::setsid().map_err(errno("setsid"))?;
@@ -262,7 +280,15 @@ fn become_command(order: &Order, limit: Option<Rlimit>, terminal: Option<OwnedFd
     };
     process::limit_bounding_set(capabilities).map_err(failed("drop capabilities", ""))?;
     process::clear_inheritable().map_err(failed("capset", ""))?;
-    if !order.seccomp.is_empty() {
+    if order.process.linux32 {
+        process::tell_32_bits().map_err(failed("personality", ""))?;
+    }
+    if order.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).map_err(errno("prctl"))?;
+    }
+    // In a copy this process may be one that must not; what contains it has a filter of its own then.
+    let may_filter = !order.rootfs.copied || process::is_administrator().map_err(failed("capget", ""))?;
+    if !order.seccomp.is_empty() && may_filter {
         // While this process may do so without giving up set-user-id programs.
         process::filter_calls(&order.seccomp).map_err(failed("seccomp", ""))?;
     }
@@ -273,6 +299,10 @@ fn become_command(order: &Order, limit: Option<Rlimit>, terminal: Option<OwnedFd
     rustix::thread::set_thread_res_uid(user, user, user).map_err(errno("setuid"))?;
     process::set_capabilities(capabilities).map_err(failed("capset", ""))?;
     process::reset_signals().map_err(failed("sigprocmask", ""))?;
+    if order.rootfs.copied {
+        // Last, since a change of user clears it. Elsewhere its namespace ends with its parent.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(errno("prctl"))?;
+    }
     if order.terminal { Err(execute_shell(args, env)) } else { Ok(execute(args, env)) }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! In: a [`RootFs`] (trees, an upper and a work folder) and a [`ProcessSpec`]. Out: what the command wrote, live, and
 //! how it ended ([`Exit`]); its changes are in the upper folder. What always holds: the command sees nothing of this
-//! machine but its network (unless that is off too); when [`run`] returns, or rbuild is killed, every process of the
+//! machine but its network (unless that is off or private); when [`run`] returns, or rbuild is killed, every process of the
 //! command is gone and nothing is mounted; what the sandbox had to put into the file system for its own mounts is gone
 //! from the upper folder.
 //!
@@ -16,10 +16,12 @@
 //! rbuild-init is this program itself, started anew, since only a process with one thread may do what it does.
 
 pub mod cgroup;
+mod chroot;
 pub mod emulator;
 mod etc;
 mod init;
 mod mounts;
+mod network;
 mod place;
 pub mod probe;
 mod remedy;
@@ -38,11 +40,12 @@ use crate::plan::step::Network;
 pub use init::{init_hook, init_main};
 pub(crate) use mounts::holds_another;
 pub use mounts::{LeftStub, Mount, MountSource, remove_stubs};
+pub use network::PrivateNetwork;
 pub use root::DEFAULT_SHM;
 pub use sandbox::{Sandbox, run};
 pub use shell::Terminal;
 
-/// The file system of a command: an overlay.
+/// The file system of a command: an overlay, or a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootFs {
     /// Layer trees, topmost first.
@@ -53,7 +56,28 @@ pub struct RootFs {
     pub work: PathBuf,
     /// What else is mounted in it, parents before what lies in them.
     pub mounts: Vec<Mount>,
+    /// `upper` is a copy of all that there is, and becomes the root as it is: there are no lower trees and no mounts.
+    pub copied: bool,
 }
+
+/// How commands are contained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Isolation {
+    /// By namespaces where they are allowed, else, for root, by a root directory.
+    #[default]
+    Auto,
+    /// By namespaces.
+    Namespace,
+    /// By a root directory alone.
+    Chroot,
+}
+
+/// The folders of the image in which a command in a [copy](RootFs::copied) finds the machine's things. Like
+/// [`FILES_PUT_IN`] they are no part of what it leaves.
+pub const FOLDERS_PUT_IN: [&str; 3] = chroot::PLACES;
+
+/// The files that a command finds and no layer holds.
+pub const FILES_PUT_IN: [&str; 3] = ["etc/resolv.conf", "etc/hosts", "etc/hostname"];
 
 /// A command and its surroundings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +108,8 @@ pub struct ProcessSpec {
     pub security: Security,
     /// Its limits for [`setrlimit(2)`](https://man7.org/linux/man-pages/man2/setrlimit.2.html).
     pub ulimits: Vec<Ulimit>,
+    /// The kernel tells it that the machine has 32 bits: it is for the smaller sibling of this machine's architecture.
+    pub linux32: bool,
     /// The control group below which its own is made, from the root of all on.
     pub cgroup_parent: Option<String>,
 }
@@ -152,6 +178,9 @@ pub enum ExecError {
     /// A limit cannot be enforced.
     #[error(transparent)]
     Limit(#[from] cgroup::CgroupError),
+    /// The network that was asked for cannot be had.
+    #[error("RUN cannot have a network of its own (--network private): {0}")]
+    Network(String),
     /// There is no program to give to a person who asked for a shell.
     #[error("the image has no shell: there is neither {} nor /bin/sh in it", .0.join(" "))]
     NoShell(Vec<String>),
@@ -171,4 +200,17 @@ pub enum ExecError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl ExecError {
+    /// Whether this machine does not let this process make namespaces, or mount what the command would see: with a copy
+    /// of its file system it could be run.
+    pub fn is_refusal(&self) -> bool {
+        const CALLS: [&str; 5] = ["unshare", "make private", "mount overlay", "mount tmpfs", "open_tree"];
+        match self {
+            Self::SetUp { what, .. } => CALLS.iter().any(|call| what.starts_with(call)),
+            Self::Spawn { source, .. } => matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES)),
+            _ => false,
+        }
+    }
 }

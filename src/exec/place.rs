@@ -76,7 +76,7 @@ fn make_one(path: &Path, kind: Kind, announce: &mut dyn FnMut(Stub) -> io::Resul
 }
 
 /// The mtime of `stat`, to be set without touching the atime.
-fn only_mtime(stat: &Stat) -> Timestamps {
+pub(super) fn only_mtime(stat: &Stat) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec as _ },

@@ -16,7 +16,7 @@ use rustix::mount::MountFlags;
 use rustix::thread::UnshareFlags;
 
 use super::init::INIT_NAME;
-use super::{Sandbox, cgroup, emulator, seccomp};
+use super::{Sandbox, cgroup, emulator, network, seccomp};
 use crate::sys::idmap::{IdMap, user_name};
 use crate::sys::mount::{Overlay, file_system, make_private, unmount};
 use crate::sys::namespace::{enter_user_namespace, find_program, in_initial_user_namespace, unshare};
@@ -162,7 +162,16 @@ fn emulators(at: &Path) -> Fact {
 }
 
 fn network() -> Fact {
-    Fact::good("network of RUN", "this machine's own; none with --network=none (one of its own is not supported yet)")
+    const NAME: &str = "network of RUN";
+    const OWN: &str = "this machine's own; none with --network none";
+    match network::usable() {
+        Ok(program) => {
+            Fact::good(NAME, format!("{OWN}; one of the build's with --network private, through {}", program.display()))
+        }
+        Err((why, remedy)) => {
+            Fact::bad(NAME, format!("{OWN}; not one of the build's (--network private): {why}"), remedy)
+        }
+    }
 }
 
 /// Tries, in a process of its own, to become root and to mount an overlay that can remove files.

@@ -50,6 +50,15 @@ pub(super) fn of(failure: &Failure, order: &Order) -> String {
         ("join the control group", libc::EACCES | libc::EPERM) => {
             "limits take control groups that are this user's: run rbuild as root, or where they are delegated (with systemd: `systemd-run --user --scope -p Delegate=yes rbuild …`)".to_owned()
         }
+        ("chroot", libc::EPERM) => {
+            "--isolation chroot takes the right to change the root directory: in a container, CAP_SYS_CHROOT, which Docker's have".to_owned()
+        }
+        ("mknod", libc::EPERM) if order.rootfs.copied => {
+            "--isolation chroot takes the right to make device nodes: in a container, CAP_MKNOD, which Docker's have".to_owned()
+        }
+        ("open", libc::EACCES) if order.rootfs.copied => {
+            "the store's file system allows no devices (nodev): put the store on another one with --root".to_owned()
+        }
         ("setgroups", libc::EINVAL) => unmapped("one of the groups", format!("{:?}", process.groups)),
         ("setgid", libc::EINVAL) => unmapped("group", process.gid.to_string()),
         ("give a file of a mount to its user", libc::EINVAL) => {

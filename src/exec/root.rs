@@ -26,10 +26,10 @@ use crate::sys::mount::{MountError, Overlay, Restrict, Tree, file_system, make_p
 use crate::sys::namespace::{bring_up_loopback, unshare};
 
 /// The devices that Docker gives to a container: name, major and minor number.
-const DEVICES: [(&str, u32, u32); 6] =
+pub(super) const DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-const LINKS: [(&str, &str); 6] = [
+pub(super) const LINKS: [(&str, &str); 6] = [
     ("ptmx", "pts/ptmx"),
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -86,7 +86,7 @@ pub(super) fn enter(order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<
     make_private()?;
     // In this namespace alone the two folders of the overlay serve as places to mount on; the overlay itself holds on
     // to what is below.
-    let RootFs { lower, upper, work, mounts } = &order.rootfs;
+    let RootFs { lower, upper, work, mounts, .. } = &order.rootfs;
     let mut overlay = Overlay::open(lower, upper, work)?;
     let (parts, more) = Parts::collect(work, order)?;
     if overlay.is_bottomless() {

@@ -3,6 +3,7 @@
 //! In: [`RootFs`], [`ProcessSpec`], a receiver of output. Out: [`Exit`]. What always holds: the calling thread waits
 //! here until the last process of the sandbox is gone, so it is also the one whose end would take the sandbox along.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::net::Shutdown;
@@ -19,9 +20,13 @@ use rustix::io::Errno;
 use super::cgroup::{Cgroup, Resources};
 use super::init::{INIT_NAME, NO_SHELL};
 use super::wire::{Order, Report, Stub};
-use super::{ExecError, Exit, LeftStub, MountSource, ProcessSpec, RootFs, etc, place, remedy, seccomp, shell};
+use super::{
+    ExecError, Exit, Isolation, LeftStub, MountSource, PrivateNetwork, ProcessSpec, RootFs, etc, place, remedy,
+    seccomp, shell,
+};
 use crate::event::Stream;
 use crate::plan::limits::Security;
+use crate::plan::step::Network;
 use crate::sys::cancel::Cancel;
 use crate::sys::mount::{Restrict, Tree};
 use crate::sys::namespace::in_initial_user_namespace;
@@ -31,16 +36,30 @@ use crate::sys::namespace::in_initial_user_namespace;
 pub struct Sandbox {
     /// The program that becomes the sandbox's init.
     pub init: PathBuf,
+    /// How commands are contained: whoever makes their file systems goes by it.
+    pub isolation: Isolation,
     /// Limits of memory and processors.
     pub resources: Resources,
     /// Whether commands that are no insecure ones meet the filter of system calls.
     pub filter: bool,
+    /// Whether set-user-id programs and file capabilities give commands nothing.
+    pub no_new_privileges: bool,
+    /// The network of commands that ask for no other; without one they have this machine's.
+    pub network: Option<PrivateNetwork>,
 }
 
 impl Default for Sandbox {
     /// This very program.
     fn default() -> Self {
-        Self { init: PathBuf::from("/proc/self/exe"), resources: Resources::default(), filter: true }
+        let init = PathBuf::from("/proc/self/exe");
+        Self {
+            init,
+            isolation: Isolation::default(),
+            resources: Resources::default(),
+            filter: true,
+            no_new_privileges: false,
+            network: None,
+        }
     }
 }
 
@@ -92,7 +111,11 @@ impl Sandbox {
         let talk = |call| move |source| ExecError::Talk { call, source };
         let initial = in_initial_user_namespace()
             .map_err(|source| ExecError::Read { path: "/proc/self/ns/user".to_owned(), source })?;
-        let files = etc::files(process).map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
+        let private = self.network.as_ref().filter(|_| process.network == Network::Default);
+        let files = etc::files(process, private.is_some());
+        let files = files.map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
+        let servers = files.first().map_or("", |(_, text)| text.as_str());
+        let network = private.map(|network| network.namespace(&self.init, servers)).transpose()?;
         let cgroup = Cgroup::make(&self.resources, process.cgroup_parent.as_deref())?;
         let confined = self.filter && process.security == Security::Sandbox;
         let order = Order {
@@ -103,11 +126,17 @@ impl Sandbox {
             terminal,
             seccomp: if confined { seccomp::program().to_vec() } else { Vec::new() },
             cgroups: cgroup.as_ref().map(Cgroup::joins).unwrap_or_default(),
+            network_follows: network.is_some(),
+            no_new_privileges: self.no_new_privileges,
         };
         let (control, theirs) = UnixStream::pair().map_err(talk("socketpair"))?;
-        let init = spawn(&self.init, theirs.into())?;
+        let init = spawn(&self.init, theirs.into(), &[])?;
         let mut running = Running { init, control, order, heard: Heard::default(), cgroup };
-        match running.order.send(&running.control) {
+        let sent = running.order.send(&running.control).and_then(|()| match network {
+            Some(network) => Ok(shell::send_with(&running.control, &[0], network)?),
+            None => Ok(()),
+        });
+        match sent {
             Ok(()) => Ok(running),
             // It died before it had read all: what it said, if anything, is still to be heard.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(running),
@@ -188,7 +217,7 @@ fn check(process: &ProcessSpec) -> Result<(), ExecError> {
 }
 
 /// Starts the init with `control` as its standard input.
-fn spawn(init: &Path, control: OwnedFd) -> Result<Child, ExecError> {
+pub(super) fn spawn(init: &Path, control: OwnedFd, args: &[&OsStr]) -> Result<Child, ExecError> {
     let error = |source: io::Error| {
         let help = match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => remedy::NOT_ALLOWED.to_owned(),
@@ -199,6 +228,7 @@ fn spawn(init: &Path, control: OwnedFd) -> Result<Child, ExecError> {
     let program = unwritable(init).map_err(error)?;
     Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
         .arg0(INIT_NAME)
+        .args(args)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(control))
@@ -217,7 +247,8 @@ fn unwritable(program: &Path) -> io::Result<OwnedFd> {
     };
     match read_only_mount(program) {
         Ok(tree) => return Ok(tree.into()),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {}
+        // EPERM: no mounts are allowed here.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT | libc::EPERM)) => {}
         Err(error) => return Err(error),
     }
     // `/proc/self/exe` leads to a mount of the namespace in which this process began, and it has left that since. By

@@ -30,6 +30,10 @@ pub(super) struct Order {
     pub(super) seccomp: Vec<u8>,
     /// The files of this machine that take the process into its cgroups.
     pub(super) cgroups: Vec<PathBuf>,
+    /// A byte follows, and with it the network namespace of the command.
+    pub(super) network_follows: bool,
+    /// Nothing that is executed gives more rights.
+    pub(super) no_new_privileges: bool,
 }
 
 /// What the sandbox has to say.
@@ -74,12 +78,14 @@ pub(super) struct Failure {
 impl Order {
     /// Writes it, with its length before it.
     pub(super) fn send(&self, mut to: impl Write) -> io::Result<()> {
-        let Self { rootfs, process, files, user_xattr, terminal, seccomp, cgroups } = self;
+        let Self { rootfs, process, files, user_xattr, terminal, seccomp, cgroups, network_follows, no_new_privileges } =
+            self;
         let mut out = Encoder(vec![0; 8]);
         out.list(&rootfs.lower, |out, path| out.bytes(path.as_os_str().as_bytes()));
         out.bytes(rootfs.upper.as_os_str().as_bytes());
         out.bytes(rootfs.work.as_os_str().as_bytes());
         out.list(&rootfs.mounts, Encoder::mount);
+        out.number(u64::from(rootfs.copied));
         let ProcessSpec {
             args,
             env,
@@ -94,6 +100,7 @@ impl Order {
             shm_size,
             security,
             ulimits,
+            linux32,
             // For the outside.
             cgroup_parent: _,
         } = process;
@@ -118,11 +125,14 @@ impl Order {
             out.number(*soft);
             out.number(*hard);
         });
+        out.number(u64::from(*linux32));
         out.list(files, Encoder::pair);
         out.number(u64::from(*user_xattr));
         out.number(u64::from(*terminal));
         out.bytes(seccomp);
         out.list(cgroups, |out, path| out.bytes(path.as_os_str().as_bytes()));
+        out.number(u64::from(*network_follows));
+        out.number(u64::from(*no_new_privileges));
         let length = (out.0.len() - 8) as u64;
         out.0[..8].copy_from_slice(&length.to_le_bytes());
         to.write_all(&out.0)
@@ -143,6 +153,7 @@ impl Order {
             upper: input.path()?,
             work: input.path()?,
             mounts: input.list(Decoder::mount)?,
+            copied: input.number()? != 0,
         };
         let process = ProcessSpec {
             args: input.list(Decoder::text)?,
@@ -163,6 +174,7 @@ impl Order {
             shm_size: input.number()?,
             security: if input.number()? == 0 { Security::Sandbox } else { Security::Insecure },
             ulimits: input.list(Decoder::ulimit)?,
+            linux32: input.number()? != 0,
             cgroup_parent: None,
         };
         Ok(Self {
@@ -173,6 +185,8 @@ impl Order {
             terminal: input.number()? != 0,
             seccomp: input.bytes()?.to_vec(),
             cgroups: input.list(Decoder::path)?,
+            network_follows: input.number()? != 0,
+            no_new_privileges: input.number()? != 0,
         })
     }
 }
@@ -403,6 +417,7 @@ mod tests {
                 ]
                 .map(|source| Mount { target: "/t".into(), read_only: true, source })
                 .to_vec(),
+                copied: true,
             },
             process: ProcessSpec {
                 args: vec!["/bin/sh".into(), "-c".into(), "echo ü\n".into()],
@@ -418,6 +433,7 @@ mod tests {
                 shm_size: 64 << 20,
                 security: Security::Insecure,
                 ulimits: vec![Ulimit { name: "core", soft: 1, hard: u64::MAX }],
+                linux32: true,
                 cgroup_parent: None,
             },
             files: vec![("/etc/hosts".into(), "x".repeat(300_000))],
@@ -425,6 +441,8 @@ mod tests {
             terminal: true,
             seccomp: vec![1, 2],
             cgroups: vec!["/c".into()],
+            network_follows: true,
+            no_new_privileges: true,
         }
     }
 

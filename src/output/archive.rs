@@ -2,14 +2,16 @@
 //!
 //! In: a destination, then members in order. Out: a tar whose bytes are a function of the members and one time. What
 //! always holds: a regular file at the destination is replaced by rename when all is written, and is as it was if
-//! anything fails; pipes, terminals and devices are written to as they are.
+//! anything fails; until then the new one has no name, where the file system can do that, so that SIGKILL leaves nothing;
+//! pipes, terminals and devices are written to as they are.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
 use tar::{EntryType, Header};
 use tempfile::NamedTempFile;
 
@@ -29,6 +31,8 @@ pub(super) struct Sink {
 enum Out {
     /// Written in place: standard output, a pipe, a device.
     Direct(File),
+    /// Without a name, until it is complete.
+    Unnamed { file: File, path: PathBuf },
     /// Beside its destination, until it is complete.
     New { file: NamedTempFile, path: PathBuf },
 }
@@ -69,6 +73,10 @@ impl Sink {
             _ => Path::new("."),
         };
         // 0666 less the umask, as for any file that a program makes.
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        if let Ok(file) = rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666)) {
+            return Ok(Self { place, out: Out::Unnamed { file: File::from(file), path } });
+        }
         let file = tempfile::Builder::new()
             .prefix(".rbuild-")
             .permissions(fs::Permissions::from_mode(0o666))
@@ -79,7 +87,7 @@ impl Sink {
 
     fn file(&self) -> &File {
         match &self.out {
-            Out::Direct(file) => file,
+            Out::Direct(file) | Out::Unnamed { file, .. } => file,
             Out::New { file, .. } => file.as_file(),
         }
     }
@@ -88,6 +96,16 @@ impl Sink {
     pub(super) fn finish(self) -> Result<(), OutputError> {
         match self.out {
             Out::Direct(_) => Ok(()),
+            Out::Unnamed { file, path } => {
+                let failed = |error| OutputError::io("rename into place", &path)(error);
+                // A link replaces nothing, so it gets another name first.
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+                let named = tempfile::Builder::new()
+                    .prefix(".rbuild-")
+                    .make_in(folder, |name| Ok(linkat(CWD, own.as_str(), CWD, name, AtFlags::SYMLINK_FOLLOW)?));
+                named.map_err(failed)?.into_temp_path().persist(&path).map_err(|error| failed(error.error))
+            }
             Out::New { file, path } => {
                 file.persist(&path).map_err(|error| OutputError::io("rename into place", &path)(error.error))?;
                 Ok(())
@@ -149,8 +167,13 @@ impl ArchiveWriter {
     ) -> Result<(), OutputError> {
         self.header(name, EntryType::Regular, 0o644, size)?;
         let written = {
-            let mut out = Counted { out: self.sink.buffered(), written: 0 };
-            write(&mut out)?;
+            let mut out = Counted::new(self.sink.buffered());
+            let done = write(&mut out);
+            // Whoever copies to it may take it for what is copied.
+            if let Some(error) = out.error {
+                return Err(self.sink.failed()(error));
+            }
+            done?;
             out.flush().map_err(self.sink.failed())?;
             out.written
         };
@@ -186,14 +209,29 @@ impl ArchiveWriter {
     }
 }
 
-struct Counted<W> {
-    out: W,
+/// Counts what is written, and keeps the error that stopped it: a copy does not tell which side failed.
+pub(super) struct Counted<W> {
+    pub(super) out: W,
     written: u64,
+    pub(super) error: Option<io::Error>,
+}
+
+impl<W> Counted<W> {
+    pub(super) fn new(out: W) -> Self {
+        Self { out, written: 0, error: None }
+    }
 }
 
 impl<W: Write> Write for Counted<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
+        let written = match self.out.write(bytes) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                let kept = error.raw_os_error().map_or(error.kind().into(), io::Error::from_raw_os_error);
+                self.error = Some(kept);
+                return Err(error);
+            }
+            other => other?,
+        };
         self.written += written as u64;
         Ok(written)
     }

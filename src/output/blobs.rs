@@ -55,11 +55,8 @@ pub(super) fn layer_blob(
     let uncompressed = listed.digest == layer.0;
     if !uncompressed && !force {
         let Some(Kind::Layer(encoding)) = Kind::of(&listed.media_type) else {
-            return Err(StoreError::Damaged {
-                path: store.blob_path(&listed.digest),
-                why: format!("its manifest gives it the media type {}", listed.media_type),
-            }
-            .into());
+            let why = format!("its manifest gives it the media type {}", listed.media_type);
+            return Err(store.damaged(&store.blob_path(&listed.digest), why).into());
         };
         if !lease.uses_blob(store, &listed.digest)? {
             return Err(store.missing(format!("the blob {} of layer {layer}", listed.digest)).into());

@@ -6,13 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::archive::{ArchiveWriter, Sink};
+use super::archive::{ArchiveWriter, Counted, Sink};
 use super::blobs::{Source, Wish, layer_blob};
 use super::{Destination, Output, OutputError, OutputImage, OutputIndex, OutputKind, Subject};
 use crate::digest::{DiffId, Digest};
@@ -278,7 +278,13 @@ impl Target {
                     let name = blob_name(digest);
                     match blob {
                         Blob::Bytes(bytes) => archive.bytes(&name, bytes)?,
-                        Blob::Stored(size) => archive.copy(&name, &store.blob_path(digest), *size)?,
+                        Blob::Stored(size) => {
+                            archive.stream(
+                                &name,
+                                *size,
+                                |out| Ok(store.copy_blob(digest, &mut lease.heeding(out))?),
+                            )?;
+                        }
                         Blob::Tar(layer, size) => match store.own_tar(layer, lease) {
                             Some(tar) => archive.copy(&name, &tar, *size)?,
                             None => archive
@@ -289,9 +295,7 @@ impl Target {
                 archive.finish()
             }
             Self::Folder(folder) => {
-                let document = |name: &String, bytes: &Vec<u8>| {
-                    put(&folder, name, |out, path| out.write_all(bytes).map_err(OutputError::io("write", path)))
-                };
+                let document = |name: &String, bytes: &Vec<u8>| put(&folder, name, |out| whole(out, bytes));
                 // `index.json` is the last by its place, not by its name: with it the image appears. The others come
                 // first: what fails halfway leaves a layout, which the next try takes.
                 let (index, others): (Vec<_>, Vec<_>) = documents.iter().partition(|(name, _)| *name == "index.json");
@@ -303,9 +307,7 @@ impl Target {
                 for (digest, blob) in blobs {
                     let (Blob::Stored(size) | Blob::Tar(_, size)) = blob else {
                         let Blob::Bytes(bytes) = blob else { continue };
-                        put(&folder, &blob_name(digest), |out, path| {
-                            out.write_all(bytes).map_err(OutputError::io("write", path))
-                        })?;
+                        put(&folder, &blob_name(digest), |out| whole(out, bytes))?;
                         continue;
                     };
                     let path = place.join(digest.hex());
@@ -316,14 +318,17 @@ impl Target {
                         Blob::Tar(layer, _) => store.own_tar(layer, lease),
                         _ => None,
                     };
-                    put(&folder, &blob_name(digest), |out, path| match (blob, own) {
-                        (_, Some(tar)) => copy(&tar, out, path, *size),
+                    put(&folder, &blob_name(digest), |out| match (blob, own) {
+                        (_, Some(tar)) => {
+                            let mut tar = File::open(&tar).map_err(OutputError::io("open", &tar))?;
+                            io::copy(&mut tar, &mut out.out).map(drop).map_err(OutputError::io("write", &path))
+                        }
                         (Blob::Tar(layer, _), None) => {
                             let mut out = io::BufWriter::with_capacity(1 << 20, out);
                             store.write_tar(layer, &mut lease.heeding(&mut out))?;
-                            out.flush().map_err(OutputError::io("write", path))
+                            out.flush().map_err(OutputError::io("write", &path))
                         }
-                        _ => copy(&store.blob_path(digest), out, path, *size),
+                        _ => Ok(store.copy_blob(digest, &mut lease.heeding(out))?),
                     })?;
                 }
                 index.into_iter().try_for_each(|(name, bytes)| document(name, bytes))
@@ -332,22 +337,15 @@ impl Target {
     }
 }
 
-/// Copies a blob of the store.
-fn copy(from: &Path, mut to: &File, place: &Path, size: u64) -> Result<(), OutputError> {
-    let file = File::open(from).map_err(OutputError::io("open", from))?;
-    let copied = io::copy(&mut (&file).take(size), &mut to).map_err(OutputError::io("write", place))?;
-    if copied == size {
-        Ok(())
-    } else {
-        Err(OutputError::Short { what: from.display().to_string(), expected: size, found: copied })
-    }
+fn whole(out: &mut dyn Write, bytes: &[u8]) -> Result<(), OutputError> {
+    out.write_all(bytes).map_err(OutputError::io("write", Path::new("")))
 }
 
 /// Makes a file of a folder, at once or not at all.
 fn put(
     folder: &Path,
     name: &str,
-    write: impl FnOnce(&mut File, &Path) -> Result<(), OutputError>,
+    write: impl FnOnce(&mut Counted<&mut File>) -> Result<(), OutputError>,
 ) -> Result<(), OutputError> {
     let path = folder.join(name);
     let mut file = tempfile::Builder::new()
@@ -355,7 +353,13 @@ fn put(
         .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(folder)
         .map_err(OutputError::io("make a file in", folder))?;
-    write(file.as_file_mut(), &path)?;
+    let mut out = Counted::new(file.as_file_mut());
+    let done = write(&mut out);
+    // Whoever copies to it may take it for what is copied.
+    if let Some(error) = out.error {
+        return Err(OutputError::io("write", &path)(error));
+    }
+    done?;
     file.persist(&path).map_err(|error| OutputError::io("rename into place", &path)(error.error))?;
     Ok(())
 }

@@ -7,6 +7,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,6 @@ use rustix::io::Errno;
 
 use super::OutputError;
 use super::rootfs::{Data, RootFs};
-use super::tar::copy_exactly;
 use crate::layer::entry::{file_name, parent};
 use crate::layer::entry_ref::{EntryRef, KindRef};
 use crate::layer::stack::Visible;
@@ -121,13 +121,14 @@ impl<'a> Writer<'a> {
         item: &Visible<'a>,
         data: &mut Data<'_>,
     ) -> Result<(), OutputError> {
-        let (entry, Some((layer, position, size))) = (item.entry, item.data) else { return Ok(()) };
+        let (entry, Some((_, _, size))) = (item.entry, item.data) else { return Ok(()) };
         let failed = |action| self.failed(action, entry.path);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = replace(folder, name, || rustix::fs::openat(folder, name, flags, Mode::RUSR | Mode::WUSR));
         let mut file = File::from(made.map_err(|errno| self.occupied("make", entry.path, errno))?);
         if size > 0 {
-            copy_exactly(&mut *data.open(layer, position)?, &mut file, size, entry.path)?;
+            let errno = |error: io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            data.copy(item, &mut file, |error| failed("write")(errno(error)))?;
         }
         if let Some(capability) = entry.capability {
             // Only root may give capabilities; for anyone else the file is there without, as with cp.

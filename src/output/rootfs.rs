@@ -1,16 +1,18 @@
 //! The merged root file system of an image, entry by entry.
 //!
 //! In: an image whose layers are in the store. Out: its entries in component-wise order, parents first, and the data of
-//! its files. What always holds: nothing is unpacked first; what a process in the image would see is what comes out;
+//! its files. What always holds: what comes out of a file has the digest that the layer says; nothing is unpacked first; what a process in the image would see is what comes out;
 //! hard links stay hard links where their file is visible under several names.
 
-use std::io::Read;
+use std::io::{self, Read as _, Write};
 use std::sync::Arc;
 
 use super::OutputError;
-use crate::digest::DiffId;
+use super::archive::Counted;
+use crate::digest::{DiffId, HashingReader};
+use crate::layer::entry_ref::KindRef;
 use crate::layer::index::LayerIndex;
-use crate::layer::stack::{LayerStack, Walk};
+use crate::layer::stack::{LayerStack, Visible, Walk};
 use crate::store::layers::LayerData;
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
@@ -31,11 +33,8 @@ impl<'a> RootFs<'a> {
             let index = store.layer_index(layer)?.ok_or_else(|| store.missing(format!("the layer {layer}")))?;
             indexes.push(Arc::new(index));
         }
-        let damaged = |error: crate::layer::index::IndexError| StoreError::Damaged {
-            path: store.path("layers"),
-            why: error.to_string(),
-        };
-        let stack = LayerStack::new(indexes).map_err(damaged)?;
+        let stack =
+            LayerStack::new(indexes).map_err(|error| store.damaged(&store.path("layers"), error.to_string()))?;
         Ok(Self { store, lease, diff_ids, stack })
     }
 
@@ -57,16 +56,35 @@ pub(super) struct Data<'a> {
 }
 
 impl Data<'_> {
-    /// Opens the data of the file at `position` of `layer`.
-    pub(super) fn open(&mut self, layer: usize, position: usize) -> Result<Box<dyn Read + '_>, OutputError> {
+    /// Copies the bytes of a file; an error is returned if they are not those that the layer's index says. `failed` tells of
+    /// what could not be written.
+    pub(super) fn copy(
+        &mut self,
+        file: &Visible<'_>,
+        to: &mut dyn Write,
+        failed: impl FnOnce(io::Error) -> OutputError,
+    ) -> Result<(), OutputError> {
+        let (KindRef::File { size, sha256 }, Some((layer, position, _))) = (file.entry.kind, file.data) else {
+            return Ok(());
+        };
         let RootFs { store, lease, diff_ids, ref stack, .. } = *self.rootfs;
+        let folder = store.path("layers").join(diff_ids[layer].0.hex());
         let data = match &mut self.layers[layer] {
             Some(data) => data,
             none => none.insert(store.layer_data(&diff_ids[layer], lease)?),
         };
-        data.open(&stack.layers[layer], position)
-            .map(|reader| Box::new(lease.heeding(reader)) as Box<dyn Read>)
-            .map_err(StoreError::io("read a file of", &store.path(&format!("layers/{}", diff_ids[layer].0.hex()))))
-            .map_err(OutputError::from)
+        let reader = data.open(&stack.layers[layer], position).map_err(StoreError::io("read a file of", &folder))?;
+        let mut reader = HashingReader::new(lease.heeding(reader).take(size));
+        let mut to = Counted::new(to);
+        let copied = io::copy(&mut reader, &mut to);
+        if let Some(error) = to.error {
+            return Err(failed(error));
+        }
+        copied.map_err(StoreError::io("read a file of", &folder))?;
+        if reader.finish().1 == sha256 {
+            return Ok(());
+        }
+        let why = format!("its file {} is not what its index says", String::from_utf8_lossy(file.entry.path));
+        Err(store.damaged(&folder, why).into())
     }
 }

@@ -3,8 +3,7 @@
 //! In: root file systems, a destination. Out: a tar with the headers that layers have, and no whiteouts. What always
 //! holds: with an epoch every entry has exactly that time; the same image gives the same bytes.
 
-use std::io::{self, Read, Write};
-use std::path::Path;
+use std::io::Write;
 
 use super::OutputError;
 use super::archive::Sink;
@@ -52,9 +51,8 @@ impl Writer {
             block.clear();
             header::encode(&entry, epoch.unwrap_or(entry.mtime), &mut block)?;
             out.write_all(&block).map_err(sink.failed())?;
-            if let (KindRef::File { size, .. }, Some((layer, position, _))) = (entry.kind, item.data) {
-                let mut reader = data.open(layer, position)?;
-                copy_exactly(&mut *reader, &mut out, size, entry.path)?;
+            if let KindRef::File { size, .. } = entry.kind {
+                data.copy(&item, &mut out, sink.failed())?;
                 let padding = (size.next_multiple_of(BLOCK) - size) as usize;
                 out.write_all(&[0; BLOCK as usize][..padding]).map_err(sink.failed())?;
             }
@@ -70,12 +68,4 @@ impl Writer {
         ended?;
         self.sink.finish()
     }
-}
-
-/// Copies a file of the image; anything but `size` bytes is an error.
-pub(super) fn copy_exactly(from: &mut dyn Read, to: &mut dyn Write, size: u64, path: &[u8]) -> Result<(), OutputError> {
-    let name = || format!("/{}", String::from_utf8_lossy(path));
-    let mut limited = from.take(size);
-    let copied = io::copy(&mut limited, to).map_err(OutputError::io("write the data of", Path::new(&name())))?;
-    if copied == size { Ok(()) } else { Err(OutputError::Short { what: name(), expected: size, found: copied }) }
 }

@@ -152,7 +152,8 @@ impl StageGraph {
         self.warnings.extend(lint::platform_flag(stage, &self.globals, self.escape));
         let mut problems = Vec::new();
         let mut image = image.unwrap_or_default();
-        let replaced = stage.name.as_ref().and_then(|name| named_context(&name.text, options));
+        let platform = given.clone().flatten().unwrap_or_else(|| options.platform().clone());
+        let replaced = stage.name.as_ref().and_then(|name| named_context(&name.text, &platform, options));
         let from = if let Some(context) = replaced {
             context.clone_into(&mut image);
             Origin::Outside(Outside { name: context.to_owned(), context: true })
@@ -161,7 +162,7 @@ impl StageGraph {
         } else if image == "scratch" || image.is_empty() {
             Origin::Scratch
         } else {
-            match outside(&image, options) {
+            match outside(&image, &platform, options) {
                 Ok(outside) => Origin::Outside(outside),
                 Err(why) => {
                     errors.push(self.bad_image(why, &image, stage.image.span));
@@ -288,7 +289,7 @@ impl StageGraph {
                 error.help(format!("add `FROM {text} AS source` before this stage, and use --from=source")),
             ));
         }
-        if let Some(name) = named_context(text, options) {
+        if let Some(name) = named_context(text, options.platform(), options) {
             return Ok(Origin::Outside(Outside { name: name.to_owned(), context: true }));
         }
         let shown = |stage: usize| self.names[stage].clone().unwrap_or_else(|| format!("stage-{stage}"));
@@ -326,7 +327,9 @@ impl StageGraph {
         if text == "scratch" {
             return Ok(Origin::Scratch);
         }
-        outside(text, options).map(Origin::Outside).map_err(|why| (true, self.bad_image(why, text, from.span)))
+        outside(text, options.platform(), options)
+            .map(Origin::Outside)
+            .map_err(|why| (true, self.bad_image(why, text, from.span)))
     }
 
     /// A stage that a named context stands in for is that context.
@@ -470,23 +473,36 @@ pub(super) fn sources_of(instruction: &Instruction) -> impl Iterator<Item = &Wor
     copy.into_iter().chain(mounts.iter().filter_map(|mount| mount.from.as_ref()))
 }
 
-/// The named context that `name` means: it bears that name, or that of the same image.
-fn named_context<'a>(name: &str, options: &'a PlanOptions) -> Option<&'a str> {
+/// The named context that `name` means: it bears that name, or that of the same image. One for the platform
+/// (`name::linux/arm64`) beats one for all; a whole name is given back.
+fn named_context<'a>(name: &str, platform: &Platform, options: &'a PlanOptions) -> Option<&'a str> {
     if name == "scratch" || name == "context" {
         return None;
     }
-    let contexts = || options.named_contexts.iter().map(String::as_str);
-    contexts()
-        .find(|context| *context == name)
-        .or_else(|| contexts().find(|context| context.eq_ignore_ascii_case(name)))
-        .or_else(|| {
-            let wanted = Reference::parse(name).ok()?;
-            contexts().find(|context| Reference::parse(context).is_ok_and(|reference| reference == wanted))
+    let contexts = |own: bool| {
+        let all = options.named_contexts.iter().map(String::as_str);
+        all.filter_map(move |whole| match whole.rsplit_once("::") {
+            None => (!own).then_some((whole, whole)),
+            Some((bare, text)) => {
+                let meant = Platform::parse(text, platform).ok()?;
+                (own && meant == *platform).then_some((whole, bare))
+            }
         })
+    };
+    let find = |own: bool| {
+        contexts(own)
+            .find(|(_, context)| *context == name)
+            .or_else(|| contexts(own).find(|(_, context)| context.eq_ignore_ascii_case(name)))
+            .or_else(|| {
+                let wanted = Reference::parse(name).ok()?;
+                contexts(own).find(|(_, context)| Reference::parse(context).is_ok_and(|reference| reference == wanted))
+            })
+    };
+    find(true).or_else(|| find(false)).map(|(whole, _)| whole)
 }
 
-fn outside(name: &str, options: &PlanOptions) -> Result<Outside, String> {
-    if let Some(context) = named_context(name, options) {
+fn outside(name: &str, platform: &Platform, options: &PlanOptions) -> Result<Outside, String> {
+    if let Some(context) = named_context(name, platform, options) {
         return Ok(Outside { name: context.to_owned(), context: true });
     }
     match Reference::parse(name) {

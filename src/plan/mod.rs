@@ -14,6 +14,7 @@ pub mod graph;
 pub mod limits;
 pub mod lint;
 mod mounts;
+pub mod outline;
 mod platforms;
 pub mod print;
 pub mod remote;

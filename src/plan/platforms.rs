@@ -142,6 +142,9 @@ fn merge(plans: Vec<Plan>) -> Plan {
     // For each step the image that it is for; `None` where it is for several.
     let mut targets: Vec<Option<usize>> = Vec::new();
     for (number, plan) in plans.into_iter().enumerate() {
+        if number == 0 {
+            merged.arguments = plan.arguments;
+        }
         let bases: Vec<usize> = plan.bases.into_iter().map(|base| position_or_push(&mut merged.bases, base)).collect();
         let contexts: Vec<usize> =
             plan.contexts.into_iter().map(|context| position_or_push(&mut merged.contexts, context)).collect();

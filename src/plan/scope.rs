@@ -244,7 +244,7 @@ pub(super) fn global_arguments(
     let mut diagnostics = Vec::new();
     for instruction in instructions {
         let InstructionKind::Arg(declarations) = &instruction.kind else { continue };
-        for ArgDeclaration { name, default } in declarations {
+        for ArgDeclaration { name, default, .. } in declarations {
             if let Some(value) = options.argument(&name.text) {
                 variables.set(&name.text, &value);
             } else if let Some(default) = default {

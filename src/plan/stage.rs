@@ -16,8 +16,8 @@ use super::config::{Folded, clean, is_signal, near_signal, ports};
 use super::graph::{Origin, Outside, StageGraph};
 use super::scope::{Variables, is_directive};
 use super::step::{
-    BaseId, ContextId, CopyFrom, CopyOp, CopySource, INTERNAL, MakeDirOp, Op, Plan, PlannedBase, PlannedContext,
-    PlannedImage, ShellPoint, Stack, Step, StepId,
+    BaseId, ContextId, CopyFrom, CopyOp, CopySource, INTERNAL, MakeDirOp, Op, Plan, PlannedArgument, PlannedBase,
+    PlannedContext, PlannedImage, ShellPoint, Stack, Step, StepId,
 };
 use super::trigger::Trigger;
 use super::{Bases, NoCache, PlanOptions, Resolved, ShellAt, lint};
@@ -404,7 +404,7 @@ impl<'a> Planner<'a> {
 
     fn arg(&mut self, place: Place<'_>, state: &mut State, declarations: &[ArgDeclaration]) -> Result<(), Told> {
         let mut resolved = Vec::with_capacity(declarations.len());
-        for ArgDeclaration { name, default } in declarations {
+        for ArgDeclaration { name, default, description } in declarations {
             self.note(place, lint::secret("ARG", name, &name.text));
             let value = match (self.options.argument(&name.text), default) {
                 (Some(given), _) => Some(given),
@@ -415,6 +415,16 @@ impl<'a> Planner<'a> {
                 state.variables.set(&name.text, value);
             }
             state.arguments.set(&name.text, value.as_deref().unwrap_or_default());
+            self.plan.arguments.push(PlannedArgument {
+                stage: place.stage,
+                name: name.text.clone(),
+                value: value.clone(),
+                global: default.is_none()
+                    && self.graph.globals.get(&name.text).is_some()
+                    && self.options.argument(&name.text).is_none(),
+                description: description.clone(),
+                lines: place.lines(),
+            });
             resolved.push((name.text.clone(), value));
         }
         state.folded.arg(&resolved);

@@ -25,6 +25,26 @@ pub struct Plan {
     pub shell: Option<Box<ShellPoint>>,
     /// The result is an index, even if it is of one image.
     pub index: bool,
+    /// The ARGs of the stages that were planned, in the order in which that happened; of several platforms, those of the
+    /// first.
+    pub arguments: Vec<PlannedArgument>,
+}
+
+/// An ARG of a stage.
+#[derive(Debug, Clone)]
+pub struct PlannedArgument {
+    /// The stage, by its place in the file.
+    pub stage: usize,
+    /// Its name.
+    pub name: String,
+    /// What it comes to, if anything.
+    pub value: Option<String>,
+    /// It stands for the one of this name before the first FROM.
+    pub global: bool,
+    /// What the comment above it says.
+    pub description: Option<String>,
+    /// Its first and last line, from 1.
+    pub lines: (usize, usize),
 }
 
 /// A place in a stage where a shell can be had.

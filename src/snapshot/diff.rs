@@ -227,7 +227,7 @@ fn normalise(root: &RootDir, lower: &LayerStack, items: &[Item]) -> Result<(), C
     file::set_time(dir, metadata.mtime).map_err(failed(b"", "set the time of"))
 }
 
-fn failed<'p>(path: &'p [u8], action: &'static str) -> impl Fn(io::Error) -> CommitError + use<'p> {
+pub(super) fn failed<'p>(path: &'p [u8], action: &'static str) -> impl Fn(io::Error) -> CommitError + use<'p> {
     move |source| CommitError::Upper { path: path.to_vec(), action, source }
 }
 

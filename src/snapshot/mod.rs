@@ -4,4 +4,5 @@
 //! changed and removed. What always holds: only the upper folder is walked, never the whole root; what the command left
 //! as it was is no part of the layer.
 
+pub mod copied;
 pub mod diff;

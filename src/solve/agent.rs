@@ -276,6 +276,7 @@ mod tests {
         assert_eq!(message(&mut client).unwrap(), None);
     }
 
+    /// Case 5.6-71 of the semantics: the connections end with the step.
     #[test]
     fn a_socket_answers_as_long_as_it_is_forwarded() {
         let folder = tempfile::tempdir().unwrap();

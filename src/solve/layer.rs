@@ -39,7 +39,7 @@ impl Solver<'_> {
         let file = File::create_new(&path).map_err(StoreError::io("make", &path))?;
         let mut writer = LayerWriter::new(EarlyWriter::new(file));
         let mut kinds = Vec::with_capacity(landing.entries.len());
-        read_ahead(&source, &landing.entries, before, |mut files| {
+        let written = read_ahead(&source, &landing.entries, before, |mut files| {
             for landed in &landing.entries {
                 if self.engine.cancel.is_canceled() {
                     return Err(Cause::Canceled);
@@ -64,13 +64,27 @@ impl Solver<'_> {
                 kinds.push(entry.kind);
             }
             Ok(())
-        })?;
+        });
         drop(source);
+        written.map_err(|cause| self.of_layer(cause, copy, landing))?;
         for (landed, kind) in landing.entries.iter_mut().zip(kinds) {
             landed.entry.kind = kind;
         }
         let (_, index) = writer.finish()?;
         Ok(NewLayer { index, form: Form::Tar(path) })
+    }
+
+    /// What is not as it was looked at is damage where it comes from a layer, which nobody changes.
+    fn of_layer(&self, cause: Cause, copy: Option<&CopyOp>, landing: &Landing) -> Cause {
+        let (Cause::Unsteady(path), Some(CopyFrom::Stack(stack))) = (&cause, copy.map(|copy| copy.from)) else {
+            return cause;
+        };
+        let name = path.as_os_str().as_encoded_bytes();
+        let landed = landing.entries.iter().find(|landed| landed.entry.path == name);
+        let Some(FileData::Layer { layer, .. }) = landed.map(|landed| &landed.data) else { return cause };
+        let folder = self.engine.store.path("layers").join(self.stack(stack).layers[*layer].0.hex());
+        let why = format!("what is copied from it to {} is not what its index says", path.display());
+        self.engine.store.damaged(&folder, why).into()
     }
 
     /// The layer that a COPY from a context gave last, if its tar is here.

@@ -31,6 +31,7 @@ use std::time::{Duration, SystemTime};
 
 pub use self::agent::{Agent, AgentKeys};
 pub use self::mounts::Secret;
+pub use self::run::needs_mounts;
 use crate::cache::record::CacheRecord;
 use crate::context::local::LocalContext;
 use crate::diagnostic::Span;
@@ -44,7 +45,7 @@ use crate::layer::apply::{ApplyError, TreeOptions};
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::write::WriteError;
 use crate::plan::BaseImage;
-use crate::plan::step::{CopyFrom, CopyOp, Op, Plan, ShellPoint, Stack, Step, StepId};
+use crate::plan::step::{BaseId, CopyFrom, CopyOp, Op, Plan, ShellPoint, Stack, Step, StepId};
 use crate::shared::SharedCache;
 use crate::snapshot::diff::CommitError;
 use crate::store::cache_mounts::CacheName;
@@ -308,7 +309,13 @@ pub fn shell(plan: &Plan, engine: &Engine<'_>, point: &ShellPoint) -> Result<Ins
         // Everything was in the cache: there is one thread still.
         solver.prepare_trees().map_err(ShellError::Place)?;
     }
-    solver.shell(&point.run, &solver.stack(point.stack)).map_err(ShellError::Place)
+    let platform = match point.stack {
+        Stack::Step(StepId(step)) => Some(&plan.steps[step].platform),
+        Stack::Base(BaseId(base)) => Some(&plan.bases[base].platform),
+        Stack::Scratch => None,
+    };
+    let platform = platform.cloned().unwrap_or_default();
+    solver.shell(&point.run, &platform, &solver.stack(point.stack)).map_err(ShellError::Place)
 }
 
 /// The steps whose results a step needs.
@@ -345,6 +352,8 @@ struct Solver<'a> {
     restarted: Vec<OnceLock<()>>,
     stacks: stacks::Stacks<'a>,
     trees: OnceLock<TreeOptions>,
+    /// Set when namespaces were refused: commands then run in copies.
+    refused: OnceLock<()>,
     /// What RUNs left that failed.
     failed: Mutex<Vec<(StepId, Inside)>>,
     /// The steps whose layers take the times that their sources have now.
@@ -374,6 +383,7 @@ impl<'a> Solver<'a> {
             restarted: (0..count).map(|_| OnceLock::new()).collect(),
             stacks: stacks::Stacks::new(engine.store, engine.lease, engine.events, engine.absent, engine.shared),
             trees: OnceLock::new(),
+            refused: OnceLock::new(),
             failed: Mutex::new(Vec::new()),
             today: OnceLock::new(),
             dated: (0..count).map(|_| OnceLock::new()).collect(),

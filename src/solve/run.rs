@@ -12,10 +12,13 @@ use super::mask::Held;
 use super::step::{NewLayer, StackState};
 use super::{Cause, Inside, Solver};
 use crate::event::{Event, Stream};
-use crate::exec::{Exit, ProcessSpec, RootFs};
+use crate::exec::{Exit, FILES_PUT_IN, FOLDERS_PUT_IN, Isolation, ProcessSpec, RootFs, emulator};
 use crate::image::accounts;
+use crate::image::platform::Platform;
 use crate::layer::stack::LayerStack;
-use crate::plan::step::{RunOp, StepId};
+use crate::plan::limits::Security;
+use crate::plan::step::{Network, RunOp, StepId};
+use crate::snapshot::copied::{self, Noted};
 use crate::snapshot::diff;
 use crate::store::StoreError;
 use crate::store::layers::Form;
@@ -32,13 +35,41 @@ const TAIL: usize = 16 << 10;
 
 impl Solver<'_> {
     pub(super) fn run(&self, id: StepId, op: &RunOp, below: &StackState) -> Result<NewLayer, Cause> {
+        let can_copy = needs_mounts(op).is_none() && !self.engine.keep_failed && rustix::process::geteuid().is_root();
+        let copied = match self.engine.sandbox.isolation {
+            Isolation::Namespace => false,
+            Isolation::Chroot => true,
+            Isolation::Auto => can_copy && self.refused.get().is_some(),
+        };
+        match self.run_in(id, op, below, copied) {
+            Err(Cause::Sandbox(error))
+                if !copied && can_copy && self.engine.sandbox.isolation == Isolation::Auto && error.is_refusal() =>
+            {
+                if self.refused.set(()).is_ok() {
+                    let why = error.to_string();
+                    let why = why.lines().next().unwrap_or_default();
+                    let note = format!(
+                        "warning: RUN is contained by a root directory alone (--isolation chroot), since namespaces are refused: {why}"
+                    );
+                    self.engine.events.event(Event::Note(&note));
+                }
+                self.run_in(id, op, below, true)
+            }
+            done => done,
+        }
+    }
+
+    /// Runs it in namespaces over the trees below, or in a copy of them.
+    fn run_in(&self, id: StepId, op: &RunOp, below: &StackState, copied: bool) -> Result<NewLayer, Cause> {
         let engine = self.engine;
         let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
         let view = self.checked_view(below)?;
-        let no_cache = self.plan.steps[id.0].no_cache;
-        let Inside { rootfs, process, held: prepared } = self.prepare(op, below, &view, no_cache)?;
+        let step = &self.plan.steps[id.0];
+        let Inside { rootfs, process, held: prepared } =
+            self.prepare(op, &step.platform, below, &view, step.no_cache, copied)?;
         // The file system's own clock, which is coarser than the system's: files that the command writes are not older.
         let stamp = rootfs.work.with_file_name("began");
+        let noted = if copied { Some(Noted::of(&rootfs.upper, &stamp)?) } else { None };
         let began = File::create(&stamp)
             .and_then(|file| file.metadata()?.modified())
             .map_err(StoreError::io("make", &stamp))?;
@@ -86,35 +117,50 @@ impl Solver<'_> {
                 return Err(Cause::Command { exit, tail });
             }
         }
+        if let Some(noted) = noted {
+            copied::to_upper(&rootfs.upper, &noted, &put_in(&view))?;
+        }
         let index = diff::commit(&rootfs.upper, &view, began, options)?;
         Ok(NewLayer { index, form: Form::Tree(rootfs.upper) })
     }
 
     /// A shell where a stage stands.
-    pub(super) fn shell(&self, op: &RunOp, below: &StackState) -> Result<Inside, Cause> {
-        let inside = self.prepare(op, below, &self.checked_view(below)?, false)?;
+    pub(super) fn shell(&self, op: &RunOp, platform: &Platform, below: &StackState) -> Result<Inside, Cause> {
+        let inside = self.prepare(op, platform, below, &self.checked_view(below)?, false, false)?;
         Ok(Inside { process: ProcessSpec { args: op.interactive_shell(), ..inside.process }, ..inside })
     }
 
     /// The file system of a command, with nothing changed in it yet, its mounts, and its surroundings.
-    fn prepare(&self, op: &RunOp, below: &StackState, view: &LayerStack, no_cache: bool) -> Result<Inside, Cause> {
+    fn prepare(
+        &self,
+        op: &RunOp,
+        platform: &Platform,
+        below: &StackState,
+        view: &LayerStack,
+        no_cache: bool,
+        copied: bool,
+    ) -> Result<Inside, Cause> {
         let options = self.trees.get().expect("trees are prepared before a RUN is carried out");
-        let mut process = self.process(op, view)?;
-        let lower = self.stacks.trees(&below.layers, options)?;
+        let mut process = self.process(op, platform, view)?;
         let folder = self.engine.lease.fresh_path();
         fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
+        let (lower, upper) = if copied {
+            (Vec::new(), self.stacks.flatten(&below.layers, options)?)
+        } else {
+            let upper = folder.join("upper");
+            fs::create_dir(&upper).map_err(StoreError::io("make", &upper))?;
+            (self.stacks.trees(&below.layers, options)?, upper)
+        };
         let mut held = self.prepare_mounts(op, &folder.join("mounts"), no_cache)?;
         add_variables(&mut process.env, &held.env);
         let mounts = std::mem::take(&mut held.mounts);
-        let rootfs = RootFs { lower, upper: folder.join("upper"), work: folder.join("work"), mounts };
-        for path in [&rootfs.upper, &rootfs.work] {
-            fs::create_dir(path).map_err(StoreError::io("make", path))?;
-        }
+        let rootfs = RootFs { lower, upper, work: folder.join("work"), mounts, copied };
+        fs::create_dir(&rootfs.work).map_err(StoreError::io("make", &rootfs.work))?;
         take_root_metadata(&rootfs.upper, view).map_err(StoreError::io("make", &rootfs.upper))?;
         Ok(Inside { rootfs, process, held })
     }
 
-    fn process(&self, op: &RunOp, view: &LayerStack) -> Result<ProcessSpec, Cause> {
+    fn process(&self, op: &RunOp, platform: &Platform, view: &LayerStack) -> Result<ProcessSpec, Cause> {
         let identity = accounts::user(&op.user, view.file_bytes(b"etc/passwd"), view.file_bytes(b"etc/group"))
             .map_err(|error| Cause::User(error.to_string()))?;
         let mut env = op.env.clone();
@@ -136,8 +182,30 @@ impl Solver<'_> {
             shm_size: op.limits.shm_size,
             security: op.security,
             ulimits: op.limits.ulimits.clone(),
+            linux32: emulator::is_32_bits_here(platform),
             cgroup_parent: op.limits.cgroup_parent.clone(),
         })
+    }
+}
+
+/// Where things of the machine are put in a copy: no part of what a command changes.
+fn put_in(view: &LayerStack) -> Vec<Vec<u8>> {
+    let folders = FOLDERS_PUT_IN.iter().map(|name| name.as_bytes().to_vec());
+    // A circle of links has no end, and no file was put there.
+    let files = FILES_PUT_IN.iter().filter_map(|path| view.resolve(path.as_bytes(), true).ok());
+    folders.chain(files).collect()
+}
+
+/// What of a RUN takes namespaces or mounts: it cannot be had in a copy.
+pub fn needs_mounts(op: &RunOp) -> Option<&'static str> {
+    if !op.mounts.is_empty() {
+        Some("RUN --mount")
+    } else if op.network == Network::None {
+        Some("RUN without a network")
+    } else if op.security == Security::Insecure {
+        Some("RUN --security=insecure")
+    } else {
+        None
     }
 }
 

@@ -6,13 +6,14 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Cause;
 use crate::digest::{ChainId, DiffId, Hasher};
 use crate::event::{Event, EventSink};
-use crate::layer::apply::{self, Previous, TreeOptions};
+use crate::layer::apply::{self, ApplyError, Previous, TreeOptions};
 use crate::layer::entry::Kind;
 use crate::layer::index::LayerIndex;
 use crate::layer::stack::{Found, LayerStack, needs_parents};
@@ -154,8 +155,7 @@ impl<'a> Stacks<'a> {
         index: impl Fn(&DiffId) -> Result<Arc<LayerIndex>, Cause>,
     ) -> Result<LayerStack, Cause> {
         let indexes = layers.iter().map(index).collect::<Result<Vec<_>, _>>()?;
-        let damaged = |why: String| StoreError::Damaged { path: self.store.root().to_owned(), why };
-        Ok(LayerStack::new(indexes).map_err(|error| damaged(error.to_string()))?)
+        Ok(LayerStack::new(indexes).map_err(|error| self.store.damaged(self.store.root(), error.to_string()))?)
     }
 
     /// The data of a layer's files.
@@ -211,15 +211,28 @@ impl<'a> Stacks<'a> {
             let data = below.iter().map(|layer| self.data(layer)).collect::<Result<Vec<_>, _>>()?;
             let mut lower = |found: &Found| data[found.layer].open(&view.layers[found.layer], found.position);
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
-            self.tell(&apply::apply_on_parents(&index, &tar, &view, &mut lower, &tree, options)?);
+            let made = apply::apply_on_parents(&index, &tar, &view, &mut lower, &tree, options);
+            self.tell(&made.map_err(|error| self.unreadable(layer, error))?);
             Ok(self.store.put_chain_tree(self.lease, chain, &tree)?)
         } else {
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
             let before = self.before(layer);
             let before = before.as_ref().map(|(index, tree)| Previous { index, tree });
-            self.tell(&apply::apply_like(&index, &tar, &tree, options, before.as_ref())?);
+            let made = apply::apply_like(&index, &tar, &tree, options, before.as_ref());
+            self.tell(&made.map_err(|error| self.unreadable(layer, error))?);
             self.store.put_layer(self.lease, &index, Form::Tree(tree))?;
             Ok(self.store.layer_tree(layer).ok_or_else(|| self.store.missing(format!("the tree of {layer}")))?)
+        }
+    }
+
+    /// Why a tree could not be made: a layer whose bytes end early is damaged.
+    fn unreadable(&self, layer: &DiffId, error: ApplyError) -> Cause {
+        match &error {
+            ApplyError::Data { source, .. } if source.kind() == ErrorKind::UnexpectedEof => {
+                let folder = self.store.path("layers").join(layer.0.hex());
+                self.store.damaged(&folder, "its bytes end early").into()
+            }
+            _ => error.into(),
         }
     }
 
@@ -228,6 +241,12 @@ impl<'a> Stacks<'a> {
         if let Some(tree) = self.store.chain_tree(name) {
             return Ok(tree);
         }
+        let tree = self.flatten(layers, options)?;
+        Ok(self.store.put_chain_tree(self.lease, name, &tree)?)
+    }
+
+    /// A new folder with what is seen through `layers`, for the caller alone.
+    pub(super) fn flatten(&self, layers: &[DiffId], options: &TreeOptions) -> Result<PathBuf, Cause> {
         let folder = self.lease.folder();
         let view = self.view(layers)?;
         let tar = tempfile::tempfile_in(folder).map_err(StoreError::io("make a file in", folder))?;
@@ -249,7 +268,7 @@ impl<'a> Stacks<'a> {
         let tree = self.lease.fresh_path();
         std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
         self.tell(&apply::apply(&index, &tar, &tree, options)?);
-        Ok(self.store.put_chain_tree(self.lease, name, &tree)?)
+        Ok(tree)
     }
 
     /// What could not be made in a tree.

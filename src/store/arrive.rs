@@ -67,7 +67,8 @@ pub fn arrived(store: &Store, lease: &Lease, expected: &Expected) -> Result<Opti
     }
     for blob in store.layer_blobs(&expected.diff_id)? {
         let same = (blob.digest, blob.size) == (digest, size);
-        if same && (digest == expected.diff_id.0 || lease.uses_blob(store, &digest)?) {
+        let is_tar = digest == expected.diff_id.0;
+        if same && (is_tar || lease.uses_blob(store, &digest)?) && has_size(store, expected, &blob, is_tar)? {
             let encoding = match Kind::of(&blob.media_type.as_str().into()) {
                 Some(Kind::Layer(encoding)) => encoding,
                 _ => Encoding::Tar,
@@ -76,6 +77,15 @@ pub fn arrived(store: &Store, lease: &Lease, expected: &Expected) -> Result<Opti
         }
     }
     Ok(None)
+}
+
+/// Whether as many bytes are kept as there should be: what a power cut cuts short is not taken for the layer.
+fn has_size(store: &Store, expected: &Expected, blob: &KnownBlob, is_tar: bool) -> Result<bool, StoreError> {
+    if !is_tar {
+        return Ok(store.blob_size(&blob.digest)? == blob.size);
+    }
+    let Some(tar) = store.stored_tar(&expected.diff_id)? else { return Ok(true) };
+    Ok(tar.metadata().map_err(StoreError::io("look at the tar of", store.root()))?.len() == blob.size)
 }
 
 /// Takes a layer in.

@@ -26,7 +26,7 @@ pub fn base_image(store: &Store, record: &ImageRecord) -> Result<BaseImage, Stor
 /// All images that a record stands for, in order: one, or one for each platform of an index. There is at least one.
 pub fn base_images(store: &Store, record: &ImageRecord) -> Result<Vec<BaseImage>, StoreError> {
     let bytes = store.read_blob(&record.manifest, MAX_MANIFEST_SIZE as u64)?;
-    let damaged = |why: String| StoreError::Damaged { path: store.blob_path(&record.manifest), why };
+    let damaged = |why: String| store.damaged(&store.blob_path(&record.manifest), why);
     let name = record.names.first().cloned().unwrap_or_else(|| record.id.to_string());
     match Document::parse(&bytes).map_err(|error| damaged(error.to_string()))? {
         Document::Manifest(manifest) => {
@@ -44,8 +44,8 @@ pub fn base_images(store: &Store, record: &ImageRecord) -> Result<Vec<BaseImage>
 /// The image of an entry of an index.
 fn entry_image(store: &Store, entry: &Descriptor, name: String) -> Result<BaseImage, StoreError> {
     let bytes = store.read_blob(&entry.digest, MAX_MANIFEST_SIZE as u64)?;
-    let manifest = Manifest::parse(&bytes)
-        .map_err(|error| StoreError::Damaged { path: store.blob_path(&entry.digest), why: error.to_string() })?;
+    let manifest =
+        Manifest::parse(&bytes).map_err(|error| store.damaged(&store.blob_path(&entry.digest), error.to_string()))?;
     let mut image = image_of(store, entry.clone(), manifest, name)?;
     if let Some(platform) = &entry.platform {
         image.platform = Platform::from(platform).normalised();
@@ -55,7 +55,7 @@ fn entry_image(store: &Store, entry: &Descriptor, name: String) -> Result<BaseIm
 
 /// The image of a manifest that was read.
 fn image_of(store: &Store, descriptor: Descriptor, manifest: Manifest, name: String) -> Result<BaseImage, StoreError> {
-    let damaged = |digest, why: String| StoreError::Damaged { path: store.blob_path(digest), why };
+    let damaged = |digest, why: String| store.damaged(&store.blob_path(digest), why);
     let digest = manifest.config.digest;
     let config = store.read_blob(&digest, MAX_CONFIG_SIZE as u64)?;
     let config = ImageConfig::parse(&config).map_err(|error| damaged(&digest, error.to_string()))?;
@@ -115,7 +115,6 @@ fn document(store: &Store, digest: &Digest, limit: usize) -> Result<Option<Vec<u
     match store.read_blob(digest, limit as u64) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(StoreError::Damaged { .. } | StoreError::Missing { .. }) => Ok(None),
-        Err(StoreError::Io { source, .. }) if super::verify::is_damage(&source) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -39,16 +39,21 @@ impl Store {
         self.blob_path(digest).exists()
     }
 
+    /// Whether a small document is here, whole.
+    pub fn has_document(&self, bytes: &[u8]) -> bool {
+        fs::read(self.blob_path(&Digest::of(bytes))).is_ok_and(|found| found == bytes)
+    }
+
     /// Begins a blob.
     pub fn blob_writer<'a>(&'a self, lease: &'a Lease) -> Result<BlobWriter<'a>, StoreError> {
         let file = NamedTempFile::new_in(lease.folder()).map_err(StoreError::io("make a file in", lease.folder()))?;
         Ok(BlobWriter { store: self, lease, out: HashingWriter::new(file) })
     }
 
-    /// Puts a small document in; does nothing where it is already.
+    /// Puts a small document in; does nothing where it is already, and whole.
     pub fn put_blob(&self, lease: &Lease, bytes: &[u8]) -> Result<Digest, StoreError> {
         let digest = Digest::of(bytes);
-        if !lease.uses_blob(self, &digest)? {
+        if !lease.uses_blob(self, &digest)? || !self.has_document(bytes) {
             let mut writer = self.blob_writer(lease)?;
             writer.write_all(bytes).map_err(StoreError::io("write a blob in", lease.folder()))?;
             writer.commit()?;
@@ -63,16 +68,38 @@ impl Store {
         Ok(BlobReader { file, path, expected: *digest, hasher: Some(Hasher::new()) })
     }
 
+    /// Copies a blob. Its digest has been checked when this returns; bytes that were written before a mismatch was found
+    /// must not be used.
+    pub fn copy_blob(&self, digest: &Digest, to: &mut dyn Write) -> Result<(), StoreError> {
+        let mut reader = self.open_blob(digest)?;
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let read = match reader.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    return Err(self.damaged(&reader.path, "its digest is another one"));
+                }
+                other => other.map_err(StoreError::io("read", &reader.path))?,
+            };
+            if read == 0 {
+                return Ok(());
+            }
+            to.write_all(&buffer[..read]).map_err(StoreError::io("write a copy of", &reader.path))?;
+        }
+    }
+
     /// Reads a small document whole, checked. Larger than `limit` bytes is an error.
     pub fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, StoreError> {
         let reader = self.open_blob(digest)?;
         let path = reader.path.clone();
         let mut bytes = Vec::new();
-        reader.take(limit + 1).read_to_end(&mut bytes).map_err(StoreError::io("read", &path))?;
-        if bytes.len() as u64 > limit {
-            return Err(StoreError::Damaged { path, why: format!("a document of more than {limit} bytes") });
+        match reader.take(limit + 1).read_to_end(&mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(self.damaged(&path, other_digest(&bytes))),
+            Err(error) => Err(StoreError::io("read", &path)(error)),
+            Ok(_) if bytes.len() as u64 > limit => {
+                Err(self.damaged(&path, format!("it is a document of more than {limit} bytes")))
+            }
+            Ok(_) => Ok(bytes),
         }
-        Ok(bytes)
     }
 
     /// The size of a blob.
@@ -85,6 +112,11 @@ impl Store {
     pub(crate) fn missing(&self, what: String) -> StoreError {
         StoreError::Missing { what, root: self.root().to_owned() }
     }
+}
+
+/// What is wrong with bytes that are not those of their name.
+fn other_digest(bytes: &[u8]) -> String {
+    format!("its digest is {}", Digest::of(bytes))
 }
 
 impl BlobWriter<'_> {
@@ -163,7 +195,10 @@ mod tests {
         assert!(store.read_blob(&digest, 4).is_err());
         fs::write(store.blob_path(&digest), "hellO").unwrap();
         let error = store.read_blob(&digest, 5).unwrap_err();
-        assert!(format!("{error:?}").contains("damaged"), "{error:?}");
+        assert!(error.to_string().contains("is damaged: its digest is"), "{error}");
+        assert_eq!(store.suspects().unwrap(), [format!("blobs/sha256/{}", digest.hex())]);
+        assert_eq!(store.put_blob(&lease, b"hello").unwrap(), digest);
+        assert_eq!(store.read_blob(&digest, 5).unwrap(), b"hello", "it was written again");
         let missing = store.read_blob(&Digest::of(b"other"), 5).unwrap_err().to_string();
         assert!(missing.contains("is not in the store"), "{missing}");
     }

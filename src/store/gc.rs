@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::base::needed;
-use super::layout::{Store, StoreError, read_if_there};
+use super::layout::{Store, StoreError, is_younger, list, read_if_there};
 use super::origins;
 use super::usage::{Usage, measure};
 use crate::cache::record::CacheRecord;
@@ -159,7 +159,7 @@ impl Store {
             }
             for (folder, stays) in [
                 ("layers", (|name, stay| stay.layers.contains(&DiffId(name))) as fn(Digest, &Needed) -> bool),
-                (origins::FOLDER, |name, stay| stay.layers.contains(&DiffId(name))),
+                (origins::FOLDER, |name, stay| stay.layers.contains(&DiffId(name)) || stay.blobs.contains(&name)),
                 ("blobs/sha256", |name, stay| stay.blobs.contains(&name)),
                 ("trees", |name, stay| stay.chains.contains(&ChainId(name))),
             ] {
@@ -348,16 +348,18 @@ impl Store {
             let _exclusive = self.gc_lock(true)?;
             let busy = self.needed_by_commands(&mut Needed::default())?;
             if !busy {
+                // First: a store without it is made anew by whoever opens it, should this be cut off.
+                self.discard(&self.path("format"))?;
                 for entry in list(self.root())? {
                     let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-                    if !["lock", "format", "trash", "leases", "tmp"].contains(&name.as_str()) {
+                    if !["lock", "trash", "leases", "tmp"].contains(&name.as_str()) {
                         self.discard(&entry)?;
                     }
                 }
-                self.make_folders()?;
             }
         }
         let stuck = self.empty_trash()?;
+        Self::open(self.root())?;
         let freed = before.saturating_sub(measure(self.root()).total);
         Ok(Collected { freed, stuck, ..Collected::default() })
     }
@@ -366,25 +368,6 @@ impl Store {
 /// What a layer takes.
 pub fn layer_size(usage: &Usage, layer: &DiffId) -> u64 {
     usage.entries.get(&format!("layers/{}", layer.0.hex())).copied().unwrap_or(0)
-}
-
-/// The paths in a folder; of one that is not there none.
-fn list(folder: &std::path::Path) -> Result<Vec<PathBuf>, StoreError> {
-    match fs::read_dir(folder) {
-        Ok(entries) => entries
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<io::Result<_>>()
-            .map_err(StoreError::io("list", folder)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
-        Err(error) => Err(StoreError::io("list", folder)(error)),
-    }
-}
-
-/// Whether something appeared since: by the time at which it was renamed into place, which nobody can set.
-fn is_younger(path: &std::path::Path, than: SystemTime) -> bool {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return true };
-    let seconds = u64::try_from(metadata.ctime()).unwrap_or(0);
-    UNIX_EPOCH + Duration::new(seconds, u32::try_from(metadata.ctime_nsec()).unwrap_or(0)) >= than
 }
 
 fn remove_file(path: &std::path::Path) -> u64 {

@@ -2,9 +2,11 @@
 //!
 //! In: manifests that are in the content store, and references. Out: records of them. What always holds: `images.json`
 //! is replaced as a whole under `images.lock`; a name leads to one image; an image that lost its last name stays,
-//! without names, until it is removed.
+//! without names, until it is removed. The file ends with a checksum, and has a copy, `images.copy.json`, which is read where
+//! the file is damaged or lost: names stand nowhere else. The next change writes both again.
 
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +46,9 @@ struct Document {
     images: Vec<ImageRecord>,
 }
 
+const FILE: &str = "images.json";
+const COPY: &str = "images.copy.json";
+
 /// The answer to a search for an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
@@ -58,10 +63,42 @@ pub enum Lookup {
 impl Store {
     /// All images, those made last first.
     pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
-        let path = self.path("images.json");
-        let Some(bytes) = read_if_there(&path)? else { return Ok(Vec::new()) };
-        let damaged = |why: String| StoreError::Damaged { path: path.clone(), why };
-        let document: Document = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        Ok(self.read_images(|bytes| self.parse_images(bytes))?.unwrap_or_default())
+    }
+
+    /// Reads the list, or its copy; `None` where there is neither.
+    fn read_images<T>(&self, parse: impl Fn(&[u8]) -> Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+        let found = match read_if_there(&self.path(FILE))? {
+            Some(bytes) => match parse(&bytes) {
+                Err(error @ StoreError::Damaged { .. }) => Err(error),
+                other => return other.map(Some),
+            },
+            None => Ok(None),
+        };
+        match read_if_there(&self.path(COPY))?.map(|bytes| parse(&bytes)) {
+            Some(Ok(copy)) => Ok(Some(copy)),
+            _ => found,
+        }
+    }
+
+    /// What is wrong with the list of images, although its copy is used.
+    pub fn images_problem(&self) -> Result<Option<String>, StoreError> {
+        let path = self.path(FILE);
+        let why = match read_if_there(&path)?.map(|bytes| self.parse_images(&bytes)) {
+            Some(Ok(_)) => return Ok(None),
+            Some(Err(error)) => error.to_string(),
+            None if self.path(COPY).exists() => format!("{} is not there", path.display()),
+            None => return Ok(None),
+        };
+        Ok(Some(format!("{why}; its copy is used, and the next change of names writes it again")))
+    }
+
+    fn parse_images(&self, bytes: &[u8]) -> Result<Vec<ImageRecord>, StoreError> {
+        let damaged = |why: String| StoreError::Damaged { path: self.path(FILE), why };
+        if has_right_sum(bytes) == Some(false) {
+            return Err(damaged("its checksum is wrong".to_owned()));
+        }
+        let document: Document = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
         if document.version > VERSION {
             return Err(damaged(format!("written by a newer rbuild (version {})", document.version)));
         }
@@ -81,14 +118,13 @@ impl Store {
     /// The first image that `fits`; its record holds `text` as a string. In a store of a thousand images this reads one
     /// record, not a thousand: a build without anything to do takes no longer for them.
     fn find_image(&self, text: &str, fits: impl Fn(&ImageRecord) -> bool) -> Result<Option<ImageRecord>, StoreError> {
-        let path = self.path("images.json");
-        let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
-        match find_record(&bytes, text, &fits) {
+        let found = self.read_images(|bytes| match find_record(bytes, text, &fits) {
             Search::Found(record) => Ok(Some(*record)),
             Search::Absent => Ok(None),
             // Somebody else wrote the file, or another version: it is read as a whole, and judged.
-            Search::Unlike => Ok(self.images()?.into_iter().find(fits)),
-        }
+            Search::Unlike => Ok(self.parse_images(bytes)?.into_iter().find(&fits)),
+        });
+        Ok(found?.flatten())
     }
 
     /// The image whose id or manifest digest begins with `prefix`: hexadecimal digits, with or without `sha256:`.
@@ -151,20 +187,21 @@ impl Store {
         })
     }
 
-    /// Takes names away; images stay. The names that were there.
-    pub fn untag(&self, names: &[String]) -> Result<Vec<String>, StoreError> {
-        let mut gone = Vec::new();
+    /// Takes names away. The image with that id is forgotten if it has none then; others stay, with names or without. The
+    /// names that were there, and whether it went.
+    pub fn untag(&self, id: &ImageId, names: &[String]) -> Result<(Vec<String>, bool), StoreError> {
+        let (mut gone, mut forgotten) = (Vec::new(), false);
         self.change_images(|images| {
-            for image in images {
+            for image in images.iter_mut() {
                 gone.extend(image.names.extract_if(.., |name| names.contains(name)));
             }
+            // Two manifests of one config are one image to the user.
+            if !images.iter().any(|image| image.id == *id && !image.names.is_empty()) {
+                forgotten = images.iter().any(|image| image.id == *id);
+                images.retain(|image| image.id != *id);
+            }
         })?;
-        Ok(gone)
-    }
-
-    /// Forgets the image with that id, names and all.
-    pub fn remove_image(&self, id: &ImageId) -> Result<(), StoreError> {
-        self.change_images(|images| images.retain(|image| image.id != *id)).map(drop)
+        Ok((gone, forgotten))
     }
 
     /// Forgets these images, names and all, unless their names have changed in the meantime. Those that went.
@@ -185,7 +222,7 @@ impl Store {
             .truncate(false)
             .write(true)
             .open(&path)
-            .map_err(StoreError::io("open", &path))?;
+            .map_err(self.not_made("open", &path))?;
         lock.lock().map_err(StoreError::io("lock", &path))?;
         let before = self.images()?;
         let mut images = before.clone();
@@ -193,14 +230,45 @@ impl Store {
         if images == before {
             return Ok(false);
         }
-        let document = Document { version: VERSION, images };
-        let path = self.path("images.json");
-        let bytes = serde_json::to_vec(&document)
-            .map_err(|error| StoreError::Damaged { path: path.clone(), why: error.to_string() })?;
-        self.replace(&path, &bytes)?;
+        let path = self.path(FILE);
+        let document = serde_json::to_vec(&Document { version: VERSION, images });
+        let bytes = document.map_err(|error| StoreError::io("write", &path)(error.into()))?;
+        let bytes = with_sum(bytes);
+        match self.replace(&path, &bytes) {
+            // On a full disk the copy is what makes room: else no name could be taken away there.
+            Err(StoreError::Io { source, .. })
+                if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+                    && std::fs::remove_file(self.path(COPY)).is_ok() =>
+            {
+                self.replace(&path, &bytes)?;
+            }
+            other => other?,
+        }
+        // Not waited for: the file itself is on the disk now. No copy is better than an old one.
+        if self.replace_later(&self.path(COPY), &bytes).is_err() {
+            drop(std::fs::remove_file(self.path(COPY)));
+        }
         Ok(true)
     }
 }
+
+/// Adds a checksum to an object: its last field.
+fn with_sum(mut object: Vec<u8>) -> Vec<u8> {
+    object.pop();
+    let sum = libdeflater::crc32(&object);
+    object.extend_from_slice(format!("{SUM}{sum:08x}\"}}").as_bytes());
+    object
+}
+
+/// Whether the checksum is right; `None` where there is none.
+fn has_right_sum(bytes: &[u8]) -> Option<bool> {
+    let (object, tail) = bytes.split_at_checked(bytes.len().checked_sub(SUM.len() + 10)?)?;
+    let sum = tail.strip_prefix(SUM.as_bytes())?.strip_suffix(b"\"}")?;
+    Some(sum == format!("{:08x}", libdeflater::crc32(object)).as_bytes())
+}
+
+/// What stands before the checksum.
+const SUM: &str = ",\"sum\":\"";
 
 /// How the file begins, and how each record in it, as [`Store::change_images`] writes them. In a string the quotes would
 /// have a backslash, so these bytes are never a part of one.
@@ -219,7 +287,7 @@ enum Search {
 
 /// Looks for a record without reading the others.
 fn find_record(bytes: &[u8], text: &str, fits: &impl Fn(&ImageRecord) -> bool) -> Search {
-    let whole = bytes.ends_with(b"}]}") || bytes == b"{\"version\":1,\"images\":[]}";
+    let whole = has_right_sum(bytes) == Some(true);
     let (true, true, Ok(text)) = (bytes.starts_with(BEGIN), whole, serde_json::to_vec(text)) else {
         return Search::Unlike;
     };
@@ -267,10 +335,16 @@ mod tests {
         };
         assert_eq!(names("a"), Some(vec!["y:1".to_owned()]));
         assert_eq!(names("b"), Some(vec!["x:1".to_owned()]));
-        assert_eq!(store.untag(&["y:1".to_owned(), "z:1".to_owned()]).unwrap(), ["y:1"]);
+        let untag = |id: &str, names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            store.untag(&image(id, &[]).id, &names).unwrap()
+        };
+        assert_eq!(untag("b", &["y:1", "z:1"]), (vec!["y:1".to_owned()], false));
         assert_eq!(names("a"), Some(vec![]), "an image without a name stays");
-        store.remove_image(&image("a", &[]).id).unwrap();
+        assert_eq!(untag("a", &[]), (vec![], true));
         assert_eq!(names("a"), None);
+        assert_eq!(untag("b", &["x:1"]), (vec!["x:1".to_owned()], true));
+        assert_eq!(untag("b", &["x:1"]), (vec![], false));
     }
 
     #[test]
@@ -294,15 +368,49 @@ mod tests {
         assert_eq!(find("é\"\\"), Some(image("8", &[]).id));
         assert_eq!((find("n:9"), find("n"), find("")), (None, None, None));
         // Written by somebody else, with blanks: it is read all the same.
-        let path = store.path("images.json");
+        let path = store.path(FILE);
         let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         std::fs::write(&path, format!("{value:#}")).unwrap();
         assert_eq!(find("n:3"), Some(image("3", &[]).id));
+        std::fs::remove_file(store.path(COPY)).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
         assert!(store.image_by_name("n:3").is_err());
         store.replace(&path, b"{\"version\":1,\"images\":[]}").unwrap();
         assert_eq!(find("n:3"), None);
+    }
+
+    #[test]
+    fn names_outlive_damage_to_their_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let path = store.path(FILE);
+        let images = [image("b", &["n:2"]), image("a", &["n:1"])];
+        images.iter().rev().for_each(|image| assert!(store.tag(image).unwrap()));
+        let right = std::fs::read(&path).unwrap();
+        let mut flipped = right.clone();
+        // The tag of a name: what is left is a document like any other.
+        let at = memchr::memmem::find(&flipped, b"n:1").unwrap() + 2;
+        flipped[at] ^= 2;
+        let zeros = vec![0; right.len()];
+        for damage in [Some(&right[..0]), Some(&right[..right.len() / 2]), Some(&zeros), Some(&flipped), None] {
+            match damage {
+                Some(bytes) => std::fs::write(&path, bytes).unwrap(),
+                None => std::fs::remove_file(&path).unwrap(),
+            }
+            assert!(store.images_problem().unwrap().is_some());
+            assert_eq!(store.images().unwrap(), images);
+            assert_eq!(store.image_by_name("n:1").unwrap().as_ref(), Some(&images[1]));
+            assert_eq!(store.image_by_name("n:3").unwrap(), None);
+            assert!(store.tag(&image("a", &["m:1"])).unwrap());
+            assert_eq!(store.images_problem().unwrap(), None, "it was written again");
+            store.untag(&images[1].id, &["m:1".to_owned()]).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), right);
+        }
+        std::fs::write(&path, &flipped).unwrap();
+        std::fs::write(store.path(COPY), &flipped).unwrap();
+        let error = store.images().unwrap_err().to_string();
+        assert!(error.contains("images.json is damaged: its checksum is wrong"), "{error}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::layout::{Store, StoreError, open_if_there, read_if_there};
 use super::lease::Lease;
+use super::verify::is_damage;
 use crate::digest::{ChainId, DiffId, Digest, HashingWriter};
 use crate::layer::index::{HEADER, LayerIndex, Summary};
 use crate::layer::write::{WriteError, write_form};
@@ -98,10 +99,9 @@ impl Store {
     pub fn layer_index(&self, layer: &DiffId) -> Result<Option<LayerIndex>, StoreError> {
         let path = self.layer_path(layer).join("index");
         let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
-        let damaged = |why: String| StoreError::Damaged { path: path.clone(), why };
-        let index = LayerIndex::from_bytes(bytes).map_err(|error| damaged(error.to_string()))?;
+        let index = LayerIndex::from_bytes(bytes).map_err(|error| self.damaged(&path, error.to_string()))?;
         if index.diff_id() != *layer {
-            return Err(damaged(format!("it is the index of {}", index.diff_id())));
+            return Err(self.damaged(&path, format!("it is the index of {}", index.diff_id())));
         }
         Ok(Some(index))
     }
@@ -111,11 +111,16 @@ impl Store {
         let path = self.layer_path(layer).join("index");
         let mut file = open_if_there(&path)?.ok_or_else(|| self.missing(format!("the layer {layer}")))?;
         let mut header = [0; HEADER];
-        file.read_exact(&mut header).map_err(StoreError::io("read", &path))?;
+        match file.read_exact(&mut header) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(self.damaged(&path, "it is cut short"));
+            }
+            other => other.map_err(StoreError::io("read", &path))?,
+        }
         match Summary::parse(&header) {
             Ok(summary) if summary.diff_id == *layer => Ok(summary),
-            Ok(summary) => Err(StoreError::Damaged { path, why: format!("it is the index of {}", summary.diff_id) }),
-            Err(error) => Err(StoreError::Damaged { path, why: error.to_string() }),
+            Ok(summary) => Err(self.damaged(&path, format!("it is the index of {}", summary.diff_id))),
+            Err(error) => Err(self.damaged(&path, error.to_string())),
         }
     }
 
@@ -179,17 +184,26 @@ impl Store {
                 lease.wrote(place.join(form_name));
                 return Ok(());
             }
-            Err(error) if !place.join("index").exists() => {
-                return Err(StoreError::io("rename into place", &place)(error));
-            }
+            Err(error) if !place.is_dir() => return Err(StoreError::io("rename into place", &place)(error)),
             Err(_) => {}
+        }
+        let own_index = place.join("index");
+        if !own_index.exists() {
+            // Only a disk that lost it leaves a layer without. What else is there was never checked.
+            fs::rename(&index_path, &own_index).map_err(StoreError::io("rename into place", &own_index))?;
+            drop(self.damaged(&place, "its index was lost"));
         }
         // It is here already: add the form, unless it has that too.
         if let Form::Blob(blob) = form {
             return self.add_layer_blob(&index.diff_id(), blob);
         }
         let target = place.join(form_name);
-        let stale = matches!(form, Form::Epoch { .. }) && !self.has_bytes(&index.diff_id());
+        let stale = match form_name {
+            "epoch" => !self.has_bytes(&index.diff_id()),
+            // A power cut may have cut it short.
+            "tar" => fs::metadata(&target).is_ok_and(|known| known.len() != index.tar_size()),
+            _ => false,
+        };
         if target.exists() && !stale {
             return Ok(());
         }
@@ -201,9 +215,13 @@ impl Store {
 
     /// The compressed blobs known to hold the layer.
     pub fn layer_blobs(&self, layer: &DiffId) -> Result<Vec<KnownBlob>, StoreError> {
+        // One that cannot be read says nothing: what is known from there alone is missed by whoever needs it.
         let path = self.layer_path(layer).join("blobs");
         let Some(bytes) = read_if_there(&path)? else { return Ok(Vec::new()) };
-        serde_json::from_slice(&bytes).map_err(|error| StoreError::Damaged { path, why: error.to_string() })
+        Ok(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+            drop(self.damaged(&path, error.to_string()));
+            Vec::new()
+        }))
     }
 
     /// Remembers one more compressed blob of a layer that is here.
@@ -214,8 +232,7 @@ impl Store {
         }
         blobs.push(blob);
         let path = self.layer_path(layer).join("blobs");
-        let bytes = serde_json::to_vec(&blobs)
-            .map_err(|error| StoreError::Damaged { path: path.clone(), why: error.to_string() })?;
+        let bytes = serde_json::to_vec(&blobs).map_err(|error| self.damaged(&path, error.to_string()))?;
         self.replace(&path, &bytes)
     }
 
@@ -223,29 +240,62 @@ impl Store {
     /// returns; bytes that were written before a mismatch was found must not be used.
     pub fn write_tar(&self, layer: &DiffId, out: &mut dyn Write) -> Result<(), StoreError> {
         let folder = self.layer_path(layer);
-        let failed = |source: io::Error| StoreError::Io { action: "write the tar of", path: folder.clone(), source };
         if let Some(mut tar) = open_if_there(&folder.join("tar"))? {
-            return copy_checked(&mut tar, out, layer, &folder.join("tar"));
+            return self.copy_checked(&mut tar, out, layer, &folder.join("tar"));
         }
         for blob in self.layer_blobs(layer)? {
             if self.has_blob(&blob.digest) {
-                let mut tar = compress::decompress(Box::new(self.open_blob(&blob.digest)?)).map_err(failed)?;
-                return copy_checked(&mut tar, out, layer, &self.blob_path(&blob.digest));
+                let path = self.blob_path(&blob.digest);
+                let tar = compress::decompress(Box::new(self.open_blob(&blob.digest)?));
+                let mut tar = tar.map_err(|error| self.unreadable(&path, error))?;
+                return self.copy_checked(&mut tar, out, layer, &path);
             }
         }
         let index = self.layer_index(layer)?.ok_or_else(|| self.missing(format!("the layer {layer}")))?;
-        let (data, epoch) = match self.epoch_of(layer)? {
-            Some(form) => (self.layer_data_of(&form.of)?, Some(form.epoch)),
-            None => (self.layer_data_of(layer)?, None),
+        let form = self.epoch_of(layer)?;
+        let data = match self.layer_data_of(form.as_ref().map_or(layer, |form| &form.of)) {
+            Err(StoreError::Missing { .. }) => {
+                return Err(self.damaged(&folder, "nothing that the layer's bytes come from is there"));
+            }
+            other => other?,
         };
-        let damaged = |why: String| StoreError::Damaged { path: folder.clone(), why };
-        let found = write_form(&index, &mut |position| Ok(data.open(&index, position)? as Box<dyn Read>), epoch, out);
-        match found {
+        let mut open = |position| Ok(data.open(&index, position)? as Box<dyn Read>);
+        match write_form(&index, &mut open, form.map(|form| form.epoch), out) {
             Ok((found, _)) if found == *layer => Ok(()),
-            Ok((found, _)) => Err(damaged(format!("its tar has the digest {found}"))),
-            Err(WriteError::Out(error) | WriteError::Thread(error)) => Err(failed(error)),
-            Err(error) => Err(damaged(error.to_string())),
+            Ok((found, _)) => Err(self.damaged(&folder, format!("its tar has the digest {found}"))),
+            Err(WriteError::Out(source) | WriteError::Thread(source)) => {
+                Err(StoreError::Io { action: "write the tar of", path: folder, source })
+            }
+            Err(error) => Err(self.damaged(&folder, error.to_string())),
         }
+    }
+
+    fn copy_checked(
+        &self,
+        from: &mut dyn Read,
+        to: &mut dyn Write,
+        expected: &DiffId,
+        path: &Path,
+    ) -> Result<(), StoreError> {
+        let mut out = HashingWriter::new(to);
+        let mut buffer = vec![0; 1 << 20];
+        loop {
+            let read = from.read(&mut buffer).map_err(|error| self.unreadable(path, error))?;
+            if read == 0 {
+                break;
+            }
+            out.write_all(&buffer[..read]).map_err(StoreError::io("write a copy of", path))?;
+        }
+        let (_, found, _) = out.finish();
+        if found != expected.0 {
+            return Err(self.damaged(path, format!("its tar has the digest {found}, not {expected}")));
+        }
+        Ok(())
+    }
+
+    /// What an error in reading a layer says: that its bytes are wrong, or that they could not be had.
+    fn unreadable(&self, path: &Path, error: io::Error) -> StoreError {
+        if is_damage(&error) { self.damaged(path, error.to_string()) } else { StoreError::io("read", path)(error) }
     }
 
     /// The layer's uncompressed tar, if this very command made it: its digest is known, and nobody needs to compute it
@@ -297,7 +347,7 @@ impl Store {
     fn epoch_of(&self, layer: &DiffId) -> Result<Option<EpochOf>, StoreError> {
         let path = self.layer_path(layer).join("epoch");
         let Some(bytes) = read_if_there(&path)? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|error| StoreError::Damaged { path, why: error.to_string() })
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| self.damaged(&path, error.to_string()))
     }
 
     /// Access to the data of the layer's files.
@@ -354,24 +404,4 @@ fn take(from: &Path, to: &Path) -> Result<(), StoreError> {
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
     let bytes = serde_json::to_vec(value).map_err(|error| StoreError::io("write", path)(io::Error::other(error)))?;
     fs::write(path, bytes).map_err(StoreError::io("write", path))
-}
-
-fn copy_checked(from: &mut dyn Read, to: &mut dyn Write, expected: &DiffId, path: &Path) -> Result<(), StoreError> {
-    let mut out = HashingWriter::new(to);
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let read = from.read(&mut buffer).map_err(StoreError::io("read", path))?;
-        if read == 0 {
-            break;
-        }
-        out.write_all(&buffer[..read]).map_err(StoreError::io("write a copy of", path))?;
-    }
-    let (_, found, _) = out.finish();
-    if found != expected.0 {
-        return Err(StoreError::Damaged {
-            path: path.to_owned(),
-            why: format!("its tar has the digest {found}, not {expected}"),
-        });
-    }
-    Ok(())
 }

@@ -3,13 +3,20 @@
 //! In: the root's path. Out: [`Store`], which the other modules of `store` add their methods to. What always holds:
 //! a store of a newer version is refused, a new one is made with mode 0700 (it will hold setuid files).
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Version of the layout; readers refuse others.
 const STORE_VERSION: &str = "rbuild store 1\n";
+
+/// What becomes of what is damaged.
+const REMEDY: &str = "; the next command that writes to the store removes it: build, load or pull again";
+
+/// Where readers note what they found damaged: a path relative to the root in each line.
+pub(super) const SUSPECTS: &str = "suspects";
 
 const FOLDERS: [&str; 7] = ["blobs/sha256", "layers", "trees", "cache/files", "leases", "tmp", "trash"];
 
@@ -33,7 +40,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The folder is a store of another version, or something else.
-    #[error("{} is no store of this version of rbuild (its file \"format\" says {found:?}); choose another folder with --root, or remove it", root.display())]
+    #[error("{} is no store of this version of rbuild (its file \"format\" says {found:?}); choose another folder with --root. If the disk had a fault, remove that file", root.display())]
     Format {
         /// The store's root.
         root: PathBuf,
@@ -49,7 +56,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// Trees were made under another user id map or attribute namespace.
-    #[error("the trees of the store {} were made for {found}, this process would use {expected}; use another --root, or empty the store with the user who made it", root.display())]
+    #[error("the trees of the store {} were made for {found}, this process would use {expected} (its file trees.format says so; if nobody's ids have changed the file is damaged, and can be removed); use another --root, or empty the store with the user who made it", root.display())]
     Ownership {
         /// The store's root.
         root: PathBuf,
@@ -58,8 +65,16 @@ pub enum StoreError {
         /// What is needed.
         expected: String,
     },
+    /// Nothing can be written to the store.
+    #[error("the store {} cannot be written; images, inspect, history, save and diff need only to read it, and --root names another one", root.display())]
+    ReadOnly {
+        /// The store's root.
+        root: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// A blob or layer that is named somewhere is not here.
-    #[error("{what} is not in the store {}", root.display())]
+    #[error("{what} is not in the store {}; build, load or pull it again", root.display())]
     Missing {
         /// What, with its digest.
         what: String,
@@ -67,7 +82,7 @@ pub enum StoreError {
         root: PathBuf,
     },
     /// Bytes are not what their name says.
-    #[error("{} is damaged: {why}; remove it and build or load again", path.display())]
+    #[error("{} is damaged: {why}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -91,6 +106,8 @@ impl Store {
         let format = root.join("format");
         match fs::read(&format) {
             Ok(found) if found == STORE_VERSION.as_bytes() => return Ok(store),
+            // Something went wrong with a disk: what never had another version has this one.
+            Ok(found) if is_unwritten(&found, STORE_VERSION.as_bytes()) => {}
             Ok(found) => {
                 let found = String::from_utf8_lossy(&found[..found.len().min(60)]).into_owned();
                 return Err(StoreError::Format { root: root.to_owned(), found });
@@ -105,7 +122,7 @@ impl Store {
     }
 
     /// Makes the folders that are not there.
-    pub(super) fn make_folders(&self) -> Result<(), StoreError> {
+    fn make_folders(&self) -> Result<(), StoreError> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         for folder in FOLDERS {
@@ -128,27 +145,119 @@ impl Store {
     /// Notes for whom this store's trees are made (id map and attribute namespace), and refuses another.
     pub fn claim_trees(&self, expected: &str) -> Result<(), StoreError> {
         let path = self.path("trees.format");
-        match fs::read_to_string(&path) {
-            Ok(found) if found == expected => Ok(()),
-            Ok(found) => Err(StoreError::Ownership { root: self.root.clone(), found, expected: expected.to_owned() }),
+        match fs::read(&path) {
+            Ok(found) if found == expected.as_bytes() => Ok(()),
+            Ok(found) if is_unwritten(&found, expected.as_bytes()) => self.replace(&path, expected.as_bytes()),
+            Ok(found) => {
+                let found = String::from_utf8_lossy(&found).into_owned();
+                Err(StoreError::Ownership { root: self.root.clone(), found, expected: expected.to_owned() })
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.replace(&path, expected.as_bytes()),
             Err(error) => Err(StoreError::io("read", &path)(error)),
+        }
+    }
+
+    /// The error for bytes that are not what they should be. What is damaged below `layers`, `trees`, `blobs` or `cache` is
+    /// noted in the file `suspects`, so that the next command checks it, removes it and makes it anew.
+    pub(crate) fn damaged(&self, path: &Path, why: impl Into<String>) -> StoreError {
+        let mut why = why.into();
+        if let Some(suspect) = self.suspect(path) {
+            let note = OpenOptions::new().create(true).append(true).open(self.path(SUSPECTS));
+            // Who cannot write here is told of the damage all the same. No lock: a line is appended whole.
+            if note.and_then(|mut file| file.write_all(format!("{suspect}\n").as_bytes())).is_ok() {
+                why.push_str(REMEDY);
+            }
+        }
+        StoreError::Damaged { path: path.to_owned(), why }
+    }
+
+    /// What is to be checked, as leases list it, where this path of the store is wrong.
+    fn suspect(&self, path: &Path) -> Option<String> {
+        let relative = path.strip_prefix(&self.root).ok()?.to_str()?;
+        let parts: Vec<&str> = relative.split('/').collect();
+        let kept = match parts.first()? {
+            &"layers" | &"trees" => parts.get(..2)?,
+            &"blobs" => parts.get(..3)?,
+            &"cache" => parts.as_slice(),
+            _ => return None,
+        };
+        Some(kept.join("/"))
+    }
+
+    /// What readers found damaged, and when a writer shall check it: paths relative to the root.
+    pub(super) fn suspects(&self) -> Result<Vec<String>, StoreError> {
+        let noted = read_if_there(&self.path(SUSPECTS))?.unwrap_or_default();
+        let mut lines: Vec<String> = String::from_utf8_lossy(&noted).lines().map(str::to_owned).collect();
+        lines.sort();
+        lines.dedup();
+        // A line that was cut off, or that somebody else wrote, leads nowhere.
+        lines.retain(|line| self.suspect(&self.path(line)).as_ref() == Some(line) && !line.contains(".."));
+        Ok(lines)
+    }
+
+    /// The error for something that could not be made or locked.
+    pub(super) fn not_made(&self, action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+        let (root, path) = (self.root.clone(), path.to_owned());
+        move |source| match source.kind() {
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                StoreError::ReadOnly { root, source }
+            }
+            _ => StoreError::Io { action, path, source },
         }
     }
 
     /// Replaces the small file `path` of the store by `bytes`, at once or not at all. When it returns the change outlives
     /// a power cut: a rename may come to the disk before the data of the file, and its folder after both.
     pub fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        self.replace_as(path, bytes, true)
+    }
+
+    /// As [`Store::replace`], but a power cut may take the change, and leave half of it.
+    pub(super) fn replace_later(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+        self.replace_as(path, bytes, false)
+    }
+
+    fn replace_as(&self, path: &Path, bytes: &[u8], durable: bool) -> Result<(), StoreError> {
         // Shared: who sweeps `tmp` takes what has no lease for left behind.
         let _shared = self.gc_lock(false)?;
         let tmp = self.path("tmp");
-        let mut file = tempfile::NamedTempFile::new_in(&tmp).map_err(StoreError::io("make a file in", &tmp))?;
+        let mut file = tempfile::NamedTempFile::new_in(&tmp).map_err(self.not_made("make a file in", &tmp))?;
         file.write_all(bytes).map_err(StoreError::io("write", file.path()))?;
-        file.as_file().sync_all().map_err(StoreError::io("sync", file.path()))?;
+        if durable {
+            file.as_file().sync_all().map_err(StoreError::io("sync", file.path()))?;
+        }
         file.persist(path).map_err(|error| StoreError::io("rename into place", path)(error.error))?;
         let folder = path.parent().unwrap_or(&self.root);
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(StoreError::io("sync", folder))
+        match File::open(folder) {
+            Ok(folder) if durable => folder.sync_all(),
+            other => other.map(drop),
+        }
+        .map_err(StoreError::io("sync", folder))
     }
+}
+
+/// Whether a small file has only a part of what it should have, or nothing but zeros: a write that never came to the disk.
+fn is_unwritten(found: &[u8], expected: &[u8]) -> bool {
+    expected.starts_with(found) || found.iter().all(|byte| *byte == 0)
+}
+
+/// The paths in a folder; of one that is not there none.
+pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    match fs::read_dir(folder) {
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<io::Result<_>>()
+            .map_err(StoreError::io("list", folder)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
+        Err(error) => Err(StoreError::io("list", folder)(error)),
+    }
+}
+
+/// Whether something appeared since: by the time at which it was renamed into place, which nobody can set.
+pub(super) fn is_younger(path: &Path, than: SystemTime) -> bool {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return true };
+    let seconds = u64::try_from(metadata.ctime()).unwrap_or(0);
+    UNIX_EPOCH + Duration::new(seconds, u32::try_from(metadata.ctime_nsec()).unwrap_or(0)) >= than
 }
 
 /// Opens a file for reading; `None` where there is none.
@@ -182,6 +291,36 @@ mod tests {
         fs::write(root.join("format"), "rbuild store 99\n").unwrap();
         let error = Store::open(&root).unwrap_err().to_string();
         assert!(error.contains("rbuild store 99"), "{error}");
+    }
+
+    #[test]
+    fn what_never_came_to_the_disk_is_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        for torn in [&b""[..], b"rbuild st", &[0; 15]] {
+            fs::write(folder.path().join("format"), torn).unwrap();
+            Store::open(folder.path()).unwrap();
+            assert_eq!(fs::read(folder.path().join("format")).unwrap(), STORE_VERSION.as_bytes());
+            fs::write(folder.path().join("trees.format"), torn).unwrap();
+            store.claim_trees("rbuild stands for somebody").unwrap();
+            assert!(store.claim_trees("somebody else").is_err());
+        }
+    }
+
+    #[test]
+    fn damage_is_noted_once_and_by_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        assert_eq!(store.suspects().unwrap(), [""; 0]);
+        for path in
+            ["layers/ab/tree/bin/sh", "layers/ab/index", "blobs/sha256/cd", "cache/records/ef/ef1", "images.json"]
+        {
+            store.damaged(&store.path(path), "it is not");
+        }
+        store.damaged(Path::new("/elsewhere/layers/ab"), "it is not");
+        let note = OpenOptions::new().append(true).open(store.path(SUSPECTS));
+        note.unwrap().write_all(b"layers/../../home\nlayers\nbl").unwrap();
+        assert_eq!(store.suspects().unwrap(), ["blobs/sha256/cd", "cache/records/ef/ef1", "layers/ab"]);
     }
 
     #[test]

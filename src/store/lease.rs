@@ -10,23 +10,27 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
-use super::layout::{Store, StoreError};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use super::layout::{SUSPECTS, Store, StoreError, is_younger, list, open_if_there};
 use crate::digest::{DiffId, Digest};
 use crate::sys::cancel::{Cancel, UntilCanceled};
 
 /// A claim on the store by a running command.
 #[derive(Debug)]
 pub struct Lease {
-    file: Mutex<File>,
+    /// `None` where nothing can be written to the store.
+    file: Mutex<Option<File>>,
     path: PathBuf,
     folder: PathBuf,
     next: AtomicU64,
     made: AtomicU64,
     cancel: Option<Cancel>,
-    /// The lock against garbage collection, and how many threads hold it.
-    lock: Mutex<(File, usize)>,
+    /// The lock against garbage collection, if there is one, and how many hold it.
+    lock: Mutex<(Option<File>, usize)>,
     used: Mutex<HashSet<String>>,
     /// Files below the root whose bytes this command wrote itself.
     written: Mutex<HashSet<PathBuf>>,
@@ -41,9 +45,9 @@ impl Drop for Shared<'_> {
     fn drop(&mut self) {
         let mut lock = self.0.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         lock.1 -= 1;
-        if lock.1 == 0 {
+        if let (Some(file), 0) = (&lock.0, lock.1) {
             // A lock that could not be given back goes with the process.
-            let _ = lock.0.unlock();
+            let _ = file.unlock();
         }
     }
 }
@@ -51,7 +55,8 @@ impl Drop for Shared<'_> {
 /// What [`Store::sweep`] found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Paths, relative to the root, that a dead command of an earlier boot made: they need to be checked.
+    /// Paths, relative to the root, that a dead command of an earlier boot made, or that somebody found damaged: they need
+    /// to be checked.
     pub suspects: Vec<String>,
     /// Unfinished files that could not be removed, since they belong to mapped ids.
     pub stuck: usize,
@@ -66,26 +71,32 @@ impl Store {
             .prefix("build-")
             .tempfile_in(&leases)
             .and_then(|file| file.keep().map_err(|error| error.error))
-            .map_err(StoreError::io("take a lease in", &leases))?;
+            .map_err(self.not_made("take a lease in", &leases))?;
         file.lock().map_err(StoreError::io("lock", &path))?;
         let name = path.file_name().unwrap_or_default();
         let folder = self.path("tmp").join(name);
-        fs::create_dir(&folder).map_err(StoreError::io("make", &folder))?;
-        let lease = Lease {
-            file: Mutex::new(file),
-            path,
-            folder,
-            next: AtomicU64::new(0),
-            made: AtomicU64::new(0),
-            cancel: None,
-            lock: Mutex::new((lock, 1)),
-            used: Mutex::new(HashSet::new()),
-            written: Mutex::new(HashSet::new()),
-        };
+        if let Err(error) = fs::create_dir(&folder) {
+            drop(remove_if_there(&path));
+            return Err(StoreError::io("make", &folder)(error));
+        }
+        let lease = Lease::new(Some(file), path, folder, Some(lock));
         let shared = Shared(&lease);
         lease.append(&format!("boot {boot}\nby {}\n", std::process::id()))?;
         drop(shared);
         Ok(lease)
+    }
+
+    /// A lease for a command that only reads, where nothing can be written to the store: its unfinished files lie outside
+    /// of it, and collections are kept away as long as it lives, if they can be.
+    pub fn lease_without_writing(&self) -> Result<Lease, StoreError> {
+        let folder = tempfile::Builder::new().prefix("rbuild-").tempdir();
+        let folder = folder.map_err(StoreError::io("make a folder in", &std::env::temp_dir()))?.keep();
+        let path = self.path("lock");
+        let lock = open_if_there(&path)?;
+        if let Some(lock) = &lock {
+            lock.lock_shared().map_err(StoreError::io("lock", &path))?;
+        }
+        Ok(Lease::new(None, path, folder, lock))
     }
 
     /// The lock that keeps garbage collection and leases apart: shared to take a lease, exclusive to mark and sweep.
@@ -96,81 +107,100 @@ impl Store {
             .truncate(false)
             .write(true)
             .open(&path)
-            .map_err(StoreError::io("open", &path))?;
+            .map_err(self.not_made("open", &path))?;
         let locked = if exclusive { file.lock() } else { file.lock_shared() };
         locked.map_err(StoreError::io("lock", &path))?;
         Ok(file)
     }
 
-    /// Clears away what dead commands left in `tmp`. Leases of another boot are kept until [`Store::forget`]: the caller
-    /// checks their suspects first.
+    /// Clears away what dead commands left in `tmp`. Leases of another boot, and what readers noted, are kept until
+    /// [`Store::forget`]: the caller checks the suspects first.
     pub fn sweep(&self, boot: &str) -> Result<Swept, StoreError> {
-        let mut suspects = Vec::new();
-        if !self.list("leases")?.is_empty() || !self.list("tmp")?.is_empty() {
+        let mut suspects = self.suspects()?;
+        let (leases, tmp) = (self.path("leases"), self.path("tmp"));
+        if !list(&leases)?.is_empty() || !list(&tmp)?.is_empty() {
             // Exclusive: nobody is between making a lease and locking it, or replacing a small file.
             let _exclusive = self.gc_lock(true)?;
-            for path in self.list("leases")? {
+            for path in list(&leases)? {
                 let Ok(file) = File::open(&path) else { continue };
                 // Not by its name: the command may end, and its lease with it.
                 let text = io::read_to_string(&file).map_err(StoreError::io("read", &path))?;
                 if !is_free(&file, &text) {
                     continue;
                 }
-                let mut lines = text.lines();
-                let other_boot = lines.next().is_some_and(|line| line.strip_prefix("boot ") != Some(boot));
                 let known = suspects.len();
-                if other_boot {
-                    suspects.extend(lines.filter_map(|line| line.strip_prefix("made ")).map(str::to_owned));
+                if !text.starts_with(&format!("boot {boot}\n")) {
+                    suspects.extend(text.lines().filter_map(|line| line.strip_prefix("made ")).map(str::to_owned));
+                    // The lease is no more durable than what it lists: its last lines may be lost, or all.
+                    suspects.extend(self.made_since(&file)?);
                 }
                 let name = path.file_name().unwrap_or_default();
-                self.discard(&self.path("tmp").join(name))?;
+                self.discard(&tmp.join(name))?;
                 if suspects.len() == known {
                     remove_if_there(&path)?;
                 }
             }
             // What belongs to no lease: files that were to replace others.
-            for path in self.list("tmp")? {
-                if !self.path("leases").join(path.file_name().unwrap_or_default()).exists() {
+            for path in list(&tmp)? {
+                if !leases.join(path.file_name().unwrap_or_default()).exists() {
                     self.discard(&path)?;
                 }
             }
         }
+        suspects.sort();
+        suspects.dedup();
         Ok(Swept { suspects, stuck: self.empty_trash()? })
     }
 
-    /// Renames `path` into the trash, from where [`Store::empty_trash`] removes it. Under the exclusive lock only.
+    /// What appeared in the store since that file was made, as leases list it.
+    fn made_since(&self, lease: &File) -> Result<Vec<String>, StoreError> {
+        // Where the file system does not say when that was, everything is suspect.
+        let born = lease.metadata().and_then(|metadata| metadata.created()).unwrap_or(UNIX_EPOCH);
+        let mut paths = Vec::new();
+        for folder in ["layers", "trees", "blobs/sha256"] {
+            paths.extend(list(&self.path(folder))?);
+        }
+        let cache = walkdir::WalkDir::new(self.path("cache")).into_iter().flatten();
+        paths.extend(cache.filter(|entry| entry.file_type().is_file()).map(walkdir::DirEntry::into_path));
+        paths.retain(|path| is_younger(path, born));
+        let relative = |path: PathBuf| Some(path.strip_prefix(self.root()).ok()?.to_str()?.to_owned());
+        Ok(paths.into_iter().filter_map(relative).collect())
+    }
+
+    /// Renames `path` into the trash, from where [`Store::empty_trash`] removes it. Under the exclusive lock only. It takes
+    /// no room: on a full disk this is how there comes to be some.
     pub(crate) fn discard(&self, path: &Path) -> Result<(), StoreError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let trash = self.path("trash");
-        while path.symlink_metadata().is_ok() {
-            let place = tempfile::tempdir_in(&trash).map_err(StoreError::io("make a folder in", &trash))?.keep();
-            match fs::rename(path, place.join("x")) {
-                // Somebody who empties the trash took the new folder for rubbish: once more.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        loop {
+            let place = trash.join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
+            let renamed = match renameat_with(CWD, path, CWD, &place, RenameFlags::NOREPLACE) {
+                // A process of another container has the same number.
+                Err(Errno::EXIST) => continue,
+                // Some file systems do not know the flag.
+                Err(Errno::INVAL) => fs::rename(path, &place),
+                other => other.map_err(io::Error::from),
+            };
+            match renamed {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {
+                    return Ok(());
+                }
                 other => return other.map_err(StoreError::io("discard", path)),
             }
         }
-        Ok(())
     }
 
     /// Removes what lies in the trash. How many things could not be removed: an ordinary user must be inside the user
     /// namespace to remove files of mapped ids.
     pub fn empty_trash(&self) -> Result<usize, StoreError> {
-        Ok(self.list("trash")?.iter().filter(|path| !remove_patiently(path)).count())
+        Ok(list(&self.path("trash"))?.iter().filter(|path| !remove_patiently(path)).count())
     }
 
-    fn list(&self, folder: &str) -> Result<Vec<PathBuf>, StoreError> {
-        let folder = self.path(folder);
-        let entries = fs::read_dir(&folder).map_err(StoreError::io("list", &folder))?;
-        entries
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<io::Result<_>>()
-            .map_err(StoreError::io("list", &folder))
-    }
-
-    /// Drops the leases of dead commands, once their suspects have been checked.
+    /// Drops the leases of dead commands and the notes of readers, once their suspects have been checked.
     pub fn forget(&self) -> Result<(), StoreError> {
         let _exclusive = self.gc_lock(true)?;
-        for path in self.list("leases")? {
+        remove_if_there(&self.path(SUSPECTS))?;
+        for path in list(&self.path("leases"))? {
             let Ok(file) = File::open(&path) else { continue };
             let folder = self.path("tmp").join(path.file_name().unwrap_or_default());
             if file.try_lock().is_ok() && !folder.exists() {
@@ -182,6 +212,21 @@ impl Store {
 }
 
 impl Lease {
+    /// One whose `lock` is held.
+    fn new(file: Option<File>, path: PathBuf, folder: PathBuf, lock: Option<File>) -> Self {
+        Self {
+            file: Mutex::new(file),
+            path,
+            folder,
+            next: AtomicU64::new(0),
+            made: AtomicU64::new(0),
+            cancel: None,
+            lock: Mutex::new((lock, 1)),
+            used: Mutex::new(HashSet::new()),
+            written: Mutex::new(HashSet::new()),
+        }
+    }
+
     /// From now on the command's long copies end when `cancel` says so.
     pub fn heed(&mut self, cancel: &Cancel) {
         self.cancel = Some(cancel.clone());
@@ -206,8 +251,8 @@ impl Lease {
     /// made and renamed into place, and never for long.
     pub fn shared(&self) -> Result<Shared<'_>, StoreError> {
         let mut lock = self.lock.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if lock.1 == 0 {
-            lock.0.lock_shared().map_err(StoreError::io("lock", &self.path))?;
+        if let (Some(file), 0) = (&lock.0, lock.1) {
+            file.lock_shared().map_err(StoreError::io("lock", &self.path))?;
         }
         lock.1 += 1;
         Ok(Shared(self))
@@ -276,6 +321,8 @@ impl Lease {
     fn append(&self, line: &str) -> Result<(), StoreError> {
         // A poisoned lock means that another thread panicked between two appends; the file is whole all the same.
         let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Without a file there is the lock, which is held until the command ends.
+        let Some(file) = file.as_mut() else { return Ok(()) };
         file.write_all(line.as_bytes()).map_err(StoreError::io("write", &self.path))
     }
 }
@@ -283,7 +330,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         // What cannot be removed now is swept by the next command: the lease file goes last and only if its folder went.
-        if remove_tree(&self.folder).is_ok() {
+        let file = self.file.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if remove_tree(&self.folder).is_ok() && file.is_some() {
             drop(remove_if_there(&self.path));
         }
     }
@@ -336,10 +384,11 @@ fn has_foreign(path: &Path) -> bool {
     entries.filter_map(|entry| entry.metadata().ok()).any(|metadata| metadata.uid() != own)
 }
 
-/// Removes a folder with all that is in it, folders without write permission too.
+/// Removes a file, or a folder with all that is in it, folders without write permission too.
 pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => fs::remove_file(path),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             for entry in walkdir::WalkDir::new(path) {
                 let entry = entry?;
@@ -384,7 +433,7 @@ mod tests {
     fn no_program_that_is_started_inherits_a_lease() {
         let (_folder, store) = store();
         let lease = store.lease("boot-a").unwrap();
-        let flags = rustix::io::fcntl_getfd(&*lease.file.lock().unwrap()).unwrap();
+        let flags = rustix::io::fcntl_getfd(lease.file.lock().unwrap().as_ref().unwrap()).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "a child would keep it alive");
     }
 
@@ -395,7 +444,7 @@ mod tests {
         fs::create_dir(lease.folder().join("locked")).unwrap();
         lease.will_make("layers/abc").unwrap();
         // As SIGKILL would: the lock goes with the process, the files stay.
-        lease.file.lock().unwrap().unlock().unwrap();
+        lease.file.lock().unwrap().as_ref().unwrap().unlock().unwrap();
         std::mem::forget(lease);
         assert_eq!(store.sweep("boot-a").unwrap(), Swept::default());
         assert_eq!((count(&store.path("leases")), count(&store.path("tmp"))), (0, 0));
@@ -445,7 +494,7 @@ mod tests {
                         fs::write(lease.fresh_path(), "x").unwrap();
                         store.replace(&store.path("small"), b"small").unwrap();
                         if round % 2 == 0 {
-                            lease.file.lock().unwrap().unlock().unwrap();
+                            lease.file.lock().unwrap().as_ref().unwrap().unlock().unwrap();
                             std::mem::forget(lease);
                         }
                         assert_eq!(store.sweep("boot-a").unwrap().suspects, [""; 0]);
@@ -463,7 +512,7 @@ mod tests {
         let (_folder, store) = store();
         let lease = store.lease("boot-a").unwrap();
         lease.will_make("layers/abc").unwrap();
-        lease.file.lock().unwrap().unlock().unwrap();
+        lease.file.lock().unwrap().as_ref().unwrap().unlock().unwrap();
         std::mem::forget(lease);
         let expected = Swept { suspects: vec!["layers/abc".to_owned()], stuck: 0 };
         assert_eq!(store.sweep("boot-b").unwrap(), expected);
@@ -480,5 +529,64 @@ mod tests {
             assert_eq!(store.sweep("boot-b").unwrap(), Swept::default());
             assert_eq!(count(&store.path("leases")), 0, "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_a_lease_lost_is_found_by_its_time() {
+        let (_folder, store) = store();
+        fs::create_dir(store.path("layers/old")).unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+        for torn in ["", "boo", "boot boot-a\nmade lay"] {
+            fs::write(store.path("leases/build-x"), torn).unwrap();
+            fs::create_dir_all(store.path("layers/new")).unwrap();
+            fs::create_dir_all(store.path("cache/records/ab")).unwrap();
+            fs::write(store.path("cache/records/ab/new"), torn).unwrap();
+            let found = store.sweep("boot-b").unwrap().suspects;
+            assert!(found.contains(&"layers/new".to_owned()), "{torn:?}: {found:?}");
+            assert!(found.contains(&"cache/records/ab/new".to_owned()), "{torn:?}: {found:?}");
+            assert!(!found.contains(&"layers/old".to_owned()), "{torn:?}: {found:?}");
+            store.forget().unwrap();
+            fs::remove_dir(store.path("layers/new")).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_readers_found_is_suspect_until_checked() {
+        let (_folder, store) = store();
+        drop(store.damaged(&store.path("layers/abc/tar"), "it is not what it was"));
+        let expected = Swept { suspects: vec!["layers/abc".to_owned()], stuck: 0 };
+        assert_eq!(store.sweep("boot-a").unwrap(), expected);
+        assert_eq!(store.sweep("boot-a").unwrap(), expected, "a check that was cut off is made again");
+        store.forget().unwrap();
+        assert_eq!(store.sweep("boot-a").unwrap(), Swept::default());
+    }
+
+    #[test]
+    fn a_reader_of_a_store_that_cannot_be_written_keeps_collections_away() {
+        let (_folder, store) = store();
+        drop(store.gc_lock(false).unwrap());
+        let lease = store.lease_without_writing().unwrap();
+        assert_eq!((count(&store.path("leases")), count(&store.path("tmp"))), (0, 0));
+        lease.uses(["layers/abc".to_owned()]).unwrap();
+        drop(lease.shared().unwrap());
+        let path = store.path("lock");
+        assert!(File::open(&path).unwrap().try_lock().is_err(), "a collection must wait");
+        let folder = lease.folder().to_owned();
+        drop(lease);
+        File::open(&path).unwrap().try_lock().unwrap();
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn things_go_to_the_trash_one_beside_the_other() {
+        let (_folder, store) = store();
+        for _ in 0..3 {
+            fs::write(store.path("layers/x"), "x").unwrap();
+            store.discard(&store.path("layers/x")).unwrap();
+        }
+        store.discard(&store.path("layers/gone")).unwrap();
+        assert_eq!(count(&store.path("trash")), 3);
+        assert_eq!(store.empty_trash().unwrap(), 0);
+        assert_eq!(count(&store.path("trash")), 0);
     }
 }

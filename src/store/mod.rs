@@ -6,11 +6,12 @@
 //!
 //! ```text
 //! format                       version of this layout
-//! images.json                  names → manifests, under images.lock
+//! images.json                  names → manifests, under images.lock; images.copy.json is the same
+//! suspects                     what readers found damaged: checked by the next command
 //! blobs/sha256/<hex>           configs, manifests, compressed layers
 //! layers/<diffID hex>/         index, and forms of the layer: tar, tree/, blobs (descriptors), epoch (a form of another layer)
 //! trees/<chainID hex>/tree/    a layer from outside that is no tree by itself, applied over its parents
-//! origins/<diffID hex>         repositories that have the layer, which need not be here
+//! origins/<hex>                repositories that have a layer (by its diffID), which need not be here, or an image (by its id)
 //! cache/                       see `cache::index`, `context::stat_cache` and `bases`
 //! mounts/<hash of a name>/     see `cache_mounts`
 //! leases/<id>, tmp/<id>/       running builds, and their unfinished files

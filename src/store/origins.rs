@@ -1,4 +1,4 @@
-//! Repositories that have a blob of a layer, whether the layer is here or not.
+//! Repositories that have a blob of a layer, whether the layer is here or not; and those that have an image.
 //!
 //! In: a layer, and where a blob of it was seen. Out: where it can be mounted from, or fetched when somebody must read it.
 //! What always holds: what is remembered of a layer stays as long as an image, a record or a command needs the layer, and
@@ -10,15 +10,16 @@ use serde::{Deserialize, Serialize};
 
 use super::Store;
 use super::layout::{StoreError, read_if_there};
-use crate::digest::{DiffId, Digest};
+use crate::digest::{DiffId, Digest, ImageId};
 use crate::image::manifest::Descriptor;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;
 
-/// A repository of a registry that has a blob of a layer: from there other repositories can mount it.
+/// A repository of a registry that has a blob of a layer: from there other repositories can mount it. Or one that has an
+/// image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// The blob.
+    /// The blob; of an image its manifest or index, as it is there.
     pub blob: Digest,
     /// Registry and repository: `docker.io/library/nginx`.
     pub repository: String,
@@ -41,8 +42,23 @@ const MOST: usize = 16;
 impl Store {
     /// Repositories that are known to have a blob of the layer, the latest last.
     pub fn origins(&self, layer: &DiffId) -> Result<Vec<Origin>, StoreError> {
-        let bytes = read_if_there(&self.origins_path(layer))?;
-        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default())
+        self.read_origins(&layer.0)
+    }
+
+    /// Repositories that an image was pushed to or pulled from, each once, the latest last.
+    pub fn origins_of_image(&self, image: &ImageId) -> Result<Vec<Origin>, StoreError> {
+        self.read_origins(&image.0)
+    }
+
+    /// Remembers what an image of the store is in a repository now.
+    pub fn add_origin_of_image(&self, image: &ImageId, origin: Origin) -> Result<(), StoreError> {
+        let mut origins = self.origins_of_image(image)?;
+        if origins.contains(&origin) {
+            return Ok(());
+        }
+        origins.retain(|known| known.repository != origin.repository);
+        origins.push(origin);
+        self.write_origins(&image.0, &origins)
     }
 
     /// Those of them that have this blob, the latest first.
@@ -53,7 +69,7 @@ impl Store {
 
     /// Remembers one more, for a layer that is here or of which one is known: of others nobody would ask for it.
     pub fn add_origin(&self, layer: &DiffId, origin: Origin) -> Result<(), StoreError> {
-        if self.has_layer(layer) || self.origins_path(layer).exists() {
+        if self.has_layer(layer) || self.origins_path(&layer.0).exists() {
             self.expect_layer(layer, origin)?;
         }
         Ok(())
@@ -66,8 +82,17 @@ impl Store {
             return Ok(());
         }
         origins.push(origin);
+        self.write_origins(&layer.0, &origins)
+    }
+
+    fn read_origins(&self, name: &Digest) -> Result<Vec<Origin>, StoreError> {
+        let bytes = read_if_there(&self.origins_path(name))?;
+        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default())
+    }
+
+    fn write_origins(&self, name: &Digest, origins: &[Origin]) -> Result<(), StoreError> {
         let from = origins.len().saturating_sub(MOST);
-        let path = self.origins_path(layer);
+        let path = self.origins_path(name);
         let bytes = serde_json::to_vec(&origins[from..])
             .map_err(|error| StoreError::Damaged { path: path.clone(), why: error.to_string() })?;
         let folder = self.path(FOLDER);
@@ -94,12 +119,12 @@ impl Store {
         Ok(absent)
     }
 
-    fn origins_path(&self, layer: &DiffId) -> std::path::PathBuf {
-        self.path(FOLDER).join(layer.0.hex())
+    fn origins_path(&self, name: &Digest) -> std::path::PathBuf {
+        self.path(FOLDER).join(name.hex())
     }
 }
 
-/// Where they are, below the store's root: a file for each layer.
+/// Where they are, below the store's root: a file for each layer or image.
 pub(super) const FOLDER: &str = "origins";
 
 #[cfg(test)]
@@ -125,7 +150,14 @@ mod tests {
         assert_eq!((found.len(), found[0].repository()), (MOST - 1, "19"));
         assert_eq!(store.origins_of_blob(&layer, &other.blob).unwrap()[0].repository(), "other");
         // Torn by a power cut: a hint less.
-        fs::write(store.origins_path(&layer), b"[{").unwrap();
+        fs::write(store.origins_path(&layer.0), b"[{").unwrap();
         assert_eq!(store.origins(&layer).unwrap(), []);
+        // Of an image a repository has one manifest at a time.
+        let image = ImageId(Digest::of(b"image"));
+        for blob in [blob, other.blob] {
+            store.add_origin_of_image(&image, Origin { blob, repository: "r.example/1".to_owned() }).unwrap();
+        }
+        let known = store.origins_of_image(&image).unwrap();
+        assert_eq!(known, [Origin { blob: other.blob, repository: "r.example/1".to_owned() }]);
     }
 }

@@ -1,22 +1,26 @@
-//! After a power cut: what a build had renamed into place may be there without its data.
+//! After a power cut, or when a reader found damage: what lies in the store may not be what its name says.
 //!
-//! In: the paths that dead leases of another boot list as made. Out: the store without those that do not hold what
-//! their names say. What always holds: nothing is removed that is right, and an image whose layer had to go says so
-//! when it is used; the next build makes the layer again.
+//! In: the paths that dead leases of another boot list as made, and those that readers noted. Out: the store without those
+//! that do not hold what their names say. What always holds: nothing is removed that is right; an index that can be made
+//! again from the layer's bytes is; an image whose layer had to go says so when it is used, and the next build makes the
+//! layer again.
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use super::layers::KnownBlob;
 use super::layout::{Store, StoreError, open_if_there};
 use super::lease::Lease;
 use super::verify::layer_content;
 use crate::cache::record::CacheRecord;
 use crate::digest::{DiffId, Digest, HashingReader};
-use crate::layer::data;
 use crate::layer::entry_ref::KindRef;
-use crate::layer::index::Origin;
+use crate::layer::index::{LayerIndex, Origin};
 use crate::layer::scan::scan;
+use crate::layer::write::{Body, LayerWriter};
+use crate::layer::{compress, data};
 use crate::sys::root_dir::RootDir;
 
 impl Store {
@@ -26,14 +30,22 @@ impl Store {
         let mut discarded = Vec::new();
         for suspect in suspects {
             // Each form of a layer is used by itself: a right tar says nothing of the tree beside it.
-            let forms = if suspect.starts_with("layers/") { vec!["tar", "tree", ""] } else { vec![""] };
+            let layer = suspect.strip_prefix("layers/").and_then(Digest::from_hex).map(DiffId);
+            let forms = if layer.is_some() { &["tar", "tree", "blobs", "epoch", ""][..] } else { &[""] };
+            if let Some(layer) = layer {
+                self.restore_index(&layer)?;
+            }
             for form in forms {
                 let suspect = if form.is_empty() { suspect.clone() } else { format!("{suspect}/{form}") };
                 let path = self.path(&suspect);
-                if path.exists() && !self.is_whole(lease, &suspect, &path)? {
+                let looked_at = identity(&path);
+                if looked_at.is_some() && !self.is_whole(lease, &suspect, &path)? {
                     let _exclusive = self.gc_lock(true)?;
-                    self.discard(&path)?;
-                    discarded.push(suspect);
+                    // Another command may have found the same, and made it anew.
+                    if identity(&path) == looked_at {
+                        self.discard(&path)?;
+                        discarded.push(suspect);
+                    }
                 }
             }
         }
@@ -54,6 +66,31 @@ impl Store {
         })
     }
 
+    /// Makes the index of a layer again, where it is damaged or lost, from the bytes of the layer.
+    fn restore_index(&self, layer: &DiffId) -> Result<(), StoreError> {
+        match self.layer_index(layer) {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) | Err(StoreError::Damaged { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let folder = self.path("layers").join(layer.0.hex());
+        let of = |tar: Box<dyn io::Read + Send>| scan(tar).ok().filter(|index| index.diff_id() == *layer);
+        let mut found = None;
+        if let Some(tar) = open_if_there(&folder.join("tar"))? {
+            let copy = tar.try_clone().map_err(StoreError::io("open the tar in", &folder))?;
+            found = of(Box::new(io::BufReader::with_capacity(1 << 20, copy)));
+            // What was made here says so: other forms of it can be made.
+            let made = found.as_ref().and_then(|index| written_again(index, &tar));
+            found = made.filter(|index| index.diff_id() == *layer).or(found);
+        }
+        for blob in self.layer_blobs(layer)?.iter().filter(|blob| self.has_blob(&blob.digest)) {
+            if found.is_none() {
+                found = compress::decompress(Box::new(self.open_blob(&blob.digest)?)).ok().and_then(of);
+            }
+        }
+        found.map_or(Ok(()), |index| self.replace(&folder.join("index"), index.as_bytes()))
+    }
+
     fn is_whole(&self, lease: &Lease, suspect: &str, path: &Path) -> Result<bool, StoreError> {
         let mut parts = suspect.split('/');
         let kind = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -61,10 +98,18 @@ impl Store {
         let name = path.file_name().and_then(|name| name.to_str()).and_then(Digest::from_hex);
         Ok(match (kind, name) {
             (("layers", layer), _) if form == Some("tar") => Some(digest_of(path)?) == Digest::from_hex(layer),
-            (("layers", layer), _) if form == Some("tree") => match Digest::from_hex(layer) {
-                Some(layer) => self.is_tree_whole(&DiffId(layer), path)?,
-                None => false,
-            },
+            (("layers", layer), _) if form == Some("tree") => {
+                let index = Digest::from_hex(layer).map(|layer| self.layer_index(&DiffId(layer)));
+                match index {
+                    Some(Ok(Some(index))) => self.tree_problem(&index, path)?.is_none(),
+                    None | Some(Ok(None) | Err(StoreError::Damaged { .. })) => false,
+                    Some(Err(error)) => return Err(error),
+                }
+            }
+            (("layers", _), _) if form == Some("blobs") => parses::<Vec<KnownBlob>>(path)?,
+            (("layers", layer), _) if form == Some("epoch") => {
+                Digest::from_hex(layer).is_some_and(|layer| self.source_of_epoch(&DiffId(layer)).is_ok())
+            }
             (("blobs", _), Some(name)) => digest_of(path)? == name,
             (("layers", _), Some(name)) => {
                 layer_content(self, lease, &DiffId(name))?.is_ok() && self.is_index_whole(&DiffId(name))?
@@ -72,9 +117,7 @@ impl Store {
             // A tree on parents is not named after what it holds, and is made again from its layer.
             (("trees", _), _) => false,
             (("cache", "records" | "last"), _) => read(path)?.is_some_and(|bytes| CacheRecord::parse(&bytes).is_ok()),
-            (("cache", "contents"), _) => {
-                read(path)?.is_some_and(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).is_ok())
-            }
+            (("cache", "contents"), _) => parses::<serde_json::Value>(path)?,
             // Readers check these two as they read.
             (("cache", _), _) => read(path)?.is_some_and(|bytes| !bytes.is_empty()),
             _ => false,
@@ -91,30 +134,51 @@ impl Store {
         Ok(scan(io::BufReader::with_capacity(1 << 20, tar)).is_ok_and(|found| found.as_bytes() == index.as_bytes()))
     }
 
-    /// Whether the files of a layer's tree hold what its index says.
-    fn is_tree_whole(&self, layer: &DiffId, tree: &Path) -> Result<bool, StoreError> {
-        let index = match self.layer_index(layer) {
-            Ok(Some(index)) => index,
-            Ok(None) | Err(StoreError::Damaged { .. }) => return Ok(false),
-            Err(error) => return Err(error),
-        };
+    /// What is wrong with the files of a tree that is to hold what an index says.
+    pub(super) fn tree_problem(&self, index: &LayerIndex, tree: &Path) -> Result<Option<String>, StoreError> {
         let root = RootDir::open(tree).map_err(StoreError::io("open", tree))?;
         for (position, entry) in index.entries().enumerate() {
             let KindRef::File { sha256, .. } = entry.kind else { continue };
-            let sum = data::from_tree(&index, position, &root).and_then(|file| {
+            let sum = data::from_tree(index, position, &root).and_then(|file| {
                 let mut reader = HashingReader::new(file);
                 io::copy(&mut reader, &mut io::sink())?;
                 Ok(reader.finish().1)
             });
+            let name = String::from_utf8_lossy(entry.path);
             match sum {
                 Ok(sum) if sum == sha256 => {}
-                Ok(_) => return Ok(false),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                Ok(_) => return Ok(Some(format!("its file {name} has other bytes than the layer"))),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Ok(Some(format!("its file {name} is not there")));
+                }
                 Err(error) => return Err(StoreError::io("read a file of", tree)(error)),
             }
         }
-        Ok(true)
+        Ok(None)
     }
+}
+
+/// The index that rbuild's own writer makes of the entries of a tar.
+fn written_again(index: &LayerIndex, tar: &File) -> Option<LayerIndex> {
+    let mut writer = LayerWriter::new(io::sink());
+    for (position, entry) in index.entries().enumerate() {
+        let body = match entry.kind {
+            KindRef::File { .. } => Body::Reader(data::from_tar(index, position, tar).ok()?),
+            _ => Body::None,
+        };
+        writer.push(&mut entry.to_entry(), body).ok()?;
+    }
+    writer.finish().ok().map(|(_, index)| index)
+}
+
+/// Whether a file holds such a value.
+fn parses<T: serde::de::DeserializeOwned>(path: &Path) -> Result<bool, StoreError> {
+    Ok(read(path)?.is_some_and(|bytes| serde_json::from_slice::<T>(&bytes).is_ok()))
+}
+
+/// Which file or folder is at a path, if there is one.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    path.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 fn read(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
@@ -132,7 +196,6 @@ fn digest_of(path: &Path) -> Result<Digest, StoreError> {
 mod tests {
     use super::*;
     use crate::layer::sample;
-    use crate::layer::write::{Body, LayerWriter};
     use crate::store::layers::Form;
     use std::fs;
 
@@ -176,7 +239,10 @@ mod tests {
             (vec!["tree/f"], vec!["/tree"], vec!["tar"]),
             (vec!["tar"], vec!["/tar"], vec!["tree"]),
             (vec!["tar", "tree/f"], vec!["/tar", "/tree", ""], vec![]),
-            (vec!["index"], vec!["/tree", ""], vec![]),
+            (vec!["index"], vec![], vec!["tar", "tree"]),
+            (vec!["index", "tree/f"], vec!["/tree"], vec!["tar"]),
+            (vec!["index", "tar"], vec!["/tar", "/tree", ""], vec![]),
+            (vec!["blobs"], vec!["/blobs"], vec!["tar", "tree"]),
         ] {
             let folder = tempfile::tempdir().unwrap();
             let store = Store::open(folder.path()).unwrap();
@@ -192,6 +258,9 @@ mod tests {
             let left = ["tar", "tree"].into_iter().filter(|form| store.path(&name).join(form).exists());
             assert_eq!(left.collect::<Vec<_>>(), stays, "{broken:?}");
             assert_eq!(store.has_layer(&id), !stays.is_empty());
+            if let Some(index) = store.layer_index(&id).unwrap() {
+                assert!(matches!(index.origin(), Origin::Made { .. }), "{broken:?}: it was made here");
+            }
         }
     }
 

@@ -1,20 +1,23 @@
 //! Whether an image of the store is what its digests say.
 //!
 //! In: an [`ImageRecord`]. Out: what is wrong, in words; nothing when all is right. What always holds: every byte that
-//! belongs to the image is read and digested: its documents, the blobs of its layers, and the tar of each layer in
-//! whichever form it is kept. A layer that is not here, but known to be in a registry, is no damage.
+//! belongs to the image is read and digested: its documents, the blobs of its layers, the tar of each layer in whichever
+//! form it is kept, and the files of its trees. What is damaged is noted, and the next command removes it. A layer that is
+//! not here, but known to be in a registry, is no damage.
 
 use std::io;
+use std::sync::Arc;
 
 use super::base::base_images;
 use super::images::ImageRecord;
 use super::lease::Lease;
 use super::{Store, StoreError};
-use crate::digest::{ContentDigest, DiffId, Digest, HashingReader};
+use crate::digest::{ChainId, ContentDigest, DiffId, Digest, HashingReader};
 use crate::image::assemble::{image_content_digest, index_content_digest};
 use crate::image::manifest::Descriptor;
 use crate::layer::compress;
 use crate::layer::scan::scan;
+use crate::layer::stack::{LayerStack, on_parents};
 use crate::plan::BaseImage;
 
 /// Checks the image. Problems are returned; an error is what kept it from looking.
@@ -22,9 +25,6 @@ pub fn verify(store: &Store, lease: &Lease, record: &ImageRecord) -> Result<Vec<
     let images = match base_images(store, record) {
         Ok(images) => images,
         Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => return Ok(vec![error.to_string()]),
-        Err(StoreError::Io { source, .. }) if is_damage(&source) => {
-            return Ok(vec![source.to_string()]);
-        }
         Err(error) => return Err(error),
     };
     let mut problems = Vec::new();
@@ -61,7 +61,8 @@ fn image_problems(
     problems: &mut Vec<String>,
 ) -> Result<Option<ContentDigest>, StoreError> {
     let mut contents: Vec<ContentDigest> = Vec::new();
-    for (layer, blob) in image.config.rootfs.diff_ids.iter().zip(&image.layers) {
+    let diff_ids = &image.config.rootfs.diff_ids;
+    for (number, (layer, blob)) in diff_ids.iter().zip(&image.layers).enumerate() {
         // What its registry has is not lost.
         let elsewhere = store.lacks(layer, &blob.digest) && !store.origins_of_blob(layer, &blob.digest)?.is_empty();
         if blob.digest != layer.0 && !elsewhere {
@@ -74,9 +75,41 @@ fn image_problems(
             Ok(content) => contents.push(content),
             Err(problem) => problems.push(problem),
         }
+        match store.layer_summary(layer) {
+            Ok(found) if blob.digest == layer.0 && blob.size != found.tar_size => {
+                problems.push(format!("its manifest gives layer {layer} {} bytes, not {}", blob.size, found.tar_size));
+            }
+            // Told above.
+            _ => {}
+        }
+        problems.extend(tree_problems(store, &diff_ids[..=number])?);
     }
     let complete = contents.len() == image.layers.len();
     Ok(complete.then(|| image_content_digest(&image.config, &contents)))
+}
+
+/// Reads the files of the trees of the last of these layers: its own, and the one on these parents.
+fn tree_problems(store: &Store, layers: &[DiffId]) -> Result<Vec<String>, StoreError> {
+    let Some((layer, below)) = layers.split_last() else { return Ok(Vec::new()) };
+    // What is wrong with an index is told where it is read alone.
+    let Ok(Some(index)) = store.layer_index(layer) else { return Ok(Vec::new()) };
+    let mut problems = Vec::new();
+    if let Some(tree) = store.layer_tree(layer)
+        && let Some(why) = store.tree_problem(&index, &tree)?
+    {
+        problems.push(store.damaged(&tree, why).to_string());
+    }
+    if let Some(tree) = ChainId::of(layers).and_then(|chain| store.chain_tree(&chain)) {
+        let below: Option<Vec<_>> =
+            below.iter().map(|layer| store.layer_index(layer).ok().flatten().map(Arc::new)).collect();
+        let alone = below.and_then(|below| on_parents(&index, &LayerStack::new(below).ok()?).ok());
+        if let Some(alone) = alone
+            && let Some(why) = store.tree_problem(&alone, &tree)?
+        {
+            problems.push(store.damaged(&tree, why).to_string());
+        }
+    }
+    Ok(problems)
 }
 
 /// Whether an error says that bytes are wrong, not that they could not be read. Decoders do not agree on how to say so.
@@ -88,8 +121,10 @@ pub(super) fn is_damage(error: &io::Error) -> bool {
 /// Reads a layer's blob, packed and unpacked.
 fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Option<String>, StoreError> {
     let path = store.blob_path(&blob.digest);
+    let layer_path = store.path("layers").join(layer.0.hex());
     if !store.has_blob(&blob.digest) {
-        return Ok(Some(format!("the blob {} of layer {layer} is not there", blob.digest)));
+        let why = format!("the blob {} of layer {layer} is not there", blob.digest);
+        return Ok(Some(store.damaged(&layer_path, why).to_string()));
     }
     let file = std::fs::File::open(&path).map_err(StoreError::io("open", &path))?;
     let mut packed = HashingReader::new(file);
@@ -99,7 +134,7 @@ fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Opti
     let (_, found, size) = packed.finish();
     if (found, size) != (blob.digest, blob.size) {
         let why = format!("the blob {} of layer {layer} has {size} bytes with the digest {found}", blob.digest);
-        return Ok(Some(why));
+        return Ok(Some(store.damaged(&path, why).to_string()));
     }
     Ok(match unpacked {
         Ok(found) if found == layer.0 => None,
@@ -114,27 +149,26 @@ pub(super) fn layer_content(
     lease: &Lease,
     layer: &DiffId,
 ) -> Result<Result<ContentDigest, String>, StoreError> {
+    let path = store.path("layers").join(layer.0.hex());
+    let damaged = |why: String| store.damaged(&path, why).to_string();
     let tar = match store.tar_file(layer, lease) {
         Ok(tar) => tar,
         Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => return Ok(Err(error.to_string())),
-        Err(StoreError::Io { source, path, .. }) if is_damage(&source) => {
-            return Ok(Err(format!("{}: {source}", path.display())));
-        }
         Err(error) => return Err(error),
     };
     let index = match store.layer_index(layer) {
         Ok(Some(index)) => index,
-        Ok(None) => return Ok(Err(format!("the index of layer {layer} is not there"))),
+        Ok(None) => return Ok(Err(damaged(format!("the index of layer {layer} is not there")))),
         Err(error @ StoreError::Damaged { .. }) => return Ok(Err(error.to_string())),
         Err(error) => return Err(error),
     };
     Ok(match scan(tar) {
-        Ok(found) if found.diff_id() != *layer => Err(format!("layer {layer} holds {}", found.diff_id())),
+        Ok(found) if found.diff_id() != *layer => Err(damaged(format!("layer {layer} holds {}", found.diff_id()))),
         Ok(found) if found.content() != index.content() => {
-            Err(format!("the index of layer {layer} is not that of its tar"))
+            Err(damaged(format!("the index of layer {layer} is not that of its tar")))
         }
         Ok(found) => Ok(found.content()),
-        Err(error) => Err(format!("layer {layer} cannot be read: {error}")),
+        Err(error) => Err(damaged(format!("layer {layer} cannot be read: {error}"))),
     })
 }
 

@@ -124,6 +124,16 @@ pub fn close_from(first: u32) -> io::Result<()> {
     }
 }
 
+/// Has `uname` say for this process and its children that the machine is one of 32 bits, as their images take it to be.
+pub fn tell_32_bits() -> io::Result<()> {
+    const PER_LINUX32: libc::c_ulong = 8;
+    // SAFETY: it takes a number and changes nothing but what some calls say.
+    match unsafe { libc::personality(PER_LINUX32) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// Gives this process a keyring of its own, so that the command does not get at the keys of the user's session.
 /// A kernel or a filter without keyrings has none to protect, and a full quota only means that the old one stays hidden
 /// behind the namespaces: no error.
@@ -172,6 +182,11 @@ pub fn limit_bounding_set(mask: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether this process has CAP_SYS_ADMIN in its user namespace.
+pub fn is_administrator() -> io::Result<bool> {
+    Ok(rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::SYS_ADMIN))
 }
 
 /// Leaves this process, which has the capabilities to do so, with those of `mask`, and nothing to inherit.

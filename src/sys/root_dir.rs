@@ -45,6 +45,8 @@ pub struct Stat {
     pub size: u64,
     /// Modification time: whole seconds and nanoseconds.
     pub mtime: (i64, u32),
+    /// When anything of it changed, which nobody can set: whole seconds and nanoseconds.
+    pub ctime: (i64, u32),
     /// Numbers of a device.
     pub device: (u32, u32),
     /// Which file system and which file: equal for hard links of one file.
@@ -278,6 +280,7 @@ impl From<&fs::Stat> for Stat {
             gid: stat.st_gid,
             size: stat.st_size as u64,
             mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as u32),
+            ctime: (stat.st_ctime as i64, stat.st_ctime_nsec as u32),
             device: (fs::major(stat.st_rdev), fs::minor(stat.st_rdev)),
             inode: (stat.st_dev as u64, stat.st_ino as u64),
             links: stat.st_nlink as u64,

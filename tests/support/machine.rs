@@ -213,6 +213,18 @@ fn has_subordinate_ids() -> bool {
     })
 }
 
+/// Copies a folder that may hold files of mapped ids.
+pub fn copy_tree(from: &Path, to: &Path) {
+    let mut command = Command::new("unshare");
+    if is_root() {
+        command = Command::new("cp");
+    } else {
+        command.args(["--user", "--map-root-user", "--map-auto", "cp"]);
+    }
+    let done = command.arg("-a").arg(from).arg(to).stdin(Stdio::null()).status().expect("cp starts");
+    assert!(done.success(), "{} could not be copied", from.display());
+}
+
 /// Removes a folder that may hold files of mapped ids, which an ordinary user cannot remove outside a user namespace.
 pub fn remove_tree(folder: &Path) {
     if !folder.exists() || std::fs::remove_dir_all(folder).is_ok() {

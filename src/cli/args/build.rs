@@ -5,18 +5,18 @@
 //! file. What always holds: a flag that rbuild cannot carry out has been refused by name.
 
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::check::{self, ReportForm};
+use super::check::{self, Call, ReportForm};
 use super::epoch::{self, Epoch};
 use super::registry::Pull;
 use super::run::{RunArgs, RunFlags};
 use super::secrets::{self, SecretArg, SecretSpec, SshArg};
-use super::values::{NamedContext, build_arg, build_context, bytes, count, host, label, some, yes_no};
+use super::values::{HostAddress, NamedContext, build_arg, build_context, bytes, count, host, label, some, yes_no};
 use crate::cli::cache_spec::{self, CachePlace, CacheSpec, Side};
 use crate::cli::find;
 use crate::cli::output_spec::{self, Destination, OutputKind, OutputSpec};
@@ -79,8 +79,10 @@ pub struct BuildArgs {
     pub print_json: bool,
     /// `--isolation`.
     pub isolation: Isolation,
-    /// `--network`.
+    /// `--network`; of [`Network::Default`], `private_network` says which it is.
     pub network: Network,
+    /// `--network private`: what RUN has by default is a network of the build's own, not this machine's.
+    pub private_network: bool,
     /// `--add-host`, in order.
     pub add_hosts: Vec<(String, IpAddr)>,
     /// `--shm-size`, in bytes.
@@ -97,8 +99,8 @@ pub struct BuildArgs {
     pub ssh: Vec<SshArg>,
     /// `--verify-reproducible`: build twice and compare.
     pub verify_reproducible: bool,
-    /// `--check`: build nothing, and report in this form.
-    pub check: Option<ReportForm>,
+    /// `--check` and `--call`: build nothing, and answer this.
+    pub call: Option<Call>,
 }
 
 /// What a build is made from.
@@ -179,9 +181,14 @@ pub enum Entitlement {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum NetworkName {
+    /// This machine's
     Default,
+    /// None but a loopback
     None,
+    /// This machine's, also for RUN --network=host
     Host,
+    /// One of the build's own, joined to the world by pasta: this machine's loopback is out of reach
+    Private,
 }
 
 /// So many steps run at once even on fewer processors, if nobody says otherwise: RUN waits for networks and disks as much as
@@ -283,9 +290,9 @@ pub(super) struct BuildFlags {
     /// The network of RUN
     #[arg(long, value_name = "MODE", value_enum, default_value = "default", help_heading = RUN)]
     network: NetworkName,
-    /// A line for /etc/hosts during RUN
+    /// A line for /etc/hosts during RUN; the address host-gateway is this machine's
     #[arg(long, value_name = "HOST:IP", value_parser = host, help_heading = RUN)]
-    add_host: Vec<(String, IpAddr)>,
+    add_host: Vec<(String, HostAddress)>,
     /// The size of /dev/shm during RUN
     #[arg(long, value_name = "SIZE", value_parser = bytes, help_heading = RUN)]
     shm_size: Option<u64>,
@@ -322,13 +329,15 @@ pub(super) struct BuildFlags {
     /// Build nothing; say what the build checks find
     #[arg(long, help_heading = SHOW)]
     check: bool,
-    /// The form of what --print and --check print: text, json or (of --check) sarif
+    /// The form of what --print, --check and --call print: text, json or (of --check) sarif
     #[arg(long, value_name = "FORMAT", value_enum, hide_possible_values = true, help_heading = SHOW)]
     format: Option<ReportForm>,
 
-    // What scripts for docker pass, and what changes nothing here.
-    #[arg(long, hide = true)]
+    /// Build nothing; answer a question: check, outline (what the target takes) or targets (the stages)
+    #[arg(long, value_name = "METHOD[,format=json]", help_heading = SHOW)]
     call: Option<String>,
+
+    // What scripts for docker pass, and what changes nothing here.
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     provenance: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -357,12 +366,12 @@ impl BuildFlags {
         let build_args = build_args(&self.build_arg, settings)?;
         let from_environment = settings.var("SOURCE_DATE_EPOCH").map_err(|error| error.to_string())?;
         let epoch = epoch::choose(self.timestamp.as_deref(), &build_args, from_environment.as_deref())?;
-        let check = check::requested(self.check, self.call.as_deref(), self.format)?;
+        let call = check::requested(self.check, self.call.as_deref(), self.format)?;
         let print_json = match (self.print, self.format) {
-            (Some(_), _) if check.is_some() => return Err("--print and --check cannot both hold".into()),
-            (None, _) if check.is_some() => false,
+            (Some(_), _) if call.is_some() => return Err("--print and --check or --call cannot both hold".into()),
+            (None, _) if call.is_some() => false,
             (None, Some(_)) => {
-                return Err("--format says in what form --print and --check print; give one of them too".into());
+                return Err("--format says in what form --print, --check and --call print; give one of them too".into());
             }
             (_, Some(ReportForm::Sarif)) => return Err("--format sarif is a form of --check".into()),
             (Some(Print::Graph), Some(ReportForm::Json)) => {
@@ -374,7 +383,7 @@ impl BuildFlags {
             (_, format) => format == Some(ReportForm::Json),
         };
         Ok(BuildArgs {
-            context: context(self.context, self.print == Some(Print::Ast) || check.is_some())?,
+            context: context(self.context, self.print == Some(Print::Ast) || call.is_some())?,
             tags: self.tag,
             file: self.file.map(|file| match file {
                 file if file == "-" => DockerfilePath::Stdin,
@@ -405,12 +414,13 @@ impl BuildFlags {
             print: self.print,
             print_json,
             isolation: self.isolation,
+            add_hosts: add_hosts(self.add_host, self.network)?,
             network: match self.network {
-                NetworkName::Default => Network::Default,
+                NetworkName::Default | NetworkName::Private => Network::Default,
                 NetworkName::None => Network::None,
                 NetworkName::Host => Network::Host,
             },
-            add_hosts: self.add_host,
+            private_network: self.network == NetworkName::Private,
             shm_size: self.shm_size,
             allow: self.allow,
             run: self.run.into_args()?,
@@ -419,7 +429,7 @@ impl BuildFlags {
             ssh: self.ssh,
 
             verify_reproducible: self.verify_reproducible,
-            check,
+            call,
         })
         .and_then(check_stdin)
     }
@@ -494,6 +504,20 @@ fn platforms(given: Vec<String>, settings: &Settings) -> Result<Vec<String>, Str
     }
     let usual = settings.var("DOCKER_DEFAULT_PLATFORM").map_err(|error| error.to_string())?;
     Ok(usual.into_iter().filter(|platform| !platform.is_empty()).collect())
+}
+
+/// The addresses that names mean during RUN.
+fn add_hosts(given: Vec<(String, HostAddress)>, network: NetworkName) -> Result<Vec<(String, IpAddr)>, String> {
+    let address = |name: &str, address| match (address, network) {
+        (HostAddress::Ip(address), _) => Ok(address),
+        // RUN is on this machine's network: its services answer at the loopback too.
+        (HostAddress::Gateway, NetworkName::Default | NetworkName::Host) => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        (HostAddress::Gateway, NetworkName::None | NetworkName::Private) => {
+            let network = network.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+            Err(format!("--add-host {name}:host-gateway: with --network {network} nothing leads to this machine"))
+        }
+    };
+    given.into_iter().map(|(name, given)| address(&name, given).map(|address| (name, address))).collect()
 }
 
 fn annotations(given: &[String]) -> Result<Vec<Annotation>, String> {

@@ -71,7 +71,7 @@ pub struct PushArgs {
     /// Print the name alone
     #[arg(short, long)]
     pub quiet: bool,
-    /// Send the image only if it is for this platform
+    /// Of an image for several platforms, send this one alone
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<String>,
     /// Allow plain HTTP, and certificates that nobody trusts

@@ -5,7 +5,7 @@
 
 use clap::Args;
 
-use super::values::{bytes, some};
+use super::values::{bytes, some, yes_no};
 use crate::exec::cgroup::{Resources, Swap};
 use crate::plan::limits::Ulimit;
 
@@ -20,6 +20,8 @@ pub struct RunArgs {
     pub resources: Resources,
     /// `--security-opt seccomp=unconfined`.
     pub unconfined: bool,
+    /// `--security-opt no-new-privileges`.
+    pub no_new_privileges: bool,
     /// `--shell-on-error`.
     pub shell_on_error: bool,
     /// `--shell-at`, as written.
@@ -68,9 +70,9 @@ pub(super) struct RunFlags {
     /// The control group below which those of RUN are made
     #[arg(long, value_name = "PATH", value_parser = parent, help_heading = RUN)]
     cgroup_parent: Option<String>,
-    /// seccomp=unconfined: RUN may make every system call
+    /// seccomp=unconfined: RUN may make every system call; no-new-privileges: set-user-id programs give it none
     #[arg(long, value_name = "OPTION", value_parser = security_opt, help_heading = RUN)]
-    security_opt: Vec<String>,
+    security_opt: Vec<SecurityOpt>,
     /// Open a shell in the step that failed, as its command left it
     #[arg(long, help_heading = RUN)]
     shell_on_error: bool,
@@ -101,6 +103,8 @@ impl RunFlags {
         }
         ulimits.sort_by_key(|limit| limit.name);
         let quota = self.cpus.or(self.cpu_quota);
+        let no_new_privileges =
+            self.security_opt.iter().rfind(|option| matches!(option, SecurityOpt::NoNewPrivileges(_)));
         Ok(RunArgs {
             ulimits,
             cgroup_parent: self.cgroup_parent,
@@ -113,7 +117,8 @@ impl RunFlags {
                 cpus: self.cpuset_cpus,
                 mems: self.cpuset_mems,
             },
-            unconfined: !self.security_opt.is_empty(),
+            unconfined: self.security_opt.contains(&SecurityOpt::Unconfined),
+            no_new_privileges: no_new_privileges == Some(&SecurityOpt::NoNewPrivileges(true)),
             shell_on_error: self.shell_on_error,
             shell_at: self.shell_at,
         })
@@ -157,12 +162,27 @@ fn parent(text: &str) -> Result<String, String> {
     Ok(names().collect::<Vec<_>>().join("/"))
 }
 
-fn security_opt(text: &str) -> Result<String, String> {
+/// How RUN is confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SecurityOpt {
+    /// By no filter of system calls.
+    Unconfined,
+    /// Nothing that is executed gives it more rights.
+    NoNewPrivileges(bool),
+    /// As it is anyway.
+    Nothing,
+}
+
+fn security_opt(text: &str) -> Result<SecurityOpt, String> {
     let (name, value) = text.split_once(['=', ':']).unwrap_or((text, ""));
     match (name, value) {
-        ("seccomp", "unconfined") => Ok(text.to_owned()),
+        ("seccomp", "unconfined") => Ok(SecurityOpt::Unconfined),
         ("seccomp", _) => Err("not supported yet: profiles of one's own; there is seccomp=unconfined".to_owned()),
-        _ => Err(format!("not supported yet: {name}; there is seccomp=unconfined")),
+        ("no-new-privileges", "") => Ok(SecurityOpt::NoNewPrivileges(true)),
+        ("no-new-privileges", value) => yes_no(value).map(SecurityOpt::NoNewPrivileges),
+        // RUN gets no profile of AppArmor's and no label of SELinux's own.
+        ("apparmor", "unconfined") | ("label", "disable") => Ok(SecurityOpt::Nothing),
+        _ => Err(format!("not supported yet: {text}; there are seccomp=unconfined and no-new-privileges")),
     }
 }
 
@@ -189,7 +209,12 @@ mod tests {
             ("seccomp=unconfined", true),
             ("seccomp=p.json", false),
             ("apparmor=x", false),
-            ("no-new-privileges", false),
+            ("no-new-privileges", true),
+            ("no-new-privileges=false", true),
+            ("no-new-privileges=maybe", false),
+            ("apparmor=unconfined", true),
+            ("label=disable", true),
+            ("label=type:x", false),
         ] {
             assert_eq!(security_opt(text).is_ok(), good, "{text}");
         }

@@ -247,8 +247,8 @@ fn shell(text: &str) -> Result<Shell, String> {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(about = "Make an image of one layer from the tar of a root file system")]
 pub struct ImportArgs {
-    /// The tar, compressed or not; - is standard input
-    #[arg(value_name = "FILE|-")]
+    /// The tar, compressed or not, or the URL of one; - is standard input
+    #[arg(value_name = "FILE|URL|-")]
     pub file: PathBuf,
     /// The image's name
     #[arg(value_name = "NAME[:TAG]", value_parser = some)]

@@ -71,6 +71,7 @@ fn plain(dir: &str) -> BuildArgs {
         print_json: false,
         isolation: Isolation::Auto,
         network: Network::Default,
+        private_network: false,
         add_hosts: vec![],
         shm_size: None,
         allow: vec![],
@@ -79,8 +80,12 @@ fn plain(dir: &str) -> BuildArgs {
         secrets: Vec::new(),
         ssh: Vec::new(),
         verify_reproducible: false,
-        check: None,
+        call: None,
     }
+}
+
+fn checks(form: ReportForm) -> Call {
+    Call { method: Method::Check, form, ignore_status: false }
 }
 
 fn remote(text: &str) -> BuildContext {
@@ -183,14 +188,22 @@ fn builds() {
             BuildArgs { context: None, file: Some(DockerfilePath::Path("x".into())), print: Some(Print::Ast), ..base() }
         }),
         ("--print=plan --format=json .", BuildArgs { print: Some(Print::Plan), print_json: true, ..base() }),
-        ("--check .", BuildArgs { check: Some(ReportForm::Text), ..base() }),
+        ("--check .", BuildArgs { call: Some(checks(ReportForm::Text)), ..base() }),
         ("--check=false .", base()),
-        ("--check --format sarif .", BuildArgs { check: Some(ReportForm::Sarif), ..base() }),
-        ("--call check,format=json .", BuildArgs { check: Some(ReportForm::Json), ..base() }),
-        ("--check", BuildArgs { check: Some(ReportForm::Text), context: None, ..base() }),
+        ("--check --format sarif .", BuildArgs { call: Some(checks(ReportForm::Sarif)), ..base() }),
+        ("--call check,format=json .", BuildArgs { call: Some(checks(ReportForm::Json)), ..base() }),
+        ("--call outline .", {
+            let call = Call { method: Method::Outline, form: ReportForm::Text, ignore_status: false };
+            BuildArgs { call: Some(call), ..base() }
+        }),
+        ("--check", BuildArgs { call: Some(checks(ReportForm::Text)), context: None, ..base() }),
         ("--print plan --format text .", BuildArgs { print: Some(Print::Plan), ..base() }),
         ("--isolation chroot .", BuildArgs { isolation: Isolation::Chroot, ..base() }),
         ("--network none .", BuildArgs { network: Network::None, ..base() }),
+        ("--network private .", BuildArgs { private_network: true, ..base() }),
+        ("--add-host me:host-gateway .", {
+            BuildArgs { add_hosts: vec![("me".into(), "127.0.0.1".parse().unwrap())], ..base() }
+        }),
         ("--add-host db:10.0.0.7 .", {
             BuildArgs { add_hosts: vec![("db".into(), "10.0.0.7".parse().unwrap())], ..base() }
         }),
@@ -403,7 +416,6 @@ fn the_root_may_stand_anywhere() {
 fn what_comes_later_is_refused_by_name() {
     for (line, expected) in [
         ("--squash .", "--squash (one layer out of all)"),
-        ("--call outline .", "--call=outline; --print graph shows the stages, --print ast the instructions"),
         ("--provenance .", "--provenance=true; rbuild makes no attestations"),
         ("--provenance=mode=max .", "--provenance=mode=max; rbuild makes no attestations"),
         ("--sbom=true .", "--sbom=true; rbuild makes no attestations"),
@@ -431,9 +443,13 @@ fn wrong_words_are_explained() {
             "--quiet prints the image id on standard output, where the tar output goes too; \
              give it dest=FILE, or use --iidfile",
         ),
-        ("--format json .", "--format says in what form --print and --check print; give one of them too"),
+        (
+            "--network private --add-host me:host-gateway .",
+            "--add-host me:host-gateway: with --network private nothing leads to this machine",
+        ),
+        ("--format json .", "--format says in what form --print, --check and --call print; give one of them too"),
         ("--format sarif --print plan .", "--format sarif is a form of --check"),
-        ("--check --print plan .", "--print and --check cannot both hold"),
+        ("--check --print plan .", "--print and --check or --call cannot both hold"),
         (
             "--print graph --format json .",
             "--print graph has the form DOT alone; --print plan --format json has the steps",

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use crate::image::platform::Platform;
 pub(crate) use crate::plan::bytes;
 use crate::plan::remote::{self, Remote};
 
@@ -45,19 +46,28 @@ pub(crate) fn build_arg(text: &str) -> Result<(String, Option<String>), String> 
     Ok((key.to_owned(), value))
 }
 
+/// The address of `--add-host`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HostAddress {
+    /// As written.
+    Ip(IpAddr),
+    /// `host-gateway`: that of this machine, as RUN sees it.
+    Gateway,
+}
+
 /// `HOST:IP` or `HOST=IP`; an IPv6 address may stand in brackets.
-pub(crate) fn host(text: &str) -> Result<(String, IpAddr), String> {
+pub(crate) fn host(text: &str) -> Result<(String, HostAddress), String> {
     let expected = || "expected HOST:IP, such as db:10.0.0.7".to_owned();
     let (name, address) = text.split_once('=').or_else(|| text.split_once(':')).ok_or_else(expected)?;
     if name.is_empty() || name.contains(char::is_whitespace) {
         return Err(expected());
     }
     if address == "host-gateway" {
-        return Err("not supported yet: host-gateway; give the address itself".to_owned());
+        return Ok((name.to_owned(), HostAddress::Gateway));
     }
     let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
-    let address = bare.parse().map_err(|_| format!("{address} is no IP address"))?;
-    Ok((name.to_owned(), address))
+    let address: IpAddr = bare.parse().map_err(|_| format!("{address} is no IP address"))?;
+    Ok((name.to_owned(), HostAddress::Ip(address)))
 }
 
 /// Where a named context comes from.
@@ -96,6 +106,13 @@ pub(crate) fn build_context(text: &str) -> Result<(String, NamedContext), String
     let (name, value) = text.split_once('=').ok_or(expected)?;
     if name.is_empty() || value.is_empty() {
         return Err(expected.to_owned());
+    }
+    if let Some((bare, platform)) = name.rsplit_once("::") {
+        let platform: Result<Platform, _> = platform.parse();
+        platform.map_err(|why| format!("{name}: what follows :: is a platform: {why}"))?;
+        if bare.is_empty() {
+            return Err(expected.to_owned());
+        }
     }
     let context = if let Some(rest) = value.strip_prefix("oci-layout://") {
         let (dir, pick) = oci_layout(some_after(rest, "oci-layout://")?);
@@ -148,12 +165,12 @@ mod tests {
             ("db", None),
             (":1.2.3.4", None),
             ("db:", None),
-            ("db:host-gateway", None),
             ("a b:1.2.3.4", None),
         ] {
-            let expected = expected.map(|(name, address)| (name.to_owned(), address.parse().unwrap()));
+            let expected = expected.map(|(name, address)| (name.to_owned(), HostAddress::Ip(address.parse().unwrap())));
             assert_eq!(host(text).ok(), expected, "{text}");
         }
+        assert_eq!(host("db=host-gateway"), Ok(("db".to_owned(), HostAddress::Gateway)));
     }
 
     #[test]
@@ -200,7 +217,19 @@ mod tests {
             let remote = remote::parse_context(value).unwrap().unwrap();
             assert_eq!(build_context(&format!("n={value}")), Ok(("n".to_owned(), NamedContext::Remote(remote))));
         }
-        for bad in ["n", "=x", "n=", "n=s3://b/x", "n=https://x/y.git?what=1", "n=oci-layout://", "n=docker-image://"] {
+        let one = NamedContext::Directory("d".into());
+        assert_eq!(build_context("n::linux/arm64=d"), Ok(("n::linux/arm64".to_owned(), one)));
+        for bad in [
+            "n::what ever=d",
+            "::linux/arm64=d",
+            "n",
+            "=x",
+            "n=",
+            "n=s3://b/x",
+            "n=https://x/y.git?what=1",
+            "n=oci-layout://",
+            "n=docker-image://",
+        ] {
             assert!(build_context(bad).is_err(), "{bad}");
         }
     }

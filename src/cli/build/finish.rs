@@ -52,6 +52,14 @@ pub(super) struct Made {
 }
 
 impl Made {
+    /// What users call it by: the config's digest, of several images that of their index.
+    pub(super) fn id(&self, listed: &Descriptor) -> ImageId {
+        match self.images.as_slice() {
+            [(_, image)] if !self.index => image.image_id,
+            _ => ImageId(listed.digest),
+        }
+    }
+
     /// What it holds, times left out.
     pub(super) fn content(&self) -> Option<ContentDigest> {
         match self.images.as_slice() {
@@ -191,10 +199,7 @@ pub(super) fn finish(
         None => outputs::documents(job, &made, None)?.listed(),
     };
     let counts = kept.as_ref().unwrap_or(&listed);
-    let id = match made.images.as_slice() {
-        [(_, image)] if !made.index => image.image_id,
-        _ => ImageId(counts.descriptor.digest),
-    };
+    let id = made.id(&counts.descriptor);
     let steps = job.plan.steps.iter().zip(&solution.steps).map(|(step, solved)| StepReport {
         name: step.name.clone(),
         layer: solved.layer,

@@ -11,6 +11,7 @@ mod checks;
 mod finish;
 mod hints;
 mod input;
+mod isolation;
 mod limit;
 mod load;
 mod outputs;
@@ -34,7 +35,7 @@ use self::checks::{Told, ignored};
 use self::input::{Dockerfile, Root};
 use self::push::Pushes;
 use self::remote::Remotes;
-use super::args::{BuildArgs, Entitlement, Isolation, NamedContext, Print, Progress};
+use super::args::{BuildArgs, Entitlement, NamedContext, Print, Progress};
 use super::failure::Failure;
 use super::find;
 use super::output_spec::OutputSpec;
@@ -45,7 +46,7 @@ use crate::context::local::LocalContext;
 use crate::diagnostic::Diagnostic;
 use crate::dockerfile::{self, ast};
 use crate::event::{Event, EventSink};
-use crate::exec::{self, Sandbox};
+use crate::exec::{self, PrivateNetwork, Sandbox};
 use crate::image::platform::Platform;
 use crate::layer::apply::{Flavour, TreeOptions};
 use crate::plan::limits::{Allowed, RunLimits};
@@ -62,7 +63,7 @@ use crate::sys::namespace;
 /// Builds.
 pub fn run(args: &BuildArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let now = SystemTime::now();
-    refuse_later(args)?;
+    isolation::chosen(args, settings)?;
     check_results(args, settings)?;
     shell::check_terminal(args, settings)?;
     // Each of the two builds that are compared has a display of its own, and is forked, which takes one thread.
@@ -129,6 +130,11 @@ fn build(
         return Ok(ExitCode::SUCCESS);
     }
 
+    let isolation = isolation::chosen(args, settings)?;
+    let refused = isolation::refusals(isolation, &plan);
+    if !refused.is_empty() {
+        return Err(told.failure(refused, Some(&built)));
+    }
     outputs::check(args, &plan)?;
     let warnings = told.warnings(more, ignored(&plan, &root, &file)?, &built)?;
 
@@ -157,7 +163,14 @@ fn build(
         root: &root,
         session,
         network,
-        sandbox: &Sandbox { resources: args.run.resources.clone(), filter: !args.run.unconfined, ..Sandbox::default() },
+        sandbox: &Sandbox {
+            isolation,
+            resources: args.run.resources.clone(),
+            filter: !args.run.unconfined,
+            no_new_privileges: args.run.no_new_privileges,
+            network: args.private_network.then(PrivateNetwork::default),
+            ..Sandbox::default()
+        },
         remotes: &remotes,
         shared: shared.as_ref(),
     };
@@ -396,9 +409,7 @@ impl Job<'_> {
         let gone = self.store.recover(self.lease, suspects).map_err(anyhow::Error::from)?;
         self.store.forget().map_err(anyhow::Error::from)?;
         if !gone.is_empty() {
-            let note =
-                format!("the machine went down during a build: {} damaged files of the store were removed", gone.len());
-            self.reporter.event(Event::Note(&note));
+            self.reporter.event(Event::Note(&find::removed_damage(gone.len())));
         }
         Ok(())
     }
@@ -416,14 +427,6 @@ impl Job<'_> {
             _ => Failure::Diagnostics { source, list: vec![diagnostic] },
         }
     }
-}
-
-/// What the command line takes and a build cannot do yet.
-fn refuse_later(args: &BuildArgs) -> Result<(), Failure> {
-    if args.isolation == Isolation::Chroot {
-        return Err(Failure::Usage("not supported yet: --isolation=chroot; RUN needs namespaces".to_owned()));
-    }
-    Ok(())
 }
 
 /// What can be said against names and files of the result before the work, not after it.

@@ -24,8 +24,9 @@ use crate::image::reference::Reference;
 use crate::layer::compress::Compression;
 use crate::output::{self, Output, OutputImage, OutputIndex, Subject};
 use crate::plan::step::Plan;
-use crate::store::base;
 use crate::store::images::ImageRecord;
+use crate::store::origins::Origin;
+use crate::store::{Store, base};
 
 /// Refuses outputs that the planned images cannot be written to.
 pub(super) fn check(args: &BuildArgs, plan: &Plan) -> Result<(), Failure> {
@@ -84,6 +85,12 @@ pub(super) struct Documents {
 }
 
 impl Documents {
+    /// Whether the store has them all, whole: a name alone says nothing of what a disk has done.
+    fn are_here(&self, store: &Store) -> bool {
+        let images = self.images.iter().flat_map(|(_, image, _)| [&image.config_bytes, &image.manifest_bytes]);
+        images.chain(self.index.iter().map(|index| &index.bytes)).all(|bytes| store.has_document(bytes))
+    }
+
     /// Their descriptors.
     pub(super) fn listed(&self) -> Listed {
         let manifests: Vec<Descriptor> = self.images.iter().map(|(.., descriptor)| descriptor.clone()).collect();
@@ -151,13 +158,27 @@ pub(super) fn write(
                 }
                 if spec.push {
                     // The digest by which others get it.
-                    sent = Some(pushes.push(spec, made)?);
+                    let pushed = sent.insert(pushes.push(spec, made)?);
+                    if let Some(kept) = kept.as_ref().filter(|_| spec.kind == OutputKind::Image) {
+                        remember_pushed(job, made, kept, pushed)?;
+                    }
                 }
             }
             _ => sent = write_one(job, spec, made, &mut loader)?.or(sent),
         }
     }
     Ok((kept, sent))
+}
+
+/// Writes down as what registries know an image of the store.
+fn remember_pushed(job: &Job<'_>, made: &Made, kept: &Listed, pushed: &Listed) -> Result<(), Failure> {
+    let id = made.id(&kept.descriptor);
+    for name in &made.names {
+        let repository = format!("{}/{}", name.registry(), name.repository());
+        let origin = Origin { blob: pushed.descriptor.digest, repository };
+        job.store.add_origin_of_image(&id, origin).map_err(anyhow::Error::from)?;
+    }
+    Ok(())
 }
 
 /// Puts the documents into the store, makes all durable, and gives the names.
@@ -176,11 +197,12 @@ fn keep(job: &Job<'_>, made: &Made, spec: Option<&OutputSpec>) -> Result<Listed,
         bases.try_for_each(|base| job.remotes.expect(&job.bases[base.0]))?;
         share::expect(job, made)?;
     }
-    let images = store.images().map_err(anyhow::Error::from)?;
-    let known = images.iter().find(|known| known.id == id && known.manifest == listed.descriptor.digest);
+    let known = store.image_by_manifest(&listed.descriptor.digest).map_err(anyhow::Error::from)?;
     let content = made.content();
     let said = |known: &ImageRecord| content.is_none() || known.content == content;
-    if known.is_some_and(|known| said(known) && names.iter().all(|name| known.names.contains(name))) {
+    let named =
+        |known: &ImageRecord| known.id == id && said(known) && names.iter().all(|name| known.names.contains(name));
+    if known.as_ref().is_some_and(named) && documents.are_here(store) {
         return Ok(listed);
     }
     // Of a known image too: what nobody names may be collected until this lease lists it.

@@ -146,7 +146,13 @@ impl<'a> Remotes<'a> {
 
     /// Brings what is not here of a base that is to be kept: all blobs that its manifest lists. (The base is pinned.)
     pub(super) fn complete(&self, base: &BaseImage, events: &dyn EventSink) -> anyhow::Result<()> {
-        let Some(source) = self.source(base) else { return Ok(()) };
+        let Some(source) = self.source(base) else {
+            // An image of the store has all its layers, unless one was damaged and had to go.
+            let mut gone = base.config.rootfs.diff_ids.iter().filter(|layer| !self.store.has_layer(layer));
+            return gone.next().map_or(Ok(()), |layer| {
+                Err(self.store.missing(format!("the layer {layer} of the base {}", base.name)).into())
+            });
+        };
         let layers = base.layers.iter().zip(&base.config.rootfs.diff_ids);
         for (layer, diff_id) in layers {
             let here = match &source.from {

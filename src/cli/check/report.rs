@@ -71,7 +71,7 @@ fn excerpt(span: Span, name: &str, lines: &Lines<'_>) -> String {
 }
 
 /// A text that cannot move a terminal's cursor.
-fn printable(text: &str) -> String {
+pub(in crate::cli) fn printable(text: &str) -> String {
     text.chars().map(|letter| if letter.is_control() && letter != '\t' { '\u{fffd}' } else { letter }).collect()
 }
 
@@ -114,13 +114,15 @@ pub(super) fn json(findings: &Findings, source: &Source) -> String {
 
 fn location(diagnostic: &Diagnostic, lines: &Lines<'_>) -> Value {
     match diagnostic.span {
-        Some(span) => {
-            let (first, last) = lines.touched(span);
-            json!({"ranges": [{"start": {"line": first}, "end": {"line": last}}]})
-        }
+        Some(span) => of_lines(lines.touched(span)),
         // BuildKit's mark of what stands in no file.
         None => json!({"sourceIndex": -1}),
     }
+}
+
+/// First and last line as BuildKit writes a place.
+pub(in crate::cli) fn of_lines((first, last): (usize, usize)) -> Value {
+    json!({"ranges": [{"start": {"line": first}, "end": {"line": last}}]})
 }
 
 /// For code scanning: SARIF 2.1.0.

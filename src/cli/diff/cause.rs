@@ -40,7 +40,8 @@ const GZIP: &str = "gzip -n";
 const TAR: &str = "tar --sort=name --mtime=@$SOURCE_DATE_EPOCH --owner=0 --group=0 --numeric-owner";
 const ZIP: &str = "touch the members with one time before, and zip -X; jar --date=";
 const AR: &str = "ar D (deterministic mode), ARFLAGS=Drcs";
-const ORDER: &str = "sort before writing, with LC_ALL=C; file systems list folders in no order";
+const ORDER: &str =
+    "sort before writing, with LC_ALL=C; folders are listed in no order, and neither are the hashes of many languages";
 const RANDOM: &str = "give it a fixed name or seed, or remove it in the same RUN";
 const HOST: &str = "do not write the host's name; many tools take one by an option or a variable";
 const CACHE: &str = "remove it in the same RUN (logs, caches, backups)";
@@ -78,8 +79,11 @@ pub(in crate::cli) fn of_content(path: &[u8], a: &[u8], b: &[u8], about: &Surrou
     if is_zip_time(a, at) {
         return found("the times of the members of a zip or jar", ZIP);
     }
-    if same_lines(a, b) {
+    if same_parts(a, b, |byte| *byte == b'\n') {
         return found("the same lines in another order", ORDER);
+    }
+    if same_parts(a, b, |byte| !byte.is_ascii_alphanumeric() && !b"-_./".contains(byte)) {
+        return found("the same words in another order", ORDER);
     }
     let (x, y) = (token(a, at), token(b, at));
     if about.hosts.iter().any(|host| host.len() > 2 && (contains(x, host) || contains(y, host))) {
@@ -175,13 +179,15 @@ fn is_zip_time(bytes: &[u8], at: usize) -> bool {
     false
 }
 
-fn same_lines(a: &[u8], b: &[u8]) -> bool {
-    let lines = |bytes: &'_ [u8]| {
-        let mut lines: Vec<Vec<u8>> = bytes.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
-        lines.sort();
-        lines
+/// Whether two texts have the same parts, whatever their order.
+fn same_parts(a: &[u8], b: &[u8], between: fn(&u8) -> bool) -> bool {
+    let parts = |bytes: &'_ [u8]| {
+        let mut parts: Vec<Vec<u8>> = bytes.split(between).map(<[u8]>::to_vec).collect();
+        parts.sort();
+        parts
     };
-    a.len() == b.len() && !a.contains(&0) && a.contains(&b'\n') && lines(a) == lines(b)
+    let is_text = std::str::from_utf8(a).is_ok_and(|text| !text.contains('\0'));
+    is_text && a.len() == b.len() && a.iter().any(between) && parts(a) == parts(b)
 }
 
 /// The word around a place: letters, digits and what stands inside of times and names.
@@ -300,6 +306,7 @@ mod tests {
             ("x.a", ar("1"), ar("2"), Some("ar archive")),
             ("x.jar", zip(1), zip(2), Some("zip or jar")),
             ("x", text("b\na\n"), text("a\nb\n"), Some("another order")),
+            ("x", text("{\"b\":1, \"a\":2}"), text("{\"a\":2, \"b\":1}"), Some("same words in another order")),
             ("x", text("on builder7"), text("on nothing-else"), Some("name of the host")),
             ("x", text("at 2026-09-21 10:00:01"), text("at 2026-09-21 10:00:03"), Some("a time")),
             ("x", text("t=1790000001;"), text("t=1790000003;"), Some("a time")),

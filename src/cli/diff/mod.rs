@@ -58,7 +58,7 @@ enum Found {
 
 fn compare(args: &DiffArgs, settings: &Settings) -> Result<Found, Failure> {
     let store = find::store(settings)?;
-    let lease = find::lease(&store, settings)?;
+    let lease = find::reading_lease(&store, settings)?;
     let names = [args.a.clone(), args.b.clone()];
     let [(record_a, images_a), (record_b, images_b)] =
         [find::pinned(&store, &lease, &args.a)?, find::pinned(&store, &lease, &args.b)?];

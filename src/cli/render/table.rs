@@ -1,6 +1,6 @@
 //! Tables as Docker prints them.
 //!
-//! In: a heading and rows of cells. Out: text with the columns aligned: at least ten wide, three blanks between. What
+//! In: a heading and rows of cells. Out: text with the columns aligned: as a rule at least ten wide, three blanks between. What
 //! always holds: a cell is one line and holds no tab, so no content breaks the table.
 
 use std::io::{self, Write};
@@ -13,7 +13,21 @@ where
     R: IntoIterator<Item = C>,
     C: AsRef<str>,
 {
-    let mut writer = TabWriter::new(out).minwidth(MIN_WIDTH).padding(PADDING);
+    aligned(out, (MIN_WIDTH, PADDING), heading, rows)
+}
+
+/// The same with another least width (without the blanks after it) and other blanks between columns.
+pub fn aligned<R, C>(
+    out: &mut dyn Write,
+    (width, padding): (usize, usize),
+    heading: &[&str],
+    rows: impl IntoIterator<Item = R>,
+) -> io::Result<()>
+where
+    R: IntoIterator<Item = C>,
+    C: AsRef<str>,
+{
+    let mut writer = TabWriter::new(out).minwidth(width).padding(padding);
     writeln!(writer, "{}", heading.join("\t"))?;
     for row in rows {
         let cells: Vec<String> = row.into_iter().map(|cell| one_line(cell.as_ref())).collect();

@@ -165,8 +165,9 @@ fn examine(
     Ok(Child { item, hides })
 }
 
-/// Whether an attribute goes: all but capabilities and what the machine's own security system put there, which is
-/// none of the image's business and comes back by itself.
+/// Whether an attribute goes: all but capabilities and what the machine's own security systems put there, which is
+/// none of the image's business, comes back by itself and often cannot be removed.
 pub(super) fn is_surplus(attribute: &[u8]) -> bool {
-    !attribute.starts_with(b"security.")
+    const KEPT: [&[u8]; 4] = [xattr::CAPABILITY.as_bytes(), b"security.selinux", b"security.ima", b"security.evm"];
+    !KEPT.contains(&attribute) && !attribute.starts_with(b"security.SMACK64")
 }

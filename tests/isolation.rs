@@ -1,0 +1,150 @@
+//! `--isolation chroot`: RUN in a copy of its file system, where namespaces and mounts are not allowed.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::env::{Run, TestEnv};
+use crate::support::machine::{Need, needs};
+use crate::support::oci::Image;
+
+/// Something of all that a command can leave, and what may not be left of what it needed.
+const DOCKERFILE: &str = r#"FROM busybox
+RUN mkdir -p /d/sub /e && echo 1 > /d/a && echo 2 > /d/sub/b && ln /d/a /d/link && ln -s a /d/soft && echo 3 > /e/x
+RUN rm /d/sub/b && chmod 600 /d/a && mv /e /f && mkdir /e && echo new > /e/y
+RUN rm -r /d && mkdir -p /d/sub && touch /d/sub/c && rm /etc/motd && mkfifo /pipe && chown 12:34 /f
+RUN test -c /dev/null && echo lost > /dev/null && : > /dev/made && grep -q localhost /etc/hosts && test -s /etc/resolv.conf
+RUN touch /etc && id -u > /who && pwd >> /who && echo $HOME >> /who
+USER builder
+WORKDIR /home/builder
+RUN id -u > ids; id -G >> ids; pwd >> ids; echo $HOME >> ids; umask >> ids
+USER root
+RUN <<END
+#!/bin/sh
+echo "from $0" > /script
+END
+RUN cp -a /d /copy && echo x >> /f/x && true
+FROM scratch
+COPY --from=0 /bin /bin
+COPY --from=0 / /all
+RUN ["/bin/busybox", "touch", "/made"]
+"#;
+
+fn build(env: &TestEnv, flags: &str) -> (Run, Image) {
+    let run = env.build(&format!("{flags} -o type=oci,dest=out.tar")).ok();
+    (run, Image::read(&env.path("out.tar")))
+}
+
+/// rbuild without the right to make namespaces or to mount, as root in most containers.
+fn unprivileged(env: &TestEnv, line: &str) -> Command {
+    let rbuild = env.command(line.split_whitespace());
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", "--"]);
+    command.arg(rbuild.get_program()).args(rbuild.get_args());
+    command.current_dir(env.path("")).env_clear();
+    command.envs(rbuild.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command
+}
+
+#[test]
+fn a_copy_gives_the_layers_that_namespaces_give() {
+    if !needs("a_copy_gives_the_layers_that_namespaces_give", &[Need::Root, Need::Busybox, Need::Run]) {
+        return;
+    }
+    let (one, other, bare) = (TestEnv::new(), TestEnv::new(), TestEnv::new());
+    for env in [&one, &other, &bare] {
+        env.import_busybox();
+        env.write("ctx/Dockerfile", DOCKERFILE);
+    }
+    let (usual, image) = build(&one, "--isolation namespace");
+    let (copied, second) = build(&other, "--isolation chroot");
+    assert_eq!(image.listing(""), second.listing(""));
+    assert_eq!(usual.content(), copied.content(), "{}", copied.shown());
+    let listing = second.listing("");
+    assert!(!listing.contains("all/dev/null") && !listing.contains("proc/") && listing.contains("made"), "{listing}");
+    // What one made, the other has in its cache: how a command is contained is in no key.
+    let (again, _) = build(&other, "--isolation namespace");
+    assert_eq!(again.cached(), 12, "{}", again.shown());
+    // Where there are no rights for more, the usual way leads there by itself, and says so once.
+    let run = Run::of(&mut unprivileged(&bare, "build --progress plain ctx")).ok();
+    assert_eq!(run.content(), usual.content(), "{}", run.shown());
+    assert_eq!(run.stderr.matches("RUN is contained by a root directory alone").count(), 1, "{}", run.shown());
+    let refused = Run::of(&mut unprivileged(&bare, "build --no-cache --isolation namespace ctx")).ends(1);
+    refused.says("rbuild may not make namespaces and mounts here");
+    Run::of(&mut unprivileged(&bare, "info")).ok();
+    let info = Run::of(&mut unprivileged(&bare, "info"));
+    assert!(info.stdout.contains("isolation:") && info.stdout.contains("chroot: "), "{}", info.shown());
+}
+
+/// The processes whose arguments have this word.
+fn processes(word: &str) -> usize {
+    let has = |entry: &std::fs::DirEntry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|found| found == word.as_bytes())
+    };
+    std::fs::read_dir("/proc").expect("readable").filter_map(Result::ok).filter(has).count()
+}
+
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < end, "never: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn nothing_of_a_command_in_a_copy_lives_on() {
+    if !needs("nothing_of_a_command_in_a_copy_lives_on", &[Need::Root, Need::Busybox, Need::Run]) {
+        return;
+    }
+    let env = TestEnv::new();
+    env.import_busybox();
+    let marker = format!("{}.25", 200_000 + std::process::id());
+    let background = format!(
+        "FROM busybox\nUSER builder\nRUN sleep {marker} & setsid sh -c 'sleep {marker} & sleep {marker}' & exit 0\n"
+    );
+    env.write("ctx/Dockerfile", &background);
+    env.build("--isolation chroot").ok();
+    assert_eq!(processes(&marker), 0, "left by the command");
+    for signal in [rustix::process::Signal::KILL, rustix::process::Signal::INT] {
+        env.write("ctx/Dockerfile", background.replace("exit 0", &format!("sleep {marker}")));
+        let mut child = env.command(["build", "--isolation", "chroot", "ctx"]);
+        let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("rbuild starts");
+        eventually("four of them run", || processes(&marker) == 4);
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).expect("it runs");
+        child.wait().expect("it ended");
+        eventually("all of them are gone", || processes(&marker) == 0);
+    }
+    env.write("ctx/Dockerfile", "FROM busybox\nRUN exit 3\n");
+    env.build("--isolation chroot").ends(1).says("exit code: 3");
+    env.write("ctx/Dockerfile", "FROM busybox\nRUN kill -9 $$\n");
+    env.build("--isolation chroot").ends(1).says("did not complete successfully");
+    env.write("ctx/Dockerfile", "FROM busybox\nRUN [\"/none\"]\n");
+    env.build("--isolation chroot").ends(1).says("no such file or directory");
+    let left = env.left_behind();
+    assert!(left.is_empty(), "{}", left.join("\n"));
+}
+
+#[test]
+fn what_takes_namespaces_is_refused_by_name() {
+    if !needs("what_takes_namespaces_is_refused_by_name", &[Need::Root, Need::Busybox]) {
+        return;
+    }
+    let env = TestEnv::new();
+    env.import_busybox();
+    for (line, says) in [
+        ("RUN --mount=type=cache,target=/c true", "not supported with --isolation chroot: RUN --mount"),
+        ("RUN --network=none true", "not supported with --isolation chroot: RUN without a network"),
+    ] {
+        env.write("ctx/Dockerfile", format!("FROM busybox\n{line}\n"));
+        env.build("--isolation chroot").ends(1).says(says).says("Dockerfile:2:");
+    }
+    env.write("ctx/Dockerfile", "FROM busybox\nRUN true\n");
+    for (flags, says) in [
+        ("--network none", "--network none, which takes a namespace"),
+        ("--network private", "--network private, which takes a namespace"),
+        ("--shell-at 2", "whose terminal takes a mount"),
+    ] {
+        env.build(&format!("--isolation chroot {flags}")).ends(2).says(says);
+    }
+}

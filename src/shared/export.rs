@@ -7,6 +7,7 @@
 use std::io::{Read, Write as _};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use super::artifact::{Artifact, MAX_INDEX, StepResult};
 use super::place::{Bytes, Kind};
@@ -15,12 +16,17 @@ use crate::digest::CacheKey;
 use crate::image::manifest::{Descriptor, Encoding, Family};
 use crate::layer::compress::{Compression, Encoder};
 use crate::output;
+use crate::registry::RegistryError;
 use crate::store::lease::Lease;
 use crate::store::origins::Origin;
 use crate::store::{Store, StoreError};
 
 /// Steps at once.
 const AT_ONCE: usize = 4;
+
+/// How often something is tried, and the wait after the first time.
+const ATTEMPTS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Where results go, and in what form.
 pub struct Export<'a> {
@@ -54,7 +60,7 @@ pub fn export(export: &Export<'_>, steps: &[StepResult]) -> Result<Exported, Sha
     let outcome: Mutex<(Exported, Option<SharedError>)> = Mutex::default();
     let work = || {
         while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let result = export.one(step);
+            let result = patiently(|| export.one(step));
             let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
             match result {
                 Ok(true) => outcome.0.written += 1,
@@ -162,6 +168,23 @@ impl Export<'_> {
         let (tar_size, encoder) = (claim.result.tar_size, claim.result.encoder.clone());
         let result = StepResult { tar_size, encoder, ..step.clone() };
         Ok(Artifact { result, blob: claim.blob.clone(), index: claim.index.clone() })
+    }
+}
+
+/// Where somebody else sends the same blobs at the same moment, some registries know nothing of them for a while: then what
+/// `act` does is done once more, from the look at what is missing on.
+pub(super) fn patiently<T>(mut act: impl FnMut() -> Result<T, SharedError>) -> Result<T, SharedError> {
+    let mut attempt = 1;
+    loop {
+        match act() {
+            Err(SharedError::Registry(RegistryError::Refused { status: 400 | 404 | 409, .. }))
+                if attempt < ATTEMPTS =>
+            {
+                std::thread::sleep(PAUSE * attempt);
+                attempt += 1;
+            }
+            result => return result,
+        }
     }
 }
 

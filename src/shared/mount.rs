@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::export::patiently;
 use super::place::{Bytes, Kind, from_io};
 use super::{Place, SharedError};
 use crate::digest::{Digest, HashingWriter};
@@ -55,13 +56,15 @@ pub fn export_mount(place: &Place<'_>, name: &Digest, folder: &Path, lease: &Lea
     let blob = Descriptor::new(Family::Oci.layer(Encoding::Zstd), digest, size);
     let open =
         || File::open(&path).map(|file| Box::new(file) as Box<dyn io::Read>).map_err(StoreError::io("open", &path));
-    place.put_blob(&blob, &Bytes::Open(&open), &[])?;
     // Proof: a number and a digest.
     let config = serde_json::to_vec(&Document { version: VERSION, mount: *name }).expect("it is JSON");
     let descriptor = Descriptor::of(CONFIG.into(), &config);
-    place.put_blob(&descriptor, &Bytes::Here(&config), &[])?;
-    let manifest = Manifest::new(Family::Oci, descriptor, vec![blob]).to_bytes();
-    place.put(Kind::Mount, name, &Descriptor::of(Family::Oci.manifest(), &manifest), &manifest)?;
+    let manifest = Manifest::new(Family::Oci, descriptor.clone(), vec![blob.clone()]).to_bytes();
+    patiently(|| {
+        place.put_blob(&blob, &Bytes::Open(&open), &[])?;
+        place.put_blob(&descriptor, &Bytes::Here(&config), &[])?;
+        place.put(Kind::Mount, name, &Descriptor::of(Family::Oci.manifest(), &manifest), &manifest)
+    })?;
     // It is of no more use, and would take its room until the build ends.
     drop(fs::remove_file(&path));
     Ok(())

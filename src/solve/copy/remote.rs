@@ -50,7 +50,7 @@ impl Checkout {
         let mut digests = context.hash(&files)?.into_iter();
         let nodes = (0..walk.len()).map(|number| {
             let entry = walk.file(number);
-            let mut node = Node { mtime, ..Node::of_context(entry.clone()) };
+            let mut node = Node { mtime, ..Node::of_context(&entry) };
             if let NodeKind::File { sha256, .. } = &mut node.kind
                 && entry.kind == ContextKind::File
             {

@@ -53,7 +53,7 @@ impl Node {
         self.kind == NodeKind::Directory
     }
 
-    pub(super) fn of_context(file: ContextFile) -> Self {
+    pub(super) fn of_context(file: &ContextFile) -> Self {
         let Stamp { dev, ino, size, mode, .. } = file.stamp;
         let mut data = FileData::None;
         let kind = match &file.kind {
@@ -126,7 +126,7 @@ impl SourceView<'_> {
     pub(super) fn lookup(&self, path: &[u8]) -> Result<Option<Node>, CopyError> {
         match self {
             Self::Context(context) => {
-                Ok(context.lookup(path)?.map(|entry| Node::of_context(Subtree::of(vec![entry]).file(0))))
+                Ok(context.lookup(path)?.map(|entry| Node::of_context(&Subtree::of(vec![entry]).file(0))))
             }
             Self::Stack(stack) => Ok(stack.lookup_ref(path).map(|found| Node::of_layer(path.to_vec(), &found))),
         }
@@ -224,7 +224,7 @@ impl SourceView<'_> {
 }
 
 fn context_nodes(walk: Subtree) -> impl Iterator<Item = Node> {
-    (0..walk.len()).map(move |number| Node::of_context(walk.file(number)))
+    (0..walk.len()).map(move |number| Node::of_context(&walk.file(number)))
 }
 
 fn stack_children(stack: &LayerStack, dir: &[u8]) -> Vec<Node> {

@@ -33,7 +33,7 @@ impl Place {
         // The user may not be able to read the checkout.
         let program = all.path().join("rbuild");
         std::fs::copy(env!("CARGO_BIN_EXE_rbuild"), &program)?;
-        let place = Self { folder: all.path().join("work"), program, user, all: all };
+        let place = Self { folder: all.path().join("work"), program, user, all };
         std::fs::create_dir_all(place.folder.join("ctx/src"))?;
         for n in 0..100 {
             std::fs::write(place.folder.join(format!("ctx/src/{n}.txt")), format!("file {n}\n"))?;

@@ -160,7 +160,7 @@ impl Bench {
             let first = run.stderr.lines().find(|line| line.starts_with("error") || line.contains(" damaged"));
             said.push(format!("{}: {}", run.code.unwrap_or(-1), first.unwrap_or("")));
         }
-        self.heals(&shown);
+        self.heals(&shown, is_unseen(kind));
         Some(said)
     }
 
@@ -179,7 +179,7 @@ impl Bench {
     }
 
     /// A user who does what the messages say has a whole store soon.
-    fn heals(&self, shown: &str) {
+    fn heals(&self, shown: &str, unseen: bool) {
         let env = &self.env;
         let mut story = String::new();
         for _ in 0..4 {
@@ -207,7 +207,10 @@ impl Bench {
                     if run.code == Some(1) {
                         run = env.build("--no-cache -t x").ok();
                     }
-                    self.check(&run, "build", shown);
+                    // Layers of earlier stages are in no image, so that nobody has read what a RUN takes from them.
+                    if !unseen {
+                        self.check(&run, "build", shown);
+                    }
                     let left = env.left_behind();
                     assert!(left.is_empty(), "{shown}: left behind\n{}", left.join("\n"));
                     return;
@@ -216,6 +219,11 @@ impl Bench {
         }
         panic!("{shown}: it does not heal\n{story}");
     }
+}
+
+/// Whether a RUN may read the file while nobody hashes it.
+fn is_unseen(kind: &str) -> bool {
+    kind.ends_with("tree/…") || kind.ends_with(": tar")
 }
 
 #[test]
@@ -234,7 +242,7 @@ fn damage_is_found_told_and_healed() {
     for (kind, file) in &kinds {
         for damage in DAMAGES {
             // What a RUN reads of trees nobody hashes (docs/store.md): `inspect --verify` has to come first.
-            let unseen = kind.ends_with("tree/…") || kind.ends_with(": tar");
+            let unseen = is_unseen(kind);
             for order in ORDERS.into_iter().filter(|order| !unseen || !order[0].contains("--no-cache")) {
                 cases.push((kind, file, damage, order, random.one_in(4)));
             }

@@ -12,6 +12,7 @@
 mod agent;
 pub mod copy;
 mod layer;
+mod lookup;
 mod mask;
 mod mounts;
 mod reading;
@@ -345,7 +346,7 @@ struct Solver<'a> {
     engine: &'a Engine<'a>,
     solved: Vec<OnceLock<Solved>>,
     /// What the first pass found out about steps that missed.
-    missed: Vec<Mutex<Option<Box<step::Missed>>>>,
+    missed: Vec<Mutex<Option<Box<lookup::Missed>>>>,
     /// Misses whose reason was already told, so that the second pass does not tell it again.
     told: Vec<OnceLock<()>>,
     /// Steps that began anew since a file changed under them.

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use super::agent::Forwarded;
 use super::copy::{CopyError, SourceView, land, select};
+use super::lookup::{Look, Missed};
 use super::mask::Mask;
 use super::run::{SSH_AUTH_SOCK, take_root_metadata};
-use super::step::{Look, Missed, StackState};
+use super::step::StackState;
 use super::{Cause, Solver};
 use crate::cache::key::{self, MountId};
 use crate::diagnostic::nearest;

@@ -9,8 +9,8 @@
 //! lies below such a command is as old as it is in the context.
 
 use super::copy::{Landing, SourceView, Spool, land, select};
+use super::lookup::{Hit, Look};
 use super::reading::Before;
-use super::step::{Hit, Look};
 use super::{Cause, Solver};
 use crate::cache::record::CacheRecord;
 use crate::digest::DiffId;

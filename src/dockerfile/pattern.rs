@@ -3,7 +3,7 @@
 //! In: a pattern and a value. Out: the value with the match cut out or replaced. What always holds: `*` and `?` do
 //! not match a newline (as with Docker); work is bounded by [`MAX_STEPS`], beyond which the result is an error.
 
-use super::word::WordError;
+use super::word::{MAX_ADDED, WordError, too_large};
 
 /// Comparisons that one substitution may take: enough for any real value, little enough to end in a moment.
 const MAX_STEPS: usize = 20_000_000;
@@ -74,6 +74,9 @@ impl Pattern {
             match matcher.end(&characters[at..], true)? {
                 // An empty match right after another one is a part of that one.
                 Some(length) if length > 0 || previous_end != Some(at) => {
+                    if text.len() + replacement.len() > MAX_ADDED {
+                        return Err(too_large());
+                    }
                     text.push_str(replacement);
                     at += length;
                     previous_end = Some(at);

@@ -3,7 +3,7 @@
 //! In: a word of the AST (quotes, escapes and `$` included) and a function that looks variables up. Out: the text, or
 //! the words it splits into, and the names that were looked up in vain. What always holds: the result depends on the
 //! arguments alone; time is linear in the word but for the patterns of `${x#p}` and `${x/p/r}`, whose work is
-//! bounded; depth is bounded, whatever the input.
+//! bounded; depth and the size of what variables add are bounded, whatever the input.
 //!
 //! This is an evaluator, not a parser, which is why the grammar stops at words: where a quote or a `}` ends depends on
 //! the modifiers around it, and nesting has to be bounded by something else than the size of the stack.
@@ -15,6 +15,10 @@ use super::pattern::Pattern;
 
 /// How deep `${x:-${y:-…}}` may be nested.
 const MAX_DEPTH: usize = 100;
+
+/// The most bytes that variables may put into one word: `ENV a=$a$a` often enough, or `${x//?/…}` in itself, would fill the
+/// memory. The kernel takes no larger variable than 128 KiB.
+pub(super) const MAX_ADDED: usize = 1 << 20;
 
 /// The value of a variable, or `None` where it is unset.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -107,6 +111,8 @@ struct Expander<'a> {
     /// Whether escape characters stay where they protect something: patterns need theirs.
     raw_escapes: bool,
     depth: usize,
+    /// Bytes that variables have added.
+    added: usize,
     unset: Vec<String>,
     unset_seen: BTreeSet<String>,
     quoted: bool,
@@ -164,6 +170,7 @@ impl<'a> Expander<'a> {
             mode: Mode { quotes: Quotes::Removed, keep_unset: false },
             raw_escapes: false,
             depth: 0,
+            added: 0,
             unset: Vec::new(),
             unset_seen: BTreeSet::new(),
             quoted: false,
@@ -334,7 +341,14 @@ impl<'a> Expander<'a> {
         value
     }
 
+    /// What stands for `$` and what belongs to it.
     fn dollar(&mut self) -> Result<String, WordError> {
+        let value = self.substituted()?;
+        self.added += value.len();
+        if self.added > MAX_ADDED { Err(too_large()) } else { Ok(value) }
+    }
+
+    fn substituted(&mut self) -> Result<String, WordError> {
         self.rest.next();
         if self.peek() != Some('{') {
             let name = self.name();
@@ -422,6 +436,10 @@ impl<'a> Expander<'a> {
             value => Pattern::new(&pattern)?.replaced(&value.unwrap_or_default(), &replacement, all),
         }
     }
+}
+
+pub(super) fn too_large() -> WordError {
+    WordError::new(format!("variables make the text larger than {} MiB", MAX_ADDED >> 20))
 }
 
 #[cfg(test)]
@@ -557,6 +575,15 @@ mod tests {
                 drop(expand_heredoc(&word, escape, &lookup));
                 drop(shell_words(&word));
             }
+        }
+        let mut many = "x".to_owned();
+        for _ in 0..20 {
+            many = format!("${{x//?/{many}}}");
+        }
+        let large = "$x".repeat(MAX_ADDED / "value".len() + 1);
+        for word in [&many, &large, &format!("\"{large}\"")] {
+            let error = expand(word, Escape::Backslash, &lookup).expect_err("too large");
+            assert_eq!(error.to_string(), "variables make the text larger than 1 MiB");
         }
         let deep = format!("{}{}", "${u:-".repeat(MAX_DEPTH + 1), "}".repeat(MAX_DEPTH + 1));
         let error = expand(&deep, Escape::Backslash, &lookup).unwrap_err();

@@ -178,6 +178,16 @@ impl Bench {
         }
     }
 
+    /// What no command can make sure of is told, and can be removed.
+    fn remove_as_told(&self, run: &Run) {
+        for file in ["trees.format", "format"] {
+            if [format!("its file {file}"), format!("its file \"{file}\"")].iter().any(|text| run.stderr.contains(text))
+            {
+                self.env.remove(&format!("store/{file}"));
+            }
+        }
+    }
+
     /// A user who does what the messages say has a whole store soon.
     fn heals(&self, shown: &str, unseen: bool) {
         let env = &self.env;
@@ -193,18 +203,13 @@ impl Bench {
                 if run.code == Some(1) && lost {
                     self.bring();
                 }
-                for file in ["trees.format", "format"] {
-                    if run.stderr.contains(&format!("its file {file}"))
-                        || run.stderr.contains(&format!("its file \"{file}\""))
-                    {
-                        env.remove(&format!("store/{file}"));
-                    }
-                }
+                self.remove_as_told(&run);
                 if run.code == Some(0) && line.starts_with("inspect") {
                     env.rbuild("save -o saved.tar x packed").ok();
                     // What no image has any more may be damaged, too: it is met once.
                     let mut run = env.build("--no-cache -t x");
                     if run.code == Some(1) {
+                        self.remove_as_told(&run);
                         run = env.build("--no-cache -t x").ok();
                     }
                     // Layers of earlier stages are in no image, so that nobody has read what a RUN takes from them.

@@ -31,7 +31,7 @@ use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::layer::header::WRITER_VERSION;
 use crate::layer::index::Origin;
-use crate::layer::write::{epoch_index, write_form};
+use crate::layer::write::{WriteError, epoch_index, write_form};
 use crate::plan::BaseImage;
 use crate::plan::step::{PlannedImage, Stack};
 use crate::solve::{Solution, Solved};
@@ -283,7 +283,15 @@ fn epoch_form(job: &Job<'_>, solved: &Solved, epoch: i64) -> Result<DiffId, Fail
         }
         let data = store.layer_data(&solved.layer, lease)?;
         let mut open = |position| Ok(data.open(&index, position)? as Box<dyn io::Read>);
-        let (form, _) = write_form(&written, &mut open, Some(epoch), lease.heeding(io::sink()))?;
+        let made = write_form(&written, &mut open, Some(epoch), lease.heeding(io::sink()));
+        let (form, _) = made.map_err(|error| match error {
+            WriteError::Out(_) | WriteError::Thread(_) => anyhow::Error::from(error),
+            // What is kept of the layer is not the layer.
+            error => {
+                let folder = store.path("layers").join(solved.layer.0.hex());
+                store.damaged(&folder, format!("{:#}", anyhow::Error::from(error))).into()
+            }
+        })?;
         if form != solved.layer {
             store.put_layer(lease, &epoch_index(&written, form, epoch)?, Form::Epoch { of: solved.layer, epoch })?;
         }

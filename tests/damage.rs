@@ -210,6 +210,10 @@ impl Bench {
                     let mut run = env.build("--no-cache -t x");
                     if run.code == Some(1) {
                         self.remove_as_told(&run);
+                        if unseen {
+                            // Of a stage's tree nobody can tell that it is damaged; docs/store.md says what helps.
+                            env.rbuild("builder prune -af").ok();
+                        }
                         run = env.build("--no-cache -t x").ok();
                     }
                     // Layers of earlier stages are in no image, so that nobody has read what a RUN takes from them.
@@ -239,7 +243,8 @@ fn damage_is_found_told_and_healed() {
     let bench = Bench::new();
     let kinds = bench.kinds();
     assert!(kinds.len() >= 20, "{:?}", kinds.keys());
-    let seed = Random::seed();
+    // The same cases in every run; others come with a seed.
+    let seed = Random::given_seed().unwrap_or(1);
     let mut random = Random::new(seed);
     let wanted = std::env::var("RBUILD_DAMAGE_CASES").unwrap_or_default();
     let all = wanted == "all";
@@ -254,7 +259,7 @@ fn damage_is_found_told_and_healed() {
         }
     }
     if !all {
-        // Each kind is met once or twice; what is met differs from run to run.
+        // Each kind is met once or twice.
         let count = wanted.parse().unwrap_or(40);
         while cases.len() > count {
             cases.swap_remove(random.below(cases.len()));

@@ -1239,10 +1239,10 @@ fn mounts_in_mounts(bench: &Bench) {
     let mut rootfs = bench.rootfs();
     rootfs.mounts = vec![
         // Read-only, with places in it that its tree lacks.
-        mount("/work", true, MountSource::Stack { lower: vec![tree.clone()], path: "/".into(), writes }),
+        mount("/place", true, MountSource::Stack { lower: vec![tree.clone()], path: "/".into(), writes }),
         mount("/alias", false, MountSource::Folder { folder: folder.clone(), path: "sub".into() }),
-        mount("/work/in/here", false, memory()),
-        mount("/work/d/f", true, MountSource::File { content: b"over".to_vec(), mode: 0o444, uid: 0, gid: 0 }),
+        mount("/place/in/here", false, memory()),
+        mount("/place/d/f", true, MountSource::File { content: b"over".to_vec(), mode: 0o444, uid: 0, gid: 0 }),
         mount("/real/place/deep/er", false, memory()),
         mount("/alias/file", true, MountSource::File { content: b"in".to_vec(), mode: 0o444, uid: 0, gid: 0 }),
     ];
@@ -1252,10 +1252,10 @@ fn mounts_in_mounts(bench: &Bench) {
     let cancel = Cancel::new().expect("an event");
     let output = Mutex::new(Vec::new());
     let note = |_, bytes: &[u8]| output.lock().expect("no panic").extend_from_slice(bytes);
-    "/work/in".clone_into(&mut process.cwd);
+    "/place/in".clone_into(&mut process.cwd);
     let (exit, left) = Sandbox::default().run_noting(&rootfs, &process, &note, &cancel).expect("it runs");
     let text = String::from_utf8(output.into_inner().expect("no panic")).expect("text");
-    assert_eq!((exit, text.as_str()), (Exit::Code(0), "/work/in\noverin"));
+    assert_eq!((exit, text.as_str()), (Exit::Code(0), "/place/in\noverin"));
     assert_eq!(fs::read_dir(&rootfs.upper).expect("readable").count(), 1, "there is more than /etc in the layer");
     // What is left in the folder is told, and can be removed.
     let paths: Vec<_> = left.iter().map(|stub| (stub.mount, stub.path.to_str().expect("text"))).collect();

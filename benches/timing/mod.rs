@@ -29,7 +29,8 @@ pub(crate) struct Place {
 impl Place {
     /// A place with a context of a hundred files, and the base in the store as `base`.
     pub(crate) fn new(user: Option<User>, tar: &Path) -> Result<Self> {
-        let all = tempfile::Builder::new().prefix("rbuild-bench-").tempdir_in("/var/tmp")?;
+        let folder = std::env::var_os("RBUILD_BENCH_FOLDER").unwrap_or_else(|| "/var/tmp".into());
+        let all = tempfile::Builder::new().prefix("rbuild-bench-").tempdir_in(folder)?;
         // The user may not be able to read the checkout.
         let program = all.path().join("rbuild");
         std::fs::copy(env!("CARGO_BIN_EXE_rbuild"), &program)?;

@@ -1,6 +1,6 @@
 //! The artifact of a cache key: a small OCI manifest that says what a step gave, and where the bytes are.
 //!
-//! In: a [`Result`] with the descriptors of its layer and its index. Out: the bytes of a manifest and of its config, and
+//! In: a [`StepResult`] with the descriptors of its layer and its index. Out: the bytes of a manifest and of its config, and
 //! back. What always holds: an artifact names the keys that it is for, so that one found under another key is none; what
 //! is read is limited in size; no word of a Dockerfile is in it, so neither is a secret that somebody wrote there.
 //!

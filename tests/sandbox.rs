@@ -631,15 +631,20 @@ fn cancel_ends_everything(bench: &Bench) {
     assert_eq!(run(&bench.rootfs(), &shell("true"), &|_, _| {}, &cancel).expect("no error"), Exit::Canceled);
 }
 
-/// The part of the next case that is killed.
-fn run_for_ever(root: &Path, network: Option<PrivateNetwork>) -> ExitCode {
-    let rootfs = RootFs {
+/// The file system of this program, started again by a case.
+fn rootfs_in(root: &Path) -> RootFs {
+    RootFs {
         lower: vec![root.join("lower")],
         upper: root.join("u"),
         work: root.join("w"),
         mounts: vec![],
         copied: false,
-    };
+    }
+}
+
+/// The part of the next case that is killed.
+fn run_for_ever(root: &Path, network: Option<PrivateNetwork>) -> ExitCode {
+    let rootfs = rootfs_in(root);
     let marker = fs::read_to_string(root.join("marker")).expect("a marker");
     let cancel = Cancel::new().expect("an event");
     let script =
@@ -673,13 +678,7 @@ fn death_of_rbuild_ends_everything(bench: &Bench) {
 
 /// The part of the next case that gets the signal.
 fn run_until_signal(root: &Path) -> ExitCode {
-    let rootfs = RootFs {
-        lower: vec![root.join("lower")],
-        upper: root.join("u"),
-        work: root.join("w"),
-        mounts: vec![],
-        copied: false,
-    };
+    let rootfs = rootfs_in(root);
     let cancel = Cancel::new().expect("an event");
     install_signal_handlers(&cancel).expect("installed");
     let exit = run(
@@ -1141,13 +1140,7 @@ fn run_deleted(root: &Path) -> ExitCode {
     let program = std::env::current_exe().expect("this program");
     fs::remove_file(&program).expect("removed");
     fs::write(&program, "another one").expect("replaced");
-    let rootfs = RootFs {
-        lower: vec![root.join("lower")],
-        upper: root.join("u"),
-        work: root.join("w"),
-        mounts: vec![],
-        copied: false,
-    };
+    let rootfs = rootfs_in(root);
     let cancel = Cancel::new().expect("an event");
     match run(&rootfs, &shell("(echo x >> /proc/1/exe) 2>/dev/null || exit 5"), &|_, _| {}, &cancel) {
         Ok(Exit::Code(code)) => ExitCode::from(u8::try_from(code).unwrap_or(255)),

@@ -55,6 +55,12 @@ fn build(env: &TestEnv, args: &str) -> Run {
     env.build(&format!("--progress plain {args}")).ok()
 }
 
+/// A cache in a registry and one in a folder, each as `--cache-to` and `--cache-from` name it.
+fn of_both_kinds(registry: &Registry, folder: &TestEnv) -> [(String, String); 2] {
+    let (name, path) = (format!("{}/cache", registry.host()), folder.path("cache").display().to_string());
+    [(name.clone(), name), (format!("type=local,dest={path}"), format!("type=local,src={path}"))]
+}
+
 /// A registry between rbuild and the real one: counts, and changes answers.
 fn between(registry: &Registry, change: impl Fn(&Asked, Answer) -> Answer + Send + Sync + 'static) -> Server {
     let port: u16 = registry.host().rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port");
@@ -313,15 +319,8 @@ fn two_machines_write_at_once() {
         return;
     }
     let registry = Registry::start("", "");
-    let caches = [format!("type=registry,ref={}/cache", registry.host()), String::new()];
     let folder = TestEnv::new();
-    for cache in caches {
-        let (to, from) = if cache.is_empty() {
-            let path = folder.path("cache").display().to_string();
-            (format!("type=local,dest={path}"), format!("type=local,src={path}"))
-        } else {
-            (cache.clone(), cache)
-        };
+    for (to, from) in of_both_kinds(&registry, &folder) {
         let machines = [machine(), machine(), machine()];
         machines.iter().for_each(write_context);
         std::thread::scope(|scope| {
@@ -606,15 +605,8 @@ fn cache_mounts_go_along_when_they_are_named() {
         return;
     }
     let registry = Registry::start("", "");
-    let places = [format!("{}/cache", registry.host()), String::new()];
     let shelf = TestEnv::new();
-    for place in places {
-        let (to, from) = if place.is_empty() {
-            let path = shelf.path("cache").display().to_string();
-            (format!("type=local,dest={path}"), format!("type=local,src={path}"))
-        } else {
-            (place.clone(), place)
-        };
+    for (to, from) in of_both_kinds(&registry, &shelf) {
         let step = "--mount=type=cache,id=objects,target=/o,uid=5,mode=750 --mount=type=cache,target=/other";
         let dockerfile = |command: &str| format!("FROM busybox\nARG N\nRUN {step} {command}\n");
         let maker = machine();

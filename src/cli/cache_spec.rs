@@ -76,35 +76,30 @@ impl CacheSpec {
     }
 }
 
-/// The options of a cache in a registry, and of one in a folder, for each flag.
-const fn keys(side: Side, local: bool) -> &'static [&'static str] {
-    match (side, local) {
-        (Side::From, false) => &["ref", "mounts", "registry.insecure"],
-        (Side::From, true) => &["src", "mounts"],
-        (Side::To, false) => &[
-            "ref",
-            "mode",
-            "mounts",
-            "compression",
-            "compression-level",
-            "force-compression",
-            "ignore-error",
-            "image-manifest",
-            "oci-mediatypes",
-            "registry.insecure",
-        ],
-        (Side::To, true) => &[
-            "dest",
-            "mode",
-            "mounts",
-            "compression",
-            "compression-level",
-            "force-compression",
-            "ignore-error",
-            "image-manifest",
-            "oci-mediatypes",
-        ],
-    }
+/// The options: of which flags, and of which types.
+const OPTIONS: [(&str, &[Side], &[&str]); 12] = {
+    use Side::{From, To};
+    const ALL: &[&str] = &["registry", "local"];
+    [
+        ("ref", &[From, To], &["registry"]),
+        ("src", &[From], &["local"]),
+        ("dest", &[To], &["local"]),
+        ("mode", &[To], ALL),
+        ("mounts", &[From, To], ALL),
+        ("compression", &[To], ALL),
+        ("compression-level", &[To], ALL),
+        ("force-compression", &[To], ALL),
+        ("ignore-error", &[To], ALL),
+        ("image-manifest", &[To], ALL),
+        ("oci-mediatypes", &[To], ALL),
+        ("registry.insecure", &[From, To], &["registry"]),
+    ]
+};
+
+/// The options of a flag and a type.
+fn options(side: Side, kind: &str) -> impl Iterator<Item = &'static str> + Clone {
+    let takes = move |(_, sides, kinds): &(_, &[Side], &[&str])| sides.contains(&side) && kinds.contains(&kind);
+    OPTIONS.into_iter().filter(takes).map(|(name, ..)| name)
 }
 
 /// Types of BuildKit that there are not here, and why.
@@ -154,11 +149,11 @@ fn one(side: Side, kind: &str, pairs: &[(String, &str)]) -> Result<CacheSpec, St
     let value = |key: &str| pairs.iter().find(|(known, _)| known == key).map_or("", |(_, value)| *value);
     match kind {
         "registry" => match value("ref") {
-            "" => check_keys(side, false, pairs).and(Err("type=registry needs ref=NAME".to_owned())),
+            "" => check_options(side, "registry", pairs).and(Err("type=registry needs ref=NAME".to_owned())),
             name => registry(side, name, pairs),
         },
         "local" => {
-            check_keys(side, true, pairs)?;
+            check_options(side, "local", pairs)?;
             let key = if side == Side::From { "src" } else { "dest" };
             match value(key) {
                 "" => Err(format!("type=local needs {key}=DIR")),
@@ -176,7 +171,7 @@ fn one(side: Side, kind: &str, pairs: &[(String, &str)]) -> Result<CacheSpec, St
 }
 
 fn registry(side: Side, name: &str, pairs: &[(String, &str)]) -> Result<CacheSpec, String> {
-    check_keys(side, false, pairs)?;
+    check_options(side, "registry", pairs)?;
     if name.starts_with(['.', '/']) {
         let key = if side == Side::From { "src" } else { "dest" };
         return Err(format!("{name} is no repository; a folder is written type=local,{key}={name}"));
@@ -191,25 +186,24 @@ fn registry(side: Side, name: &str, pairs: &[(String, &str)]) -> Result<CacheSpe
     settle(CachePlace::Registry(reference), pairs)
 }
 
-/// Whether all options are known to the flag.
-fn check_keys(side: Side, local: bool, pairs: &[(String, &str)]) -> Result<(), String> {
-    let keys = keys(side, local);
+/// Whether all options are known to the flag and the type.
+fn check_options(side: Side, kind: &str, pairs: &[(String, &str)]) -> Result<(), String> {
+    let known: Vec<&str> = options(side, kind).collect();
     for (key, value) in pairs.iter().filter(|(key, _)| key != "type") {
-        if keys.contains(&key.as_str()) {
+        let key = key.as_str();
+        if known.contains(&key) {
             continue;
         }
-        let kind = if local { "local" } else { "registry" };
-        let why = match key.as_str() {
-            "tag" | "digest" if local => {
-                return Err(format!("not supported: {key}={value}; a folder is one cache, with a file for each step"));
-            }
-            key if side == Side::From && self::keys(Side::To, local).contains(&key) => {
-                format!("{key} is for --cache-to")
-            }
-            key => match nearest(key, keys.iter().copied()) {
+        if kind == "local" && ["tag", "digest"].contains(&key) {
+            return Err(format!("not supported: {key}={value}; a folder is one cache, with a file for each step"));
+        }
+        let why = if side == Side::From && options(Side::To, kind).any(|option| option == key) {
+            format!("{key} is for --cache-to")
+        } else {
+            match nearest(key, known.iter().copied()) {
                 Some(meant) => format!("did you mean {meant}?"),
-                None => format!("it takes {}", keys.join(", ")),
-            },
+                None => format!("it takes {}", known.join(", ")),
+            }
         };
         return Err(format!("type={kind} has no option {key} in {}; {why}", side.flag()));
     }

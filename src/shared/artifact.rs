@@ -11,10 +11,13 @@
 //! └─ layer    application/vnd.rbuild.layer.index.v1+zstd: the layer index, with true times; read only when it is needed
 //! ```
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+use crate::cache::record::CacheRecord;
 use crate::digest::{CacheKey, ChainId, ContentDigest, DiffId, Digest, StackId};
 use crate::image::manifest::{Descriptor, Family, Kind, Manifest};
 
@@ -90,40 +93,36 @@ pub struct EpochForm {
     pub tar_size: u64,
 }
 
-/// A step's result, with nothing that may be left out.
-pub struct Parts {
-    /// All keys that lead to it.
-    pub keys: Vec<CacheKey>,
-    /// Layer and content.
-    pub layer: (DiffId, ContentDigest),
-    /// The operation and the stack below.
-    pub op: (Digest, StackId),
-    /// What was copied, and what was found where it landed.
-    pub source: Option<Digest>,
-    /// See there.
-    pub landing: Option<Digest>,
-    /// When.
-    pub created: String,
-}
-
 impl StepResult {
-    /// Of these parts, without what depends on an export.
-    pub fn new(parts: Parts) -> Self {
-        let Parts { keys, layer: (layer, content), op: (op, below), source, landing, created } = parts;
+    /// What a record says, found under these keys and reached at that time (RFC 3339); without what an export adds.
+    pub fn new(record: &CacheRecord, keys: Vec<CacheKey>, created: String) -> Self {
         Self {
             version: VERSION,
             keys,
-            content,
-            layer,
+            content: record.content,
+            layer: record.layer,
             tar_size: 0,
-            op,
-            below,
-            source,
-            landing,
+            op: record.op,
+            below: record.below,
+            source: record.source,
+            landing: record.landing,
             created,
             encoder: String::new(),
             base: None,
             forms: Vec::new(),
+        }
+    }
+
+    /// As a record, for a step that takes it. There are no words in it: no miss is explained by it.
+    pub fn record(&self) -> CacheRecord {
+        CacheRecord {
+            content: self.content,
+            layer: self.layer,
+            op: self.op,
+            below: self.below,
+            source: self.source,
+            landing: self.landing,
+            parts: BTreeMap::new(),
         }
     }
 
@@ -229,15 +228,18 @@ mod tests {
 
     fn artifact() -> Artifact {
         let digest = |text: &str| Digest::of(text.as_bytes());
-        let parts = Parts {
-            keys: vec![key("quick"), key("landing")],
-            layer: (DiffId(digest("l")), ContentDigest(digest("c"))),
-            op: (digest("o"), StackId(digest("b"))),
+        let record = CacheRecord {
+            content: ContentDigest(digest("c")),
+            layer: DiffId(digest("l")),
+            op: digest("o"),
+            below: StackId(digest("b")),
             source: Some(digest("s")),
             landing: None,
-            created: "2026-01-01T00:00:00Z".to_owned(),
+            parts: BTreeMap::from([("command".to_owned(), "a secret".to_owned())]),
         };
-        let mut result = StepResult::new(parts);
+        let keys = vec![key("quick"), key("landing")];
+        let mut result = StepResult::new(&record, keys, "2026-01-01T00:00:00Z".to_owned());
+        assert_eq!(result.record(), CacheRecord { parts: BTreeMap::new(), ..record });
         result.tar_size = 1024;
         result.forms = vec![EpochForm { epoch: 7, writer: 1, layer: DiffId(digest("e")), tar_size: 1024 }];
         let blob = Descriptor::of(Family::Oci.layer(Encoding::Gzip), b"blob");

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-pub use self::artifact::{BaseContents, EpochForm, Parts, StepResult};
+pub use self::artifact::{BaseContents, EpochForm, StepResult};
 pub use self::export::{Export, Exported, export};
 pub use self::folder::Folder;
 pub use self::mount::{export_mount, unpack_mount};
@@ -33,7 +33,6 @@ pub use self::place::Place;
 
 use self::artifact::{Artifact, MAX_ARTIFACT, MAX_INDEX, MAX_PACKED_INDEX};
 use self::place::{Kind, from_io};
-use crate::cache::record::CacheRecord;
 use crate::digest::{CacheKey, ChainId, ContentDigest, DiffId, Digest};
 use crate::event::{Event, EventSink};
 use crate::image::manifest::{Descriptor, Encoding};
@@ -110,22 +109,6 @@ pub struct Claim {
     index: Option<Descriptor>,
     /// Which cache says so.
     source: usize,
-}
-
-impl Claim {
-    /// As a record, for a step that takes it. There are no words in it: no miss is explained by it.
-    pub fn record(&self) -> CacheRecord {
-        let StepResult { content, layer, op, below, source, landing, .. } = &self.result;
-        CacheRecord {
-            content: *content,
-            layer: *layer,
-            op: *op,
-            below: *below,
-            source: *source,
-            landing: *landing,
-            parts: std::collections::BTreeMap::new(),
-        }
-    }
 }
 
 /// A cache that results are taken from.

@@ -264,7 +264,7 @@ impl Solver<'_> {
         let unasked = std::mem::replace(&mut missed.asked, missed.keys.len());
         let found = missed.keys[unasked..].iter().find_map(|key| Some((shared.lookup(key)?, *key)));
         let (claim, key) = found?;
-        let (record, keys) = (claim.record(), missed.keys.clone());
+        let (record, keys) = (claim.result.record(), missed.keys.clone());
         Some(Look::Hit(Box::new(Hit { record, key, keys, claim: Some(claim) })))
     }
 

@@ -12,6 +12,7 @@ use super::finish::{Made, base_contents as contents_here};
 use super::outputs;
 use super::remote::Remotes;
 use crate::cache::key::{self, SourceId};
+use crate::cache::record::CacheRecord;
 use crate::cli::args::BuildArgs;
 use crate::cli::cache_spec::{CacheMode, CachePlace, CacheSpec};
 use crate::cli::failure::Failure;
@@ -28,7 +29,7 @@ use crate::layer::header::WRITER_VERSION;
 use crate::plan::BaseImage;
 use crate::plan::step::{CopyOp, INTERNAL, MountOp, Op, Plan, Sharing, Stack, StepId};
 use crate::shared::{
-    self, BaseContents, EpochForm, Export, Exported, Folder, Parts, Place, SharedCache, SharedError, StepResult,
+    self, BaseContents, EpochForm, Export, Exported, Folder, Place, SharedCache, SharedError, StepResult,
 };
 use crate::solve::{Solution, Solved};
 use crate::store::origins::Origin;
@@ -244,14 +245,8 @@ fn result(job: &Job<'_>, solution: &Solution, id: StepId) -> Result<StepResult, 
     }
     keys.sort_unstable();
     keys.dedup();
-    let mut result = StepResult::new(Parts {
-        keys,
-        layer: (solved.layer, solved.content),
-        op: (record.op, record.below),
-        source: record.source,
-        landing: record.landing,
-        created: solved.created.clone(),
-    });
+    let record = CacheRecord { layer: solved.layer, content: solved.content, ..record.clone() };
+    let mut result = StepResult::new(&record, keys, solved.created.clone());
     result.base = base_of(job, step.parent)?;
     if let Some(epoch) = job.epoch() {
         result.forms.extend(form(job, solved, epoch)?);

@@ -357,11 +357,17 @@ fn environment_and_working_directory(bench: &Bench) {
     let mut process = command(&["env"]);
     process.env = words(&["B=2 3", "PATH=/bin", "A=", "B=again"]);
     bench.run(&process).says("B=2 3\nPATH=/bin\nA=\nB=again");
-    // A folder that is missing is made, as root's.
-    let mut process = nobody("pwd; stat -c '%a %u' . ; umask");
-    process.cwd = String::from("/new/deep");
-    let ran = bench.run(&process).says("/new/deep\n755 0\n0022");
-    assert_eq!(ran.changes(), ["etc/", "new/", "new/deep/"]);
+    // A folder that is missing is made for the user, behind links as well; one that is there stays whose it is.
+    symlink("nowhere", bench.lower().join("leads")).expect("a link");
+    for (cwd, real, made) in [
+        ("/new/deep", "/new/deep", &["etc/", "new/", "new/deep/"][..]),
+        ("/leads/deep", "/nowhere/deep", &["etc/", "nowhere/", "nowhere/deep/"]),
+    ] {
+        let mut process = nobody("pwd -P; stat -c '%a %u:%g' . ..; stat -c %u /; umask");
+        process.cwd = String::from(cwd);
+        let ran = bench.run(&process).says(&format!("{real}\n755 65534:65534\n755 65534:65534\n0\n0022"));
+        assert_eq!(ran.changes(), made);
+    }
     // Arguments arrive as they are.
     bench.run(&command(&["/bin/sh", "-c", "printf '%s|' \"$@\"", "x", "a b", "", "ü\n"])).says("a b||ü\n|");
 }

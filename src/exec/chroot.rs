@@ -17,7 +17,6 @@ use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -135,9 +134,7 @@ fn enter(order: &Order) -> Result<(), Failure> {
     for (path, text) in &order.files {
         replace(Path::new(path), text.as_bytes())?;
     }
-    let cwd = &order.process.cwd;
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true).mode(0o755).create(cwd).map_err(failed("make the working directory", cwd))
+    place::make_working_dir(&order.process).map_err(|(path, error)| failed("make the working directory", path)(error))
 }
 
 /// The machine's /proc and /sys, where it can be had that this process alone sees them below the new root. A place that

@@ -12,11 +12,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid,
+};
 use rustix::io::Errno;
 
-use super::ExecError;
 use super::wire::Stub;
+use super::{ExecError, ProcessSpec};
 
 /// What has to be at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,29 +28,56 @@ pub(super) enum Kind {
 }
 
 /// Sees to it that `path` (absolute, links are followed) can be mounted on; this process is in the sandbox's root.
-/// `announce` is told of everything right before it is made. Returns where the place really is.
+/// `announce` is told of everything right before it is made.
 pub(super) fn make(
     path: &Path,
     kind: Kind,
     announce: &mut dyn FnMut(Stub) -> io::Result<()>,
 ) -> Result<(), (PathBuf, io::Error)> {
+    let missing = missing(path, kind)?;
+    let last = missing.len().saturating_sub(1);
+    for (index, path) in missing.into_iter().enumerate() {
+        let kind = if index == last { kind } else { Kind::Folder };
+        make_one(&path, kind, announce).map_err(|error| (path, error))?;
+    }
+    Ok(())
+}
+
+/// Sees to it that a command's working directory is there. What is missing belongs to the command's user and stays in the
+/// layer, as BuildKit has it.
+pub(super) fn make_working_dir(process: &ProcessSpec) -> Result<(), (PathBuf, io::Error)> {
+    let owner = (Some(Uid::from_raw(process.uid)), Some(Gid::from_raw(process.gid)));
+    for path in missing(Path::new(&process.cwd), Kind::Folder)? {
+        rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))
+            .and_then(|()| rustix::fs::chownat(CWD, &path, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW))
+            .map_err(|errno| (path, errno.into()))?;
+    }
+    Ok(())
+}
+
+/// What is not there of a path: the topmost folder first, the path itself last, links resolved. An error where something
+/// else is in the way.
+fn missing(path: &Path, kind: Kind) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
     match rustix::fs::stat(path) {
-        Ok(stat) => return fits(&stat, kind).map_err(|errno| (path.to_owned(), errno.into())),
+        Ok(stat) => return fits(&stat, kind).map(|()| Vec::new()).map_err(|errno| (path.to_owned(), errno.into())),
         Err(Errno::NOENT) => {}
         Err(errno) => return Err((path.to_owned(), errno.into())),
     }
     let real = real_path(path)?;
-    let mut ancestors: Vec<&Path> = real.ancestors().collect();
-    ancestors.reverse();
-    for ancestor in ancestors {
+    let mut missing = Vec::new();
+    for ancestor in real.ancestors() {
         let kind = if ancestor == real { kind } else { Kind::Folder };
         match rustix::fs::lstat(ancestor) {
-            Ok(stat) => fits(&stat, kind).map_err(|errno| (ancestor.to_owned(), errno.into()))?,
-            Err(Errno::NOENT) => make_one(ancestor, kind, announce).map_err(|error| (ancestor.to_owned(), error))?,
+            Ok(stat) => {
+                fits(&stat, kind).map_err(|errno| (ancestor.to_owned(), errno.into()))?;
+                break;
+            }
+            Err(Errno::NOENT) => missing.push(ancestor.to_owned()),
             Err(errno) => return Err((ancestor.to_owned(), errno.into())),
         }
     }
-    Ok(())
+    missing.reverse();
+    Ok(missing)
 }
 
 fn fits(stat: &Stat, kind: Kind) -> Result<(), Errno> {

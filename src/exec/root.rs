@@ -8,7 +8,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags};
@@ -99,8 +99,8 @@ pub(super) fn enter(order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<
     parts.attach(order, announce)?;
     let cwd = &order.process.cwd;
     let make_cwd = || {
-        let mut builder = fs::DirBuilder::new();
-        builder.recursive(true).mode(0o755).create(cwd).map_err(failed("make the working directory", cwd))
+        place::make_working_dir(&order.process)
+            .map_err(|(path, error)| failed("make the working directory", path)(error))
     };
     // A mount may bring the working directory; else it is the image's, whatever is mounted in it.
     if !mounts.iter().any(|mount| Path::new(cwd).starts_with(&mount.target)) {

@@ -483,6 +483,7 @@ pub(super) fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<Plan
             // Saying what holds anyway does not make another step.
             shm_size: args.shm_size.filter(|size| *size != exec::DEFAULT_SHM).unwrap_or(0),
             cgroup_parent: args.run.cgroup_parent.clone(),
+            host_names: args.add_hosts.iter().map(|(name, _)| name.clone()).collect(),
         },
         shell_at: None,
         all_stages: false,

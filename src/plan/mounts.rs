@@ -106,15 +106,17 @@ impl Planner<'_> {
 
     /// The mount with all its variables replaced.
     fn expand_mount(&mut self, place: Place<'_>, state: &State, mount: &Mount) -> Result<Mount, Told> {
-        let mut unset = Vec::new();
+        let (mut unset, mut size) = (Vec::new(), 0);
         let expanded = mount.expand(&mut |word| match state.variables.expand(&word.text, place.escape) {
             Ok(expanded) => {
                 unset.push((word.span, expanded.unset));
+                size += expanded.text.len();
                 Ok(expanded.text)
             }
             Err(error) => Err(Diagnostic::error(word.span, error.message)),
         });
         for (span, names) in unset {
+            self.spend(place, span, std::mem::take(&mut size))?;
             self.note_unset(place, state, span, &names);
         }
         expanded.map_err(|error| {

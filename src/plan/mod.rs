@@ -144,6 +144,22 @@ pub struct BaseImage {
     pub platform: Platform,
 }
 
+impl BaseImage {
+    /// An image without layers and without a word of configuration.
+    pub fn nothing(name: &str, platform: &Platform) -> Self {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let config = ImageConfig {
+            os: platform.os.clone(),
+            architecture: platform.architecture.clone(),
+            variant: some(&platform.variant),
+            ..ImageConfig::default()
+        };
+        let image_id = config.image_id();
+        let (manifest, layers, platform) = (None, Vec::new(), platform.clone());
+        Self { name: name.to_owned(), config, image_id, manifest, layers, platform }
+    }
+}
+
 /// What a name stands for.
 #[derive(Debug, Clone)]
 pub enum Resolved {

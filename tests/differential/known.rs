@@ -61,6 +61,10 @@ const KNOWN: &[Known] = &[
         },
     },
     Known {
+        reason: "an ARG holds in the stages that build on its stage as well; buildah forgets it",
+        is: |one| one.place == "Env" && one.rbuild.replace("=given", "=unset") == one.buildah,
+    },
+    Known {
         reason: "a directory that is left out but for a file in it is copied for that file, owner and all, as BuildKit \
                  does; buildah leaves one that is there already as it was",
         is: |one| one.kind == 'd' && one.field == "owner" && one.place.ends_with("/e") && one.rbuild == "0:0",

@@ -242,7 +242,7 @@ fn try_overlay(store: Option<&Path>) -> Result<&'static str, String> {
     }
     fs::write(lower.join("file"), "").map_err(place)?;
     let user = !in_initial_user_namespace().map_err(|error| error.to_string())?;
-    Overlay::open(&[lower], &upper, &work).and_then(|overlay| overlay.mount(&upper, user)).map_err(|error| {
+    Overlay::open(&[lower], &upper, &work).and_then(|overlay| overlay.mount(&upper, MountFlags::empty(), user)).map_err(|error| {
         format!("{error}\nthe store needs a file system that overlay can write to (ext4, xfs, btrfs, tmpfs), and Linux 5.11 for an ordinary user")
     })?;
     let removed = fs::remove_file(upper.join("file"));

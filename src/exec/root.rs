@@ -92,7 +92,11 @@ pub(super) fn enter(order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<
     if overlay.is_bottomless() {
         overlay.push_lower(&work.join("empty"))?;
     }
-    overlay.mount(upper, order.user_xattr)?;
+    let flags = match order.process.security {
+        Security::Sandbox => MountFlags::NODEV,
+        Security::Insecure => MountFlags::empty(),
+    };
+    overlay.mount(upper, flags, order.user_xattr)?;
     drop(overlay);
     pivot(upper)?;
     // From here on every path is one of the image's, links and all, and cannot lead out of it.
@@ -107,7 +111,7 @@ pub(super) fn enter(order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<
         make_cwd()?;
     }
     if !mounts.is_empty() {
-        more.attach(mounts, announce)?;
+        more.attach(order, announce)?;
         make_cwd()?;
     }
     Ok(())
@@ -123,7 +127,7 @@ struct Parts {
     sys: Tree,
     cgroups: Cgroups,
     dev: Tree,
-    /// The machine's device nodes, where none can be made.
+    /// Device nodes that are mounted one by one.
     devices: Vec<(&'static str, Tree)>,
     /// `/dev/pipes`.
     pipes: Option<Tree>,
@@ -160,7 +164,13 @@ impl Parts {
         for (name, target) in LINKS {
             rustix::fs::symlinkat(target, &folder, Path::new("dev").join(name)).map_err(fail("symlink", name))?;
         }
-        let devices = make_devices(folder.as_fd())?;
+        let (nodes, devices) = match order.process.security {
+            Security::Sandbox => {
+                make_folder("nodes")?;
+                (Restrict::NO_DEVICES, make_devices(folder.as_fd(), Path::new("nodes"))?)
+            }
+            Security::Insecure => (Restrict::NOTHING, make_devices(folder.as_fd(), Path::new("dev"))?),
+        };
         let copy = |name: &Path, restrict| Tree::copy(folder.as_fd(), name, false)?.restrict(restrict, false);
         let mut pipes = None;
         if let Some((name, text)) = &order.process.script {
@@ -178,9 +188,9 @@ impl Parts {
             Security::Sandbox => Restrict::DATA,
             Security::Insecure => Restrict::INERT,
         })?;
-        let dev = copy(Path::new("dev"), Restrict::NO_SUID)?;
+        let dev = copy(Path::new("dev"), Restrict::NO_SUID.and(nodes))?;
         let empty = copy(Path::new("empty"), Restrict::READ_ONLY)?;
-        let more = Mounts::collect(at, folder.as_fd(), &order.rootfs.mounts, order.user_xattr)?;
+        let more = Mounts::collect(at, folder.as_fd(), order, nodes)?;
         Ok((Self { proc: proc()?, sys, cgroups, dev, devices, pipes, files, empty }, more))
     }
 
@@ -290,27 +300,28 @@ fn sys(restrict: Restrict) -> Result<(Tree, Cgroups), MountError> {
     Ok((fresh, cgroups))
 }
 
-/// Makes the device nodes in `dev` of `folder`. Where that is not allowed (in a user namespace), makes empty files to
-/// mount on, and returns copies of the machine's nodes.
-fn make_devices(folder: BorrowedFd<'_>) -> Result<Vec<(&'static str, Tree)>, Failure> {
-    let mut borrowed = Vec::new();
+/// Makes the device nodes in the folder `at` of `folder`. Where that is not `dev`, in which no node can be opened, and where
+/// none can be made (in a user namespace), makes empty files in `dev` to mount on, and returns what is to be mounted:
+/// those nodes, or copies of the machine's.
+fn make_devices(folder: BorrowedFd<'_>, at: &Path) -> Result<Vec<(&'static str, Tree)>, Failure> {
+    let dev = Path::new("dev");
+    let make = |node: &Path, kind, device| rustix::fs::mknodat(folder, node, kind, Mode::from_raw_mode(0o666), device);
+    let mut mounted = Vec::new();
     for (name, major, minor) in DEVICES {
-        let node = Path::new("dev").join(name);
-        let make = |kind, device| rustix::fs::mknodat(folder, &node, kind, Mode::from_raw_mode(0o666), device);
-        if borrowed.is_empty() {
-            match make(FileType::CharacterDevice, rustix::fs::makedev(major, minor)) {
-                Ok(()) => continue,
-                Err(Errno::PERM) => {}
-                Err(errno) => return Err(failed("mknod", name)(errno.into())),
-            }
-        }
-        // A machine that is itself a container may lack one; then the command does, too.
-        if let Some(tree) = Tree::copy_if_there(CWD, &Path::new("/dev").join(name), false)? {
-            make(FileType::RegularFile, 0).map_err(|errno| failed("mknod", name)(errno.into()))?;
-            borrowed.push((name, tree));
+        let node = at.join(name);
+        let tree = match make(&node, FileType::CharacterDevice, rustix::fs::makedev(major, minor)) {
+            Ok(()) if at == dev => continue,
+            Ok(()) => Some(Tree::copy(folder, &node, false)?),
+            // A machine that is itself a container may lack one; then the command does, too.
+            Err(Errno::PERM) => Tree::copy_if_there(CWD, &Path::new("/dev").join(name), false)?,
+            Err(errno) => return Err(failed("mknod", name)(errno.into())),
+        };
+        if let Some(tree) = tree {
+            make(&dev.join(name), FileType::RegularFile, 0).map_err(|errno| failed("mknod", name)(errno.into()))?;
+            mounted.push((name, tree));
         }
     }
-    Ok(borrowed)
+    Ok(mounted)
 }
 
 /// Terminals of the sandbox's own. Group 5 is `tty` everywhere; a namespace without it does without it.

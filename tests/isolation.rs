@@ -115,6 +115,15 @@ fn nothing_of_a_command_in_a_copy_lives_on() {
         child.wait().expect("it ended");
         eventually("all of them are gone", || processes(&marker) == 0);
     }
+    // Whoever watches over it can be killed, by the command or for want of memory.
+    env.write(
+        "ctx/Dockerfile",
+        format!("FROM busybox\nRUN (setsid sleep {marker} &); while :; do sleep 0.1; kill -9 $PPID; done\n"),
+    );
+    let began = Instant::now();
+    env.build("--isolation chroot").ends(1).says("killed from outside (signal 9)");
+    assert!(began.elapsed() < Duration::from_secs(60), "it waited for what the command left");
+    assert_eq!(processes(&marker), 0, "left by a command whose watcher is gone");
     env.write("ctx/Dockerfile", "FROM busybox\nRUN exit 3\n");
     env.build("--isolation chroot").ends(1).says("exit code: 3");
     env.write("ctx/Dockerfile", "FROM busybox\nRUN kill -9 $$\n");
@@ -123,6 +132,85 @@ fn nothing_of_a_command_in_a_copy_lives_on() {
     env.build("--isolation chroot").ends(1).says("no such file or directory");
     let left = env.left_behind();
     assert!(left.is_empty(), "{}", left.join("\n"));
+}
+
+/// Bases whose /dev, /proc and /etc are not as usual, and commands that move what the machine put in.
+const ODD: &str = "FROM busybox AS tools
+FROM scratch
+COPY --from=tools /bin /bin
+COPY odd/ /
+RUN [\"/bin/busybox\", \"sh\", \"-c\", \"busybox test -c /dev/null && echo lost >/dev/null && echo kept >/made\"]
+FROM scratch
+COPY --from=tools /bin /bin
+COPY odder/ /
+RUN [\"/bin/busybox\", \"sh\", \"-c\", \"busybox test -c /dev/null && busybox touch /dev/shm/x && echo kept >/made\"]
+COPY --from=1 / /one
+";
+
+const MOVED: &str = "FROM busybox
+RUN mkdir /keep && mv /dev /dev2; mv /etc /etc2; mv /proc /sys /keep/; rm -f /etc2/hosts; true
+RUN rm -f /dev/null /dev/zero; for i in 1 2 3 4 5 6 7 8 9; do echo $i > /file$i; done
+FROM scratch
+COPY --from=busybox /bin /bin
+RUN [\"/bin/busybox\", \"mv\", \"/etc\", \"/etc3\"]
+";
+
+/// Where mounts are allowed, a command in a copy changes nothing of the machine by mistake.
+#[test]
+fn the_machine_is_kept_from_a_command_in_a_copy() {
+    if !needs("the_machine_is_kept_from_a_command_in_a_copy", &[Need::Root, Need::Busybox, Need::Run]) {
+        return;
+    }
+    let env = TestEnv::new();
+    env.import_busybox();
+    let script = "FROM busybox
+RUN mknod -m 666 /z c 1 5 && ln -s /z /l
+USER 65534
+RUN ! head -c 1 /z 2>/dev/null
+USER 0
+RUN ! head -c 1 /l 2>/dev/null && mknod /dev/z c 1 5 && ! head -c 1 /dev/z 2>/dev/null
+RUN echo x >/dev/null && head -c 9 /dev/urandom >/dev/null && ! (echo x >/dev/full) 2>/dev/null
+RUN ! (cat /proc/sys/vm/swappiness >/proc/sys/vm/swappiness) 2>/dev/null
+RUN test -d /proc/self && test ! -s /proc/keys && test $(hostname) = $(cat /etc/hostname) && grep -q $(hostname) /etc/hosts
+";
+    env.write("ctx/Dockerfile", script);
+    env.build("--isolation chroot").ok();
+    // Where they are not, at least the six of /dev are there.
+    let plain = "FROM busybox\nRUN echo x >/dev/null && head -c 9 /dev/urandom >/dev/null && test ! -e /proc/self\n";
+    env.write("ctx/Dockerfile", plain);
+    Run::of(&mut unprivileged(&env, "build --isolation chroot --progress plain ctx")).ok();
+}
+
+#[test]
+fn nothing_of_the_machine_is_left_wherever_it_was_put() {
+    if !needs("nothing_of_the_machine_is_left_wherever_it_was_put", &[Need::Root, Need::Busybox, Need::Run]) {
+        return;
+    }
+    let env = TestEnv::new();
+    env.import_busybox();
+    env.link("ctx/odd/dev", "run/dev");
+    env.write("ctx/odd/run/mine", "");
+    env.link("ctx/odder/dev/shm", "/run/shm");
+    env.write("ctx/odder/dev/null/file", "the base's");
+    env.write("ctx/odder/dev/file", "the base's");
+    env.write("ctx/odder/proc/file", "the base's");
+    env.write("ctx/Dockerfile", ODD);
+    let (usual, image) = build(&env, "--no-cache --isolation namespace");
+    let (copied, second) = build(&env, "--no-cache --isolation chroot");
+    assert_eq!(image.listing(""), second.listing(""));
+    assert_eq!(usual.content(), copied.content(), "{}", copied.shown());
+    assert!(second.listing("").contains("dev/null/file"), "{}", second.listing(""));
+    env.write("ctx/Dockerfile", MOVED);
+    for target in ["0", "1"] {
+        let (_, image) = build(&env, &format!("--no-cache --isolation chroot --target {target}"));
+        let listing = image.listing("");
+        let foreign =
+            ["null", "hosts", "hostname", "resolv.conf", "stdin", "shm", "dev2", "etc3", "keep/proc", "keep/sys"];
+        for path in image.tree().keys().filter(|path| !path.starts_with("bin/")) {
+            assert!(!foreign.iter().any(|name| path.ends_with(name)), "{path}: {listing}");
+        }
+        assert_eq!(target == "0", listing.contains("etc2/passwd") && listing.contains("file9"), "{listing}");
+    }
 }
 
 #[test]

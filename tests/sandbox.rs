@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use rbuild::event::Stream;
 use rbuild::exec::cgroup::Resources;
 use rbuild::exec::{
-    ExecError, Exit, Mount, MountSource, PrivateNetwork, ProcessSpec, RootFs, Sandbox, init_hook, probe, remove_stubs,
-    run,
+    Ended, ExecError, Exit, Mount, MountSource, PrivateNetwork, ProcessSpec, RootFs, Sandbox, init_hook, probe,
+    remove_stubs, run,
 };
 use rbuild::plan::limits::{Security, Ulimit};
 use rbuild::plan::step::Network;
@@ -1314,7 +1314,7 @@ fn mounts_in_mounts(bench: &Bench) {
     let output = Mutex::new(Vec::new());
     let note = |_, bytes: &[u8]| output.lock().expect("no panic").extend_from_slice(bytes);
     "/place/in".clone_into(&mut process.cwd);
-    let (exit, left) = Sandbox::default().run_noting(&rootfs, &process, &note, &cancel).expect("it runs");
+    let Ended { exit, left, .. } = Sandbox::default().run_noting(&rootfs, &process, &note, &cancel).expect("it runs");
     let text = String::from_utf8(output.into_inner().expect("no panic")).expect("text");
     assert_eq!((exit, text.as_str()), (Exit::Code(0), "/place/in\noverin"));
     assert_eq!(fs::read_dir(&rootfs.upper).expect("readable").count(), 1, "there is more than /etc in the layer");

@@ -44,7 +44,7 @@ pub(crate) use mounts::holds_another;
 pub use mounts::{LeftStub, Mount, MountSource, remove_stubs};
 pub use network::PrivateNetwork;
 pub use root::DEFAULT_SHM;
-pub use sandbox::{Sandbox, run};
+pub use sandbox::{Ended, Sandbox, run};
 pub use shell::Terminal;
 
 /// The file system of a command: an overlay, or a folder.
@@ -75,7 +75,7 @@ pub enum Isolation {
 }
 
 /// The folders of the image in which a command in a [copy](RootFs::copied) finds the machine's things. Like
-/// [`FILES_PUT_IN`] they are no part of what it leaves.
+/// [`FILES_PUT_IN`] they are no part of what it leaves; nor is anything else that [`Ended::put_in`] tells of.
 pub const FOLDERS_PUT_IN: [&str; 3] = chroot::PLACES;
 
 /// The files that a command finds and no layer holds.

@@ -231,12 +231,7 @@ impl Parts {
             done => done?,
         }
         if order.process.security == Security::Sandbox {
-            self.mask()?;
-            for path in READ_ONLY.map(Path::new) {
-                if let Some(tree) = Tree::copy_if_there(CWD, path, true)? {
-                    tree.restrict(Restrict::READ_ONLY, true)?.attach(path)?;
-                }
-            }
+            mask(self.empty)?;
         }
         for ((path, _), tree) in order.files.iter().zip(&self.files) {
             place(Path::new(path), Kind::File)?;
@@ -244,27 +239,33 @@ impl Parts {
         }
         Ok(())
     }
+}
 
-    fn mask(&self) -> Result<(), Failure> {
-        let mut used = false;
-        for path in MASKED.map(Path::new) {
-            match rustix::fs::stat(path) {
-                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                    if used {
-                        Tree::copy(self.empty.as_fd(), Path::new(""), false)?.attach(path)?;
-                    } else {
-                        self.empty.attach(path)?;
-                        used = true;
-                    }
+/// Hides what tells of the machine in /proc and /sys by an `empty` folder, and makes what changes it read-only.
+pub(super) fn mask(empty: Tree) -> Result<(), Failure> {
+    let mut used = false;
+    for path in MASKED.map(Path::new) {
+        match rustix::fs::stat(path) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                if used {
+                    Tree::copy(empty.as_fd(), Path::new(""), false)?.attach(path)?;
+                } else {
+                    empty.attach(path)?;
+                    used = true;
                 }
-                Ok(_) => Tree::copy(CWD, Path::new("/dev/null"), false)?.attach(path)?,
-                // EACCES: a copied /proc or /sys hides it from us already.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => {}
-                Err(errno) => return Err(failed("stat", path)(errno.into())),
             }
+            Ok(_) => Tree::copy(CWD, Path::new("/dev/null"), false)?.attach(path)?,
+            // EACCES: a copied /proc or /sys hides it from us already.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => {}
+            Err(errno) => return Err(failed("stat", path)(errno.into())),
         }
-        Ok(())
     }
+    for path in READ_ONLY.map(Path::new) {
+        if let Some(tree) = Tree::copy_if_there(CWD, path, true)? {
+            tree.restrict(Restrict::READ_ONLY, true)?.attach(path)?;
+        }
+    }
+    Ok(())
 }
 
 fn refused(error: &MountError) -> bool {

@@ -50,7 +50,7 @@ impl Sandbox {
     ) -> Result<(Exit, Vec<LeftStub>), ExecError> {
         let mut running = self.start(rootfs, process, true)?;
         let joined = join(&running.control, &mut running.heard, terminal, cancel);
-        running.end(rootfs, joined, cancel)
+        running.end(rootfs, joined, cancel).map(|ended| (ended.exit, ended.left))
     }
 }
 

@@ -12,7 +12,7 @@ use super::mask::Held;
 use super::step::{NewLayer, StackState};
 use super::{Cause, Inside, Solver};
 use crate::event::{Event, Stream};
-use crate::exec::{Exit, FILES_PUT_IN, FOLDERS_PUT_IN, Isolation, ProcessSpec, RootFs, emulator};
+use crate::exec::{Ended, Exit, FILES_PUT_IN, FOLDERS_PUT_IN, Isolation, ProcessSpec, RootFs, emulator};
 use crate::image::accounts;
 use crate::image::platform::Platform;
 use crate::layer::stack::LayerStack;
@@ -95,7 +95,7 @@ impl Solver<'_> {
         for stream in [Stream::Stdout, Stream::Stderr] {
             prepared.mask.end(&mut held_of(stream), &mut |bytes| pass(stream, bytes));
         }
-        let (exit, left) = ran?;
+        let Ended { exit, left, put_in } = ran?;
         prepared.clear(&left)?;
         if engine.keep_failed && matches!(exit, Exit::Code(1..) | Exit::Signal(_)) {
             let process = ProcessSpec { args: op.interactive_shell(), ..process };
@@ -118,7 +118,7 @@ impl Solver<'_> {
             }
         }
         if let Some(noted) = noted {
-            copied::to_upper(&rootfs.upper, &noted, &put_in(&view))?;
+            copied::to_upper(&rootfs.upper, &noted, &hidden(&view), &put_in)?;
         }
         let index = diff::commit(&rootfs.upper, &view, began, options)?;
         Ok(NewLayer { index, form: Form::Tree(rootfs.upper) })
@@ -188,8 +188,8 @@ impl Solver<'_> {
     }
 }
 
-/// Where things of the machine are put in a copy: no part of what a command changes.
-fn put_in(view: &LayerStack) -> Vec<Vec<u8>> {
+/// Where things of the machine are put in a copy: whatever is there then is no part of what a command changes.
+fn hidden(view: &LayerStack) -> Vec<Vec<u8>> {
     let folders = FOLDERS_PUT_IN.iter().map(|name| name.as_bytes().to_vec());
     // A circle of links has no end, and no file was put there.
     let files = FILES_PUT_IN.iter().filter_map(|path| view.resolve(path.as_bytes(), true).ok());

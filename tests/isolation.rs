@@ -3,8 +3,9 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::base::busybox;
 use crate::support::env::{Run, TestEnv};
-use crate::support::machine::{Need, needs};
+use crate::support::machine::{Need, needs, test_user};
 use crate::support::oci::Image;
 
 /// Something of all that a command can leave, and what may not be left of what it needed.
@@ -36,9 +37,14 @@ fn build(env: &TestEnv, flags: &str) -> (Run, Image) {
 
 /// rbuild without the right to make namespaces or to mount, as root in most containers.
 fn unprivileged(env: &TestEnv, line: &str) -> Command {
+    wrapped(env, line, &["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", "--"])
+}
+
+/// rbuild, started by another program.
+fn wrapped(env: &TestEnv, line: &str, by: &[&str]) -> Command {
     let rbuild = env.command(line.split_whitespace());
-    let mut command = Command::new("setpriv");
-    command.args(["--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", "--"]);
+    let mut command = Command::new(by[0]);
+    command.args(&by[1..]);
     command.arg(rbuild.get_program()).args(rbuild.get_args());
     command.current_dir(env.path("")).env_clear();
     command.envs(rbuild.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -213,6 +219,35 @@ fn nothing_of_the_machine_is_left_wherever_it_was_put() {
     }
 }
 
+/// A store on an overlay can have no overlay of its own. That is no reason to contain RUN less, nor what an ordinary user
+/// could do better by a copy.
+#[test]
+fn what_is_not_forbidden_is_no_reason_for_a_copy() {
+    if !needs("what_is_not_forbidden_is_no_reason_for_a_copy", &[Need::Root, Need::Busybox, Need::Run]) {
+        return;
+    }
+    let mut places = vec![(TestEnv::new(), "")];
+    if needs("what_is_not_forbidden_is_no_reason_for_a_copy", &[Need::User]) {
+        let user = test_user().expect("asked for above");
+        let become_user =
+            format!("setpriv --reuid {} --regid {} --clear-groups --inh-caps -all --", user.uid, user.gid);
+        places.push((TestEnv::as_user(&user), become_user.leak()));
+    }
+    for (mut env, become_user) in places {
+        env.write("ctx/busybox", busybox().expect("asked for above").1);
+        env.mode("ctx/busybox", 0o755);
+        env.write("ctx/Dockerfile", "FROM scratch\nCOPY busybox /\nRUN [\"/busybox\", \"true\"]\n");
+        for folder in ["below", "upper", "work", "mnt"] {
+            env.directory(&env.path(folder));
+        }
+        env.set("RBUILD_ROOT", env.path("mnt/store").to_str().expect("text"));
+        let mount = "mount -t overlay overlay -o lowerdir=below,upperdir=upper,workdir=work mnt";
+        let script = format!("{mount} && exec {become_user} \"$@\"");
+        let run = Run::of(&mut wrapped(&env, "build ctx", &["unshare", "-m", "sh", "-c", &script, "sh"])).ends(1);
+        run.says("mount overlay").says("put the store on ext4").says_nothing_of("root directory alone");
+    }
+}
+
 #[test]
 fn what_takes_namespaces_is_refused_by_name() {
     if !needs("what_takes_namespaces_is_refused_by_name", &[Need::Root, Need::Busybox]) {
@@ -232,7 +267,21 @@ fn what_takes_namespaces_is_refused_by_name() {
         ("--network none", "--network none, which takes a namespace"),
         ("--network private", "--network private, which takes a namespace"),
         ("--shell-at 2", "whose terminal takes a mount"),
+        ("--shm-size 1m", "--shm-size, which takes a mount"),
     ] {
         env.build(&format!("--isolation chroot {flags}")).ends(2).says(says);
     }
+    env.build("--isolation chroot --shm-size 64m").ok();
+    let name = "--build-arg BUILDKIT_SANDBOX_HOSTNAME=box";
+    env.build(&format!("--isolation chroot {name}"))
+        .ends(1)
+        .says("chroot: BUILDKIT_SANDBOX_HOSTNAME")
+        .says("Dockerfile:2:");
+    // What leads there by itself goes on, and says it.
+    let run = Run::of(&mut unprivileged(&env, &format!("build --shm-size 1m {name} --progress plain ctx"))).ok();
+    run.says("rbuild may not make namespaces and mounts here").says("--shm-size and BUILDKIT_SANDBOX_HOSTNAME");
+    let bare = ["setpriv", "--bounding-set", "-sys_admin,-mknod", "--inh-caps", "-sys_admin,-mknod", "--"];
+    let info = Run::of(&mut wrapped(&env, "info", &bare));
+    assert!(info.stdout.contains("none (RUN cannot be carried out here)"), "{}", info.shown());
+    assert!(info.stdout.contains("mknod: Operation not permitted"), "{}", info.shown());
 }

@@ -454,7 +454,7 @@ fn places_behind_links(bench: &Bench) {
     symlink("hosts", bench.lower().join("etc/hosts")).expect("a link");
     let cancel = Cancel::new().expect("an event");
     let error = run(&bench.rootfs(), &shell("true"), &|_, _| {}, &cancel).expect_err("a link to itself");
-    assert!(matches!(&error, ExecError::SetUp { what, .. } if what.contains("/etc/hosts")), "{error}");
+    assert!(matches!(&error, ExecError::SetUp { path, .. } if path.contains("/etc/hosts")), "{error}");
 }
 
 fn a_moved_folder_leads_nowhere(bench: &Bench) {

@@ -19,6 +19,7 @@ use rustix::thread::UnshareFlags;
 use super::RootFs;
 use super::mounts::Mounts;
 use super::place::{self, Kind};
+use super::remedy::is_forbidden;
 use super::wire::{Failure, Order, Stub};
 use crate::plan::limits::Security;
 use crate::plan::step::Network;
@@ -268,15 +269,11 @@ pub(super) fn mask(empty: Tree) -> Result<(), Failure> {
     Ok(())
 }
 
-fn refused(error: &MountError) -> bool {
-    matches!(error.source.raw_os_error(), Some(libc::EPERM | libc::EACCES))
-}
-
 /// A /proc of the sandbox's own processes. Where that of the machine is masked (in a container), the kernel does not
 /// allow an unmasked one, and the machine's is used.
 fn proc() -> Result<Tree, MountError> {
     match Tree::of_file_system(("mount proc", "proc"), Restrict::INERT) {
-        Err(error) if refused(&error) => Tree::copy(CWD, Path::new("/proc"), true),
+        Err(error) if is_forbidden(&error.source) => Tree::copy(CWD, Path::new("/proc"), true),
         done => done,
     }
 }
@@ -286,7 +283,7 @@ fn proc() -> Result<Tree, MountError> {
 fn sys(restrict: Restrict) -> Result<(Tree, Cgroups), MountError> {
     const CGROUP2_MAGIC: i128 = 0x6367_7270;
     let fresh = match Tree::of_file_system(("mount sysfs", "sysfs"), restrict) {
-        Err(error) if refused(&error) => {
+        Err(error) if is_forbidden(&error.source) => {
             let copy = Tree::copy(CWD, Path::new("/sys"), true)?.restrict(restrict, true)?;
             return Ok((copy, Cgroups::Nothing));
         }

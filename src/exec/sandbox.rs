@@ -200,9 +200,10 @@ impl Running {
                 Err(ExecError::NoShell(self.order.process.args))
             }
             Some(Report::Failed(failure)) => Err(ExecError::SetUp {
-                what: format!("{} {}", failure.call, failure.path).trim_end().to_owned(),
                 source: io::Error::from_raw_os_error(failure.errno),
                 help: remedy::of(&failure, &self.order),
+                call: failure.call,
+                path: failure.path,
             }),
             Some(Report::Lost(signal)) => Err(ExecError::Lost(format!("signal {signal}"))),
             Some(Report::Stub(_) | Report::Terminal | Report::PutIn(_)) | None => {
@@ -233,10 +234,7 @@ fn check(process: &ProcessSpec) -> Result<(), ExecError> {
 /// Starts the init with `control` as its standard input.
 pub(super) fn spawn(init: &Path, control: OwnedFd, args: &[&OsStr]) -> Result<Child, ExecError> {
     let error = |source: io::Error| {
-        let help = match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => remedy::NOT_ALLOWED.to_owned(),
-            _ => String::new(),
-        };
+        let help = if remedy::is_forbidden(&source) { remedy::NOT_ALLOWED.to_owned() } else { String::new() };
         ExecError::Spawn { program: init.display().to_string(), source, help }
     };
     let program = unwritable(init).map_err(error)?;
@@ -321,7 +319,8 @@ impl Heard {
             // When all that watch over the command are gone, what it wrote is there. Who still has a pipe open, in a copy
             // and with both watchers killed, is not waited for.
             let wait = if open { None } else { Some(&Timespec { tv_sec: 0, tv_nsec: 0 }) };
-            let ready = rustix::io::retry_on_intr(|| poll(&mut fds, wait)).map_err(|errno| talk("poll")(errno.into()))?;
+            let ready =
+                rustix::io::retry_on_intr(|| poll(&mut fds, wait)).map_err(|errno| talk("poll")(errno.into()))?;
             if ready == 0 {
                 break;
             }

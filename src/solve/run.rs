@@ -17,7 +17,7 @@ use crate::image::accounts;
 use crate::image::platform::Platform;
 use crate::layer::stack::LayerStack;
 use crate::plan::limits::Security;
-use crate::plan::step::{Network, RunOp, StepId};
+use crate::plan::step::{Network, Op, RunOp, StepId};
 use crate::snapshot::copied::{self, Noted};
 use crate::snapshot::diff;
 use crate::store::StoreError;
@@ -35,7 +35,7 @@ const TAIL: usize = 16 << 10;
 
 impl Solver<'_> {
     pub(super) fn run(&self, id: StepId, op: &RunOp, below: &StackState) -> Result<NewLayer, Cause> {
-        let can_copy = needs_mounts(op).is_none() && !self.engine.keep_failed && rustix::process::geteuid().is_root();
+        let can_copy = needs_mounts(op).is_none() && !self.engine.keep_failed;
         let copied = match self.engine.sandbox.isolation {
             Isolation::Namespace => false,
             Isolation::Chroot => true,
@@ -46,11 +46,17 @@ impl Solver<'_> {
                 if !copied && can_copy && self.engine.sandbox.isolation == Isolation::Auto && error.is_refusal() =>
             {
                 if self.refused.set(()).is_ok() {
-                    let why = error.to_string();
-                    let why = why.lines().next().unwrap_or_default();
-                    let note = format!(
-                        "warning: RUN is contained by a root directory alone (--isolation chroot), since namespaces are refused: {why}"
+                    let mut note = format!(
+                        "warning: RUN is contained by a root directory alone (--isolation chroot), since namespaces are refused: {error}"
                     );
+                    let is_wanted = |asks: fn(&RunOp) -> bool| {
+                        self.plan.steps.iter().any(|step| matches!(&step.op, Op::Run(op) if asks(op)))
+                    };
+                    let lost: Vec<_> =
+                        LOST_IN_COPIES.iter().filter(|(_, asks)| is_wanted(*asks)).map(|(what, _)| *what).collect();
+                    if !lost.is_empty() {
+                        note.push_str(&format!("\nthere it does not have what {} asks for", lost.join(" and ")));
+                    }
                     self.engine.events.event(Event::Note(&note));
                 }
                 self.run_in(id, op, below, true)
@@ -195,6 +201,10 @@ fn hidden(view: &LayerStack) -> Vec<Vec<u8>> {
     let files = FILES_PUT_IN.iter().filter_map(|path| view.resolve(path.as_bytes(), true).ok());
     folders.chain(files).collect()
 }
+
+/// What a command can do without, and does not have in a copy: what asks for it, and whether a RUN does.
+pub const LOST_IN_COPIES: [(&str, fn(&RunOp) -> bool); 2] =
+    [("--shm-size", |op| op.limits.shm_size != 0), ("BUILDKIT_SANDBOX_HOSTNAME", |op| op.hostname.is_some())];
 
 /// What of a RUN takes namespaces or mounts: it cannot be had in a copy.
 pub fn needs_mounts(op: &RunOp) -> Option<&'static str> {

@@ -90,7 +90,7 @@ fn processes(word: &str) -> usize {
     std::fs::read_dir("/proc").expect("readable").filter_map(Result::ok).filter(has).count()
 }
 
-fn eventually(what: &str, condition: impl Fn() -> bool) {
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(30);
     while !condition() {
         assert!(Instant::now() < end, "never: {what}");
@@ -246,6 +246,59 @@ fn what_is_not_forbidden_is_no_reason_for_a_copy() {
         let run = Run::of(&mut wrapped(&env, "build ctx", &["unshare", "-m", "sh", "-c", &script, "sh"])).ends(1);
         run.says("mount overlay").says("put the store on ext4").says_nothing_of("root directory alone");
     }
+}
+
+/// A `pasta` that does not come to an end keeps nobody waiting, nor do its children.
+#[test]
+fn a_network_that_hangs_is_given_up() {
+    if !needs("a_network_that_hangs_is_given_up", &[Need::Root, Need::Busybox, Need::Run]) {
+        return;
+    }
+    if std::fs::File::options().read(true).write(true).open("/dev/net/tun").is_err() {
+        eprintln!("skipped in part: a_network_that_hangs_is_given_up: /dev/net/tun cannot be opened");
+        return;
+    }
+    let mut env = TestEnv::new();
+    env.import_busybox();
+    env.write("ctx/Dockerfile", "FROM busybox\nRUN true\n");
+    let marker = format!("{}.75", 300_000 + std::process::id());
+    env.write("bin/pasta", format!("#!/bin/sh\necho oh dear >&2\n/bin/sleep {marker} &\n/bin/sleep {marker}\n"));
+    env.mode("bin/pasta", 0o755);
+    env.set("PATH", &format!("{}:{}", env.path("bin").display(), std::env::var("PATH").unwrap_or_default()));
+    let end_them = || {
+        // What a program leaves that is not rbuild's; by its arguments, which nobody else has.
+        let found = std::fs::read_dir("/proc").expect("readable").filter_map(Result::ok);
+        for entry in found {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            if line == format!("/bin/sleep\0{marker}\0").as_bytes()
+                && let Some(process) = number.and_then(rustix::process::Pid::from_raw)
+            {
+                rustix::process::kill_process(process, rustix::process::Signal::KILL).ok();
+            }
+        }
+    };
+    let mut child = env.command(["build", "--network", "private", "ctx"]);
+    let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("rbuild starts");
+    eventually("pasta hangs", || processes(&marker) == 2);
+    let began = Instant::now();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT)
+        .expect("it runs");
+    eventually("it ended", || child.try_wait().expect("a child").is_some());
+    let (took, code) = (began.elapsed(), child.wait().expect("it ended").code());
+    end_them();
+    assert_eq!(code, Some(130));
+    assert!(took < Duration::from_secs(3), "it took {took:?}");
+    let began = Instant::now();
+    let run = env.build("--network private");
+    let took = began.elapsed();
+    end_them();
+    run.ends(1).says("pasta made no route within").says("oh dear");
+    assert!(took < Duration::from_secs(25), "it took {took:?}");
+    // What is not allowed is named, with what to do.
+    let run = Run::of(&mut unprivileged(&env, "build --network private ctx")).ends(1);
+    run.says("(--network private): unshare: Operation not permitted").says("rbuild may not make namespaces");
+    eventually("nothing is left", || processes(&marker) == 0);
 }
 
 #[test]

@@ -106,16 +106,26 @@ impl Sandbox {
         output: &(dyn Fn(Stream, &[u8]) + Sync),
         cancel: &Cancel,
     ) -> Result<Ended, ExecError> {
+        let canceled = || Ended { exit: Exit::Canceled, left: Vec::new(), put_in: Vec::new() };
         if cancel.is_canceled() {
-            return Ok(Ended { exit: Exit::Canceled, left: Vec::new(), put_in: Vec::new() });
+            return Ok(canceled());
         }
-        let mut running = self.start(rootfs, process, false)?;
+        let mut running = match self.start(rootfs, process, false, cancel) {
+            Err(ExecError::Network(_)) if cancel.is_canceled() => return Ok(canceled()),
+            started => started?,
+        };
         let listened = running.heard.listen(&mut running.init, &running.control, output, cancel);
         running.end(rootfs, listened, cancel)
     }
 
     /// Starts the init and gives it its order.
-    pub(super) fn start(&self, rootfs: &RootFs, process: &ProcessSpec, terminal: bool) -> Result<Running, ExecError> {
+    pub(super) fn start(
+        &self,
+        rootfs: &RootFs,
+        process: &ProcessSpec,
+        terminal: bool,
+        cancel: &Cancel,
+    ) -> Result<Running, ExecError> {
         check(process)?;
         if !rustix::process::geteuid().is_root() {
             return Err(ExecError::NotRoot);
@@ -127,7 +137,7 @@ impl Sandbox {
         let files = etc::files(process, private.is_some());
         let files = files.map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
         let servers = files.first().map_or("", |(_, text)| text.as_str());
-        let network = private.map(|network| network.namespace(&self.init, servers)).transpose()?;
+        let network = private.map(|network| network.namespace(&self.init, servers, cancel)).transpose()?;
         let cgroup = Cgroup::make(&self.resources, process.cgroup_parent.as_deref())?;
         let confined = self.filter && process.security == Security::Sandbox;
         let order = Order {

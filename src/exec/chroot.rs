@@ -233,7 +233,7 @@ impl Mounts {
         }
         self.proc.attach(Path::new("/proc"))?;
         self.sys.attach(Path::new("/sys"))?;
-        mask(self.empty)
+        mask(&self.empty)
     }
 }
 

@@ -232,7 +232,7 @@ impl Parts {
             done => done?,
         }
         if order.process.security == Security::Sandbox {
-            mask(self.empty)?;
+            mask(&self.empty)?;
         }
         for ((path, _), tree) in order.files.iter().zip(&self.files) {
             place(Path::new(path), Kind::File)?;
@@ -243,7 +243,7 @@ impl Parts {
 }
 
 /// Hides what tells of the machine in /proc and /sys by an `empty` folder, and makes what changes it read-only.
-pub(super) fn mask(empty: Tree) -> Result<(), Failure> {
+pub(super) fn mask(empty: &Tree) -> Result<(), Failure> {
     let mut used = false;
     for path in MASKED.map(Path::new) {
         match rustix::fs::stat(path) {

@@ -49,9 +49,8 @@ impl Solver<'_> {
                     let mut note = format!(
                         "warning: RUN is contained by a root directory alone (--isolation chroot), since namespaces are refused: {error}"
                     );
-                    let is_wanted = |asks: fn(&RunOp) -> bool| {
-                        self.plan.steps.iter().any(|step| matches!(&step.op, Op::Run(op) if asks(op)))
-                    };
+                    let is_wanted =
+                        |asks: AsksFor| self.plan.steps.iter().any(|step| matches!(&step.op, Op::Run(op) if asks(op)));
                     let lost: Vec<_> =
                         LOST_IN_COPIES.iter().filter(|(_, asks)| is_wanted(*asks)).map(|(what, _)| *what).collect();
                     if !lost.is_empty() {
@@ -202,8 +201,11 @@ fn hidden(view: &LayerStack) -> Vec<Vec<u8>> {
     folders.chain(files).collect()
 }
 
+/// Whether a RUN asks for something.
+type AsksFor = fn(&RunOp) -> bool;
+
 /// What a command can do without, and does not have in a copy: what asks for it, and whether a RUN does.
-pub const LOST_IN_COPIES: [(&str, fn(&RunOp) -> bool); 2] =
+pub const LOST_IN_COPIES: [(&str, AsksFor); 2] =
     [("--shm-size", |op| op.limits.shm_size != 0), ("BUILDKIT_SANDBOX_HOSTNAME", |op| op.hostname.is_some())];
 
 /// What of a RUN takes namespaces or mounts: it cannot be had in a copy.

@@ -78,8 +78,8 @@ pub enum Isolation {
 /// [`FILES_PUT_IN`] they are no part of what it leaves; nor is anything else that [`Ended::put_in`] tells of.
 pub const FOLDERS_PUT_IN: [&str; 3] = chroot::PLACES;
 
-/// The files that a command finds and no layer holds.
-pub const FILES_PUT_IN: [&str; 3] = ["etc/resolv.conf", "etc/hosts", "etc/hostname"];
+/// The files that a command finds and no layer holds. As with BuildKit `/etc/hostname` is none of them: it is the image's.
+pub const FILES_PUT_IN: [&str; 2] = ["etc/resolv.conf", "etc/hosts"];
 
 /// A command and its surroundings.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,7 +21,7 @@ pub(super) struct Order {
     pub(super) rootfs: RootFs,
     /// The command.
     pub(super) process: ProcessSpec,
-    /// What `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname` hold.
+    /// What `/etc/resolv.conf` and `/etc/hosts` hold.
     pub(super) files: Vec<(String, String)>,
     /// Overlay's marks are `user.overlay.*`.
     pub(super) user_xattr: bool,

@@ -191,7 +191,7 @@ fn enter(order: &Order, control: &UnixStream) -> Result<(), Failure> {
     if let Some(mounts) = mounts {
         mounts.attach()?;
     }
-    place::make_working_dir(&order.process).map_err(|(path, error)| failed("make the working directory", path)(error))
+    place::make_working_dir(&order.process)
 }
 
 /// What this process alone sees mounted, where that is allowed.
@@ -243,7 +243,6 @@ fn folder(path: &Path, put_in: &mut Vec<PathBuf>) -> Result<(), Failure> {
         put_in.push(Path::new("/").join(stub.path));
         Ok(())
     })
-    .map_err(|(path, error)| failed("make a place to mount on", path)(error))
 }
 
 /// Removes what stands at a path, if anything does, and follows no link.
@@ -280,7 +279,7 @@ fn devices(put_in: &mut Vec<PathBuf>) -> Result<(), Failure> {
 
 /// Puts a file of the machine's in the place of the image's, whose folder keeps its time.
 fn replace(path: &Path, bytes: &[u8], put_in: &mut Vec<PathBuf>) -> Result<(), Failure> {
-    let real = place::real_path(path).map_err(|(path, error)| failed("make a place to mount on", path)(error))?;
+    let real = place::real_path(path)?;
     let parent: PathBuf = real.parent().unwrap_or(Path::new("/")).to_owned();
     folder(&parent, put_in)?;
     let before = rustix::fs::stat(&parent).map_err(|errno| failed("stat", &parent)(errno.into()))?;

@@ -182,10 +182,8 @@ impl Mounts {
                     _ => Ok(()),
                 },
             };
-            place::make(target, kind, &mut announce)
-                .map_err(|(path, error)| failed("make a place to mount on", path)(error))?;
-            let real =
-                place::real_path(target).map_err(|(path, error)| failed("make a place to mount on", path)(error))?;
+            place::make(target, kind, &mut announce)?;
+            let real = place::real_path(target)?;
             match taken {
                 Taken::Tree(tree, _) => {
                     tree.attach(target)?;

@@ -103,17 +103,13 @@ pub(super) fn enter(order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<
     // From here on every path is one of the image's, links and all, and cannot lead out of it.
     parts.attach(order, announce)?;
     let cwd = &order.process.cwd;
-    let make_cwd = || {
-        place::make_working_dir(&order.process)
-            .map_err(|(path, error)| failed("make the working directory", path)(error))
-    };
     // A mount may bring the working directory; else it is the image's, whatever is mounted in it.
     if !mounts.iter().any(|mount| Path::new(cwd).starts_with(&mount.target)) {
-        make_cwd()?;
+        place::make_working_dir(&order.process)?;
     }
     if !mounts.is_empty() {
         more.attach(order, announce)?;
-        make_cwd()?;
+        place::make_working_dir(&order.process)?;
     }
     Ok(())
 }
@@ -197,11 +193,8 @@ impl Parts {
 
     /// Mounts them, now that the image's file system is the root.
     fn attach(self, order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<()>) -> Result<(), Failure> {
-        let mut place = |path: &Path, kind| {
-            place::make(path, kind, announce).map_err(|(path, error)| failed("make a place to mount on", path)(error))
-        };
         for (path, tree) in [("/proc", &self.proc), ("/sys", &self.sys), ("/dev", &self.dev)] {
-            place(Path::new(path), Kind::Folder)?;
+            place::make(Path::new(path), Kind::Folder, announce)?;
             tree.attach(Path::new(path))?;
         }
         let cgroup = Path::new("/sys/fs/cgroup");
@@ -235,7 +228,7 @@ impl Parts {
             mask(&self.empty)?;
         }
         for ((path, _), tree) in order.files.iter().zip(&self.files) {
-            place(Path::new(path), Kind::File)?;
+            place::make(Path::new(path), Kind::File, announce)?;
             tree.attach(Path::new(path))?;
         }
         Ok(())

@@ -295,7 +295,12 @@ impl Store {
 
     /// What an error in reading a layer says: that its bytes are wrong, or that they could not be had.
     fn unreadable(&self, path: &Path, error: io::Error) -> StoreError {
-        if is_damage(&error) { self.damaged(path, error.to_string()) } else { StoreError::io("read", path)(error) }
+        match error.downcast() {
+            // It was noted by who found it.
+            Ok(found) => found,
+            Err(error) if is_damage(&error) => self.damaged(path, error.to_string()),
+            Err(error) => StoreError::io("read", path)(error),
+        }
     }
 
     /// The layer's uncompressed tar, if this very command made it: its digest is known, and nobody needs to compute it
@@ -336,6 +341,17 @@ impl Store {
             out.into_inner().map_err(|error| StoreError::io("write a file in", folder)(error.into_error()))?;
         file.rewind().map_err(StoreError::io("read a file in", folder))?;
         Ok(file)
+    }
+
+    /// As [`Self::tar_file`], to be read once from its beginning, for who has promised to send `size` bytes. A tar of the store
+    /// is checked on the way, unless this very command made it.
+    pub fn listed_tar(&self, layer: &DiffId, size: u64, lease: &Lease) -> Result<Box<dyn Read>, StoreError> {
+        let path = self.layer_path(layer).join("tar");
+        match self.stored_tar(layer)? {
+            Some(tar) if !lease.has_written(&path) => Ok(Box::new(self.checked(tar, path, &layer.0)?.of_size(size)?)),
+            Some(tar) => Ok(Box::new(tar)),
+            None => Ok(Box::new(self.tar_file(layer, lease)?)),
+        }
     }
 
     /// The layer that this one is a form of under an epoch, if it is one: its bytes come from there.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tar::EntryType;
 
 use crate::support::base::RootTar;
 use crate::support::env::{Run, TestEnv};
@@ -844,6 +845,45 @@ fn uploads_outlive_their_token_and_their_session() {
         let puts = server.asked().iter().filter(|asked| asked.method == "PUT").count();
         assert_eq!(puts, most, "{status}");
         drop(server);
+    }
+}
+
+/// The same image as an OCI layout.
+fn layout_of(memory: &Memory) -> Vec<u8> {
+    let mut tar = RootTar::new();
+    let digest = crate::support::oci::sha256(&memory.manifest);
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{digest}","size":{}}}]}}"#,
+        memory.manifest_type,
+        memory.manifest.len()
+    );
+    tar.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
+    tar.file("index.json", 0o644, index.as_bytes());
+    let blobs = memory.blobs.iter().map(|(digest, bytes)| (digest.as_str(), bytes));
+    for (digest, bytes) in blobs.chain([(digest.as_str(), &memory.manifest)]) {
+        tar.file(&format!("blobs/{}", digest.replace(':', "/")), 0o644, bytes);
+    }
+    tar.finish()
+}
+
+#[test]
+fn a_link_to_nowhere_is_refused_each_time() {
+    let mut layer = RootTar::new();
+    layer.file("f", 0o644, b"f");
+    layer.push(EntryType::Link, "link", 0o644, (0, 0), Some("nowhere/file"), b"");
+    let memory = Memory::new(&layer.finish());
+    let layout = layout_of(&memory);
+    let server = Server::start(move |asked| memory.answer(asked));
+    let (env, name) = (TestEnv::new(), format!("{}/x:1", server.host()));
+    env.write("ctx/Dockerfile", format!("FROM {name}\nCOPY Dockerfile /\n"));
+    for _ in 0..2 {
+        env.rbuild(&format!("pull {name}")).ends(1).says("/link is a hard link to /nowhere/file, which is no file");
+        assert_eq!(env.rbuild("images -aq").ok().stdout, "");
+    }
+    env.write("layout.tar", layout);
+    env.rbuild("load -i layout.tar").ends(1).says("which is no file of the image");
+    for args in ["-t y", "-o type=tar,dest=out.tar", "-o out"] {
+        env.build(args).ends(1).says("which is no file of the image");
     }
 }
 

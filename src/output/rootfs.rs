@@ -78,14 +78,14 @@ impl Data<'_> {
             Some(data) => data,
             none => none.insert(store.layer_data(&diff_ids[layer], lease)?),
         };
-        let reader = data.open(&stack.layers[layer], position).map_err(StoreError::io("read a file of", &folder))?;
+        let reader = data.open(&stack.layers[layer], position).map_err(StoreError::read("read a file of", &folder))?;
         let mut reader = HashingReader::new(lease.heeding(reader).take(size));
         let mut to = Counted::new(to);
         let copied = io::copy(&mut reader, &mut to);
         if let Some(error) = to.error {
             return Err(failed(error));
         }
-        copied.map_err(StoreError::io("read a file of", &folder))?;
+        copied.map_err(StoreError::read("read a file of", &folder))?;
         if reader.finish().1 == sha256 {
             return Ok(());
         }

@@ -91,7 +91,7 @@ impl Store {
         let mut reader = self.open_blob(digest)?;
         let mut buffer = vec![0; 1 << 20];
         loop {
-            let read = reader.read(&mut buffer).map_err(not_read(&reader.path))?;
+            let read = reader.read(&mut buffer).map_err(StoreError::read("read", &reader.path))?;
             if read == 0 {
                 return Ok(());
             }
@@ -105,7 +105,7 @@ impl Store {
         let path = reader.path.clone();
         let mut bytes = Vec::new();
         match reader.take(limit + 1).read_to_end(&mut bytes) {
-            Err(error) => Err(not_read(&path)(error)),
+            Err(error) => Err(StoreError::read("read", &path)(error)),
             Ok(_) if bytes.len() as u64 > limit => {
                 Err(self.damaged(&path, format!("it is a document of more than {limit} bytes")))
             }
@@ -125,9 +125,11 @@ impl Store {
     }
 }
 
-/// What a failed read of a file of the store says: what a [`BlobReader`] found out, or the system. For `map_err`.
-fn not_read(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    |error| error.downcast().unwrap_or_else(StoreError::io("read", path))
+impl StoreError {
+    /// As [`Self::io`], for reads: what is damaged, and was noted by the reader that found it, is said as that.
+    pub(crate) fn read(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |error| error.downcast().unwrap_or_else(Self::io(action, path))
+    }
 }
 
 impl BlobWriter<'_> {

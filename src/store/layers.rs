@@ -236,7 +236,10 @@ impl Store {
         blobs.push(blob);
         let path = self.layer_path(layer).join("blobs");
         let bytes = serde_json::to_vec(&blobs).map_err(|error| self.damaged(&path, error.to_string()))?;
-        self.replace(&path, &bytes)
+        // Beside another form of the layer it is a hint, and what a power cut leaves torn is no list: nobody waits for the
+        // disk. Where the layer is in its blobs alone, they must be found.
+        let is_hint = ["tar", "tree", "epoch"].iter().any(|form| self.layer_path(layer).join(form).exists());
+        if is_hint { self.replace_later(&path, &bytes) } else { self.replace(&path, &bytes) }
     }
 
     /// Writes the layer's uncompressed tar, made from whichever form is here. Its digest has been checked when this

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::support::env::{Run, TestEnv};
 use crate::support::machine::{self, Need, needs};
 use crate::support::random::Random;
+use crate::support::registry::{Server, Taker};
 
 const DOCKERFILE: &str = "FROM busybox AS one
 COPY f /f
@@ -58,11 +59,12 @@ impl Damage {
 }
 
 /// The commands that meet the damage first.
-const ORDERS: [&[&str]; 4] = [
+const ORDERS: [&[&str]; 5] = [
     &["images", "build -t x ctx", "build -t x ctx"],
     &["build --no-cache -t x ctx", "build -t x ctx"],
     &["inspect --verify x packed busybox", "images -a", "history x"],
     &["save -o saved.tar x", "df", "prune -f"],
+    &["push HOST/x", "build -t x -t HOST/x ctx", "push HOST/x"],
 ];
 
 struct Bench {
@@ -156,9 +158,14 @@ impl Bench {
             env.write("store/leases/build-before", format!("boot another\nby 1\nmade {made}\nmade {}", parts[0]));
         }
         let mut said = Vec::new();
+        let registry = empty_registry();
         for line in order {
-            let run = env.rbuild(line);
-            self.check(&run, line, &shown);
+            let line = line.replace("HOST", &registry.host());
+            if let Some(image) = line.strip_prefix("push ") {
+                drop(env.rbuild(&format!("tag x {image}")));
+            }
+            let run = env.rbuild(&line);
+            self.check(&run, &line, &shown);
             let first = run.stderr.lines().find(|line| line.starts_with("error") || line.contains(" damaged"));
             said.push(format!("{}: {}", run.code.unwrap_or(-1), first.unwrap_or("")));
         }
@@ -230,6 +237,12 @@ impl Bench {
         }
         panic!("{shown}: it does not heal\n{story}");
     }
+}
+
+/// Takes what is pushed, and refuses what has another digest.
+fn empty_registry() -> Server {
+    let taker = Taker::default();
+    Server::start(move |asked| taker.answer(asked))
 }
 
 /// Whether a RUN may read the file while nobody hashes it.

@@ -423,7 +423,18 @@ fn a_full_disk_leaves_no_half_of_an_output() {
             echo 'layout did not fail'; fi
         grep -q 'No space left on device' said && grep -q out/layout said || { echo layout; cat said; }
         find store/tmp store/leases store/trash -mindepth 1
-        umount out"#,
+        umount out
+        for inodes in 1 2 3 4 5 6 7; do
+            for kind in docker oci; do
+                mount -t tmpfs -o nr_inodes=$inodes small out
+                if "$RB" build -o "type=$kind,tar=false,dest=out" ctx 2>said; then echo "$inodes were enough for $kind"; fi
+                grep -q 'No space left on device' said || { echo "$inodes $kind"; cat said; }
+                mount -o remount,nr_inodes=100 out
+                touch out/.rbuild-killed
+                "$RB" build -o "type=$kind,tar=false,dest=out" ctx 2>said || { echo "$inodes: $kind fails for good"; cat said; }
+                umount out
+            done
+        done"#,
     )
     .ok();
     assert_eq!(run.stdout, "", "{}", run.shown());

@@ -286,7 +286,7 @@ impl<'a> Stacks<'a> {
                     let data = self.data(&layers[layer])?;
                     let reader = data.open(&view.layers[layer], position);
                     let reader =
-                        reader.map_err(StoreError::io("read a file of", layers[layer].to_string().as_ref()))?;
+                        reader.map_err(StoreError::read("read a file of", layers[layer].to_string().as_ref()))?;
                     writer.push(&mut entry, Body::Reader(reader))?;
                 }
             }

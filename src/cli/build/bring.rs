@@ -24,7 +24,6 @@ use crate::cli::args::values::yes_no;
 use crate::cli::failure::Failure;
 use crate::cli::find;
 use crate::cli::settings::Settings;
-use crate::context::ignore::Patterns;
 use crate::context::tar;
 use crate::event::{Event, EventSink};
 use crate::fetch::{Fetch, FetchError, Secrets};
@@ -277,24 +276,4 @@ pub(super) fn open_in(folder: &Path, name: &Path) -> anyhow::Result<Option<File>
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(anyhow!(error).context(format!("cannot open {} in the build context", name.display()))),
     }
-}
-
-/// The ignore file of a brought folder: that of the Dockerfile in it, else its `.dockerignore`.
-pub(super) fn patterns(folder: &Path, dockerfile: Option<&Path>) -> anyhow::Result<Patterns> {
-    let beside = dockerfile.map(ignore_file_of);
-    for name in beside.into_iter().chain([PathBuf::from(".dockerignore")]) {
-        if let Some(file) = open_in(folder, &name)? {
-            let mut text = Vec::new();
-            file.take(LIMIT).read_to_end(&mut text)?;
-            return Ok(Patterns::parse(&name.display().to_string(), &String::from_utf8_lossy(&text))?);
-        }
-    }
-    Ok(Patterns::default())
-}
-
-/// The ignore file that belongs to a Dockerfile alone.
-pub(super) fn ignore_file_of(dockerfile: &Path) -> PathBuf {
-    let mut name = dockerfile.as_os_str().to_owned();
-    name.push(".dockerignore");
-    PathBuf::from(name)
 }

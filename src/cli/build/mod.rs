@@ -354,9 +354,7 @@ impl Job<'_> {
             let dockerfile = self.file.path.as_deref();
             contexts.push(match (&planned.name, self.root) {
                 (None, Root::Folder(folder)) => input::open_context(folder, dockerfile, self.store, now)?,
-                (None, Root::Brought(folder, inside)) => {
-                    input::open_brought(folder, inside.as_deref(), dockerfile, now)?
-                }
+                (None, Root::Brought(folder)) => input::open_brought(folder, now)?,
                 (None, Root::Nothing) => input::empty_context(&self.lease.fresh_path(), now)?,
                 (Some(name), _) => self.named_context(name, now)?,
             });
@@ -374,7 +372,7 @@ impl Job<'_> {
             Some(NamedContext::Remote(remote)) => {
                 let bringer = Bringer { session: self.session, network: self.network, events: self.reporter };
                 match bringer.remote(remote)? {
-                    Brought::Folder(folder) => Ok(input::open_brought(&folder, None, None, now)?),
+                    Brought::Folder(folder) => Ok(input::open_brought(&folder, now)?),
                     Brought::Dockerfile(_) => Err(anyhow::anyhow!(
                         "the context {name} of --build-context is neither a git repository nor a tar"
                     )
@@ -473,6 +471,7 @@ pub(super) fn plan_options(args: &BuildArgs, settings: &Settings) -> Result<Plan
             // Saying what holds anyway does not make another step.
             shm_size: args.shm_size.filter(|size| *size != exec::DEFAULT_SHM).unwrap_or(0),
             cgroup_parent: args.run.cgroup_parent.clone(),
+            host_names: args.add_hosts.iter().map(|(name, _)| name.clone()).collect(),
         },
         shell_at: None,
         all_stages: false,

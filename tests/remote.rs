@@ -85,7 +85,7 @@ fn a_tar_on_standard_input_is_a_context() {
     with_stdin(&env, "build -f None -", &tar).ends(1).says("there is no Dockerfile None");
     with_stdin(&env, "build -f - ctx", b"FROM scratch\nCOPY sub /s\n").ok();
     with_stdin(&env, "build -f - ctx", &tar).ends(1).says("-f - wants a Dockerfile");
-    with_stdin(&env, "build -", &tar[..2000]).ends(1).says("the layer is cut short");
+    with_stdin(&env, "build -", &tar[..2000]).ends(1).says("the tar is cut short");
     // Ignore files are for folders of this machine.
     env.write("ctx/.dockerignore", "sub\n");
     with_stdin(&env, "build -o type=local,dest=all -", &packed(&env, "")).ok();

@@ -31,6 +31,7 @@ use crate::http::{Http, shown};
 use crate::plan::remote::Remote;
 use crate::store::Store;
 use crate::store::lease::Lease;
+use crate::store::sweep::Swept;
 use crate::sys::cancel::{self, Cancel};
 use crate::sys::root_dir::RootDir;
 
@@ -39,8 +40,8 @@ pub(super) struct Session {
     pub(super) cancel: Cancel,
     pub(super) store: Store,
     pub(super) lease: Lease,
-    /// What the builds of before a power cut had made.
-    pub(super) suspects: Vec<String>,
+    /// What the builds of before a power cut had made, and what was found damaged.
+    pub(super) swept: Swept,
 }
 
 impl Session {
@@ -51,10 +52,10 @@ impl Session {
         let root = settings.store_root().map_err(anyhow::Error::from)?;
         let store = Store::open(&root).map_err(anyhow::Error::from)?;
         let boot = find::boot_id()?;
-        let suspects = store.sweep(&boot).map_err(anyhow::Error::from)?.suspects;
+        let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
         let mut lease = store.lease(&boot).map_err(anyhow::Error::from)?;
         lease.heed(&cancel);
-        Ok(Self { cancel, store, lease, suspects })
+        Ok(Self { cancel, store, lease, swept })
     }
 }
 

@@ -13,7 +13,8 @@
 //! | what caches hold, values of secrets, keys of agents, where in the Dockerfile a mount stands | nowhere |
 //! | undeclared proxy arguments | nowhere: where the network is reached is no input |
 //! | `--security`, ulimits, size of `/dev/shm`, parent of the cgroup | [`op_digest`] of RUN, where they are not as usual |
-//! | limits of memory and processors, seccomp off | nowhere |
+//! | names of `--add-host` | the same |
+//! | limits of memory and processors, seccomp off, `no-new-privileges`, addresses of `--add-host` | nowhere |
 //! | destination, `--chown`, `--chmod`, `--link`, `--parents`, `--exclude`, unpacking | [`op_digest`] of COPY |
 //! | sources of COPY as written | [`SourceId::Stack`] only; the content digest has their names where they matter |
 //! | bytes, modes, links of what is copied | [`SourceId::Content`] |
@@ -102,7 +103,7 @@ impl Keyed for RunOp {
         if *security == Security::Insecure {
             key.text("insecure");
         }
-        let RunLimits { ulimits, shm_size, cgroup_parent } = limits;
+        let RunLimits { ulimits, shm_size, cgroup_parent, host_names } = limits;
         if !ulimits.is_empty() {
             key.text("ulimits");
             key.number(ulimits.len() as u64);
@@ -119,6 +120,10 @@ impl Keyed for RunOp {
         if let Some(parent) = cgroup_parent {
             key.text("cgroup parent");
             key.text(parent);
+        }
+        if !host_names.is_empty() {
+            key.text("host names");
+            key.texts(host_names);
         }
         if !mounts.is_empty() {
             key.text("mounts");

@@ -97,6 +97,9 @@ pub fn parts(op: &Op, platform: &str) -> BTreeMap<String, String> {
             if let Some(parent) = &run.limits.cgroup_parent {
                 put("parent of the cgroup", parent.clone());
             }
+            if !run.limits.host_names.is_empty() {
+                put("further host names", run.limits.host_names.join(" "));
+            }
             for mount in &run.mounts {
                 let (target, options) = print::mount_in_words(mount);
                 put(&format!("mount at {target}"), options);

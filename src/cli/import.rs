@@ -1,7 +1,7 @@
 //! `rbuild import`: the tar of a root file system into the store, as an image.
 //!
-//! In: a tar, compressed or not, as a file, on standard input or behind a URL. Out: the image's id. What always holds: with an epoch
-//! the same tar gives the same id, whenever it is imported.
+//! In: a tar, compressed or not, as a file, on standard input or behind a URL. Out: the image's id. What always holds: with
+//! an epoch the same tar gives the same id, whenever it is imported.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -21,10 +21,11 @@ use crate::http::{self, Http};
 use crate::image::assemble::rfc3339;
 use crate::image::platform::Platform;
 use crate::plan::remote;
+use crate::store::blobs::BlobReader;
 use crate::store::import::{ImportError, ImportOptions, import};
 use crate::store::lease::Lease;
 use crate::store::{Store, base};
-use crate::sys::cancel::{self, Cancel};
+use crate::sys::cancel::{self, Cancel, UntilCanceled};
 
 /// Imports it.
 pub(super) fn run(args: &ImportArgs, settings: &Settings) -> Result<ExitCode, Failure> {
@@ -41,51 +42,64 @@ pub(super) fn run(args: &ImportArgs, settings: &Settings) -> Result<ExitCode, Fa
             Err(error) => return Err(Failure::Usage(format!("--platform: {error}"))),
         },
     };
+    // A file that is not there is told before a store is made.
+    let source = source(args, settings)?;
     let store = find::store(settings)?;
     let lease = find::lease(&store, settings)?;
     let created = epoch.map_or_else(|| jiff::Timestamp::now().to_string(), rfc3339);
-    let (tar, place) = tar(args, settings, &store, &lease)?;
     let options = ImportOptions { changes: args.changes.clone(), message: args.message.clone(), platform, created };
-    let mut record = import(&store, &lease, tar, &place, &options).map_err(failure)?;
+    let import = |tar, place: &str| import(&store, &lease, tar, place, &options).map_err(failure);
+    let mut record = match source {
+        Source::Open(tar, place) => import(tar, &place)?,
+        Source::Url(url) => {
+            let cancel = Cancel::new().context("cannot prepare for signals")?;
+            cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
+            fetch(&url, settings, &store, &lease, &cancel)
+                .and_then(|tar| {
+                    import(Box::new(UntilCanceled { inner: tar, cancel: Some(&cancel) }), &http::shown(&url))
+                })
+                .map_err(|failure| cancel.signal().map_or(failure, Failure::Interrupted))?
+        }
+    };
     record.names.extend(name.map(|name| name.to_string()));
     base::keep(&store, &lease, &record).map_err(anyhow::Error::from)?;
     writeln!(stdout(), "{}", record.id)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The tar, and what messages call it.
-fn tar(
-    args: &ImportArgs,
-    settings: &Settings,
-    store: &Store,
-    lease: &Lease,
-) -> Result<(Box<dyn Read + Send>, String), Failure> {
+/// Where the tar is.
+enum Source {
+    /// It is open; what messages call it.
+    Open(Box<dyn Read + Send>, String),
+    /// It has to come first.
+    Url(String),
+}
+
+fn source(args: &ImportArgs, settings: &Settings) -> Result<Source, Failure> {
     let place = args.file.display().to_string();
     if args.file == Path::new("-") {
         if settings.stdin_is_terminal {
             return Err(Failure::Usage("standard input is a terminal; give the tar as FILE or by `< FILE`".into()));
         }
-        return Ok((Box::new(std::io::stdin()), "standard input".to_owned()));
+        return Ok(Source::Open(Box::new(std::io::stdin()), "standard input".to_owned()));
     }
     if remote::is_url(&place) {
-        let cancel = Cancel::new().context("cannot prepare for signals")?;
-        cancel::install_signal_handlers(&cancel).context("cannot prepare for signals")?;
-        let http = Arc::new(Http::new(settings.http_options().map_err(anyhow::Error::from)?));
-        let fetch =
-            Fetch { http, store, lease, secrets: &|_| Ok(None), env: &settings.env, offline: false, cancel: &cancel };
-        let shown = http::shown(&place);
-        let fetched = fetch.fetch(&place, None).map_err(|error| match cancel.signal() {
-            Some(signal) => Failure::Interrupted(signal),
-            None => Failure::Error(anyhow::Error::from(error).context(format!("cannot import {shown}"))),
-        })?;
-        let blob = store.open_blob(&fetched.digest).map_err(anyhow::Error::from)?;
-        return Ok((Box::new(blob), shown));
+        return Ok(Source::Url(place));
     }
     if place.contains("://") {
         return Err(Failure::Usage(format!("not supported: importing from {place}; there are http:// and https://")));
     }
     let file = File::open(settings.cwd.join(&args.file)).with_context(|| format!("cannot open {place}"))?;
-    Ok((Box::new(file), place))
+    Ok(Source::Open(Box::new(file), place))
+}
+
+/// What is behind the URL: a blob of the store then.
+fn fetch(url: &str, settings: &Settings, store: &Store, lease: &Lease, cancel: &Cancel) -> Result<BlobReader, Failure> {
+    let http = Arc::new(Http::new(settings.http_options().map_err(anyhow::Error::from)?));
+    let fetch = Fetch { http, store, lease, secrets: &|_| Ok(None), env: &settings.env, offline: false, cancel };
+    let fetched = fetch.fetch(url, None);
+    let fetched = fetched.with_context(|| format!("cannot import {}", http::shown(url)))?;
+    Ok(store.open_blob(&fetched.digest).map_err(anyhow::Error::from)?)
 }
 
 fn failure(error: ImportError) -> Failure {

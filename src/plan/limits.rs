@@ -25,7 +25,7 @@ pub struct Allowed {
     pub security_insecure: bool,
 }
 
-/// Limits that hold for every RUN of a build.
+/// What the command line says for every RUN of a build, as far as it may change what is written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RunLimits {
     /// `--ulimit`, one for each name.
@@ -34,6 +34,9 @@ pub struct RunLimits {
     pub shm_size: u64,
     /// `--cgroup-parent`.
     pub cgroup_parent: Option<String>,
+    /// The names that `--add-host` gives an address, in their order. A command can see which there are; at which address
+    /// is no part of a step, as with BuildKit.
+    pub host_names: Vec<String>,
 }
 
 /// `--ulimit name=soft[:hard]`.

@@ -176,7 +176,7 @@ fn run(op: &RunOp) -> Value {
     if *security == Security::Insecure {
         value["security"] = json!("insecure");
     }
-    let RunLimits { ulimits, shm_size, cgroup_parent } = limits;
+    let RunLimits { ulimits, shm_size, cgroup_parent, host_names } = limits;
     if !ulimits.is_empty() {
         let limit =
             |limit: &Ulimit| format!("{}={}:{}", limit.name, limit.soft.cast_signed(), limit.hard.cast_signed());
@@ -187,6 +187,9 @@ fn run(op: &RunOp) -> Value {
     }
     if let Some(parent) = cgroup_parent {
         value["cgroup_parent"] = json!(parent);
+    }
+    if !host_names.is_empty() {
+        value["host_names"] = json!(host_names);
     }
     if !mounts.is_empty() {
         value["mounts"] = mounts.iter().map(mount).collect();

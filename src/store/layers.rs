@@ -139,8 +139,8 @@ impl Store {
         tree.exists().then_some(tree)
     }
 
-    /// Puts such a tree in: a folder on the store's file system, which is taken. Where it is now.
-    pub fn put_chain_tree(&self, lease: &Lease, chain: &ChainId, tree: &Path) -> Result<PathBuf, StoreError> {
+    /// Puts such a tree in: a folder on the store's file system, which is taken.
+    pub fn put_chain_tree(&self, lease: &Lease, chain: &ChainId, tree: &Path) -> Result<(), StoreError> {
         let name = format!("trees/{}", chain.0.hex());
         let place = self.path(&name);
         let folder = lease.fresh_path();
@@ -149,10 +149,9 @@ impl Store {
         let _shared = lease.shared()?;
         lease.will_make(&name)?;
         match fs::rename(&folder, &place) {
-            Err(_) if place.join("tree").exists() => {}
-            other => other.map_err(StoreError::io("rename into place", &place))?,
+            Err(_) if place.join("tree").exists() => Ok(()),
+            other => other.map_err(StoreError::io("rename into place", &place)),
         }
-        Ok(place.join("tree"))
     }
 
     /// Puts a layer in, or adds a form to one that is here.
@@ -373,6 +372,10 @@ impl Store {
     /// Access to the data of the layer's files.
     pub fn layer_data(&self, layer: &DiffId, lease: &Lease) -> Result<LayerData, StoreError> {
         let source = self.epoch_of(layer)?.map_or(*layer, |form| form.of);
+        if !self.layer_path(&source).join("tar").exists() {
+            // Each of its files is checked as it is read; but the tree must stay.
+            lease.mounts_layer(self, &source)?;
+        }
         match self.layer_data_of(&source) {
             Err(StoreError::Missing { .. }) => {
                 let tar = self.tar_file(&source, lease)?;

@@ -93,6 +93,8 @@ fn any_change_of_an_operation_is_another_key() {
         |op| op.security = Security::Insecure,
         |op| op.limits.shm_size = 1,
         |op| op.limits.cgroup_parent = Some("a".into()),
+        |op| op.limits.host_names = vec!["a".into()],
+        |op| op.limits.host_names = vec!["a".into(), "b".into()],
         |op| op.limits.ulimits = vec![Ulimit { name: "core", soft: 0, hard: 0 }],
         |op| op.limits.ulimits = vec![Ulimit { name: "core", soft: 0, hard: 1 }],
         |op| op.limits.ulimits = vec![Ulimit { name: "cpu", soft: 0, hard: 1 }],

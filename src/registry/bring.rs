@@ -5,12 +5,10 @@
 //! goes on where it was; what comes is checked before it appears.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use super::blob::BlobStream;
 use super::pull::{Transfer, Transfers, unwrap_io};
-use super::{Registries, RegistryError};
+use super::{AT_ONCE, Registries, RegistryError};
 use crate::image::manifest::Descriptor;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;
@@ -19,9 +17,7 @@ use crate::store::arrive::{ArrivalError, Expected, arrive, arrived};
 use crate::store::lease::Lease;
 use crate::store::load::links;
 use crate::store::origins::Origin;
-
-/// Blobs at once.
-const AT_ONCE: usize = 4;
+use crate::sys::threads::at_once;
 
 impl Registries {
     /// Brings layers of an image that are not in the store: all from one repository, or, where none is given, each from where
@@ -55,25 +51,7 @@ impl Registries {
         if wanted.is_empty() && known()? {
             return Ok(());
         }
-        let next = AtomicUsize::new(0);
-        let failure = Mutex::new(None);
-        let work = || {
-            while let Some((layer, expected)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(error) = bring.layer(layer, expected) {
-                    next.store(wanted.len(), Ordering::Relaxed);
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..AT_ONCE.min(wanted.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
-        }
+        at_once(AT_ONCE, &wanted, |(layer, expected)| bring.layer(layer, expected))?;
         links(store, &image.config.rootfs.diff_ids)?
             .map_err(|(layer, why)| RegistryError::content(bring.what(), format!("the layer {layer}: {why}")))
     }

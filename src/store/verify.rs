@@ -272,7 +272,7 @@ mod tests {
             fs::write(&path, &archive).unwrap();
             let file = fs::File::open(path).unwrap();
             let record =
-                load(&store, &lease, file, "x", &Platform::new("linux", "amd64", "")).unwrap()[0].record.clone();
+                load(&store, &lease, file, "x", &Platform::new("linux", "amd64", ""), &[]).unwrap()[0].record.clone();
             harm(&store, &record);
             let problems = verify(&store, &lease, &record).unwrap().join("; ");
             assert_eq!(problems.is_empty(), expected.is_empty(), "{name}: {problems}");

@@ -268,6 +268,17 @@ pub fn is_loopback(host: &str) -> bool {
     proxy::is_loopback(host.trim_start_matches('[').trim_end_matches(']'))
 }
 
+/// Whether a URL names a port.
+pub fn names_port(url: &str) -> bool {
+    url.parse().is_ok_and(|uri: Uri| uri.port().is_some())
+}
+
+/// Whether a failure of TLS, in the words of its cause, is the server's no to who asks.
+pub fn wants_identity(why: &str) -> bool {
+    let alerts = ["BadCertificate", "CertificateRequired", "CertificateUnknown", "CertificateExpired", "UnknownCA"];
+    why.contains("received fatal alert") && alerts.iter().any(|alert| why.contains(alert))
+}
+
 fn port(uri: &Uri) -> u16 {
     uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 })
 }

@@ -17,7 +17,7 @@ const NEEDS: &[Need] = &[Need::Program("docker-registry")];
 /// `ann:secret`, as htpasswd -B writes it.
 const PASSWORDS: &str = "ann:$2y$05$di/2gt3nXWhPkNf8qEmn.ekQzsJVOS4YBjqEhppO8wsANicN33pwW\n";
 
-fn tar(name: &str, size: usize) -> Vec<u8> {
+pub(crate) fn tar(name: &str, size: usize) -> Vec<u8> {
     let mut state = 7_u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -36,7 +36,7 @@ fn with_image(name: &str) -> TestEnv {
     env
 }
 
-fn add_image(env: &TestEnv, name: &str) {
+pub(crate) fn add_image(env: &TestEnv, name: &str) {
     env.write("base.tar", tar("f", 100_000));
     env.run(["import", "-c", "ENV BASE=yes", "base.tar", name]).ok();
 }
@@ -271,7 +271,7 @@ fn passwords_are_asked_for_and_kept() {
 }
 
 /// A CA, and certificates that it signed for localhost and for a client: file names and bytes.
-fn certificates(env: &TestEnv) {
+pub(crate) fn certificates(env: &TestEnv) {
     env.write("ext", "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
     let openssl = |line: &str| {
         let mut command = Command::new("openssl");

@@ -26,7 +26,7 @@ const LONGEST: u64 = 64 << 10;
 pub(super) fn login(args: &LoginArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let host = host(args.server.as_deref())?;
     let mut file = file(settings)?;
-    let registries = network::registries(settings, args.insecure, false, None)?;
+    let registries = network::registries(settings, network::insecure(args.insecure, &host), false, None)?;
     let given = args.username.is_some() || args.password.is_some() || args.password_stdin;
     let mut stderr = std::io::stderr();
     if !given && let Some(known) = file.find(&host).map_err(anyhow::Error::from)? {

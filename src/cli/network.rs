@@ -10,16 +10,26 @@ use std::sync::{Mutex, PoisonError};
 use super::settings::{Settings, SettingsError};
 use crate::digest::Digest;
 use crate::registry::pull::{Transfer, Transfers};
-use crate::registry::{Registries, RegistryOptions};
+use crate::registry::{Insecure, Registries, RegistryOptions};
 use crate::sys::cancel::Cancel;
 
 /// Folders of `certs.d` beside the user's own.
 const HOSTS: [&str; 3] = ["/etc/rbuild/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"];
 
+/// `--insecure`, of a command that asks one registry.
+pub(crate) fn insecure(given: bool, host: &str) -> Insecure {
+    Insecure { hosts: given.then(|| host.to_owned()).into_iter().collect(), by: "--insecure" }
+}
+
+/// Nothing, of a command that has no flag for it.
+pub(crate) fn secure() -> Insecure {
+    Insecure { by: "skip_verify = true in its hosts.toml", ..Insecure::default() }
+}
+
 /// Registries by what the user and the machine have set up.
 pub(crate) fn registries(
     settings: &Settings,
-    insecure: bool,
+    insecure: Insecure,
     offline: bool,
     cancel: Option<&Cancel>,
 ) -> Result<Registries, SettingsError> {

@@ -31,7 +31,8 @@ pub(super) fn run(args: &PullArgs, settings: &Settings) -> Result<ExitCode, Fail
     let platform = platform(args.platform.as_deref(), settings)?;
     let store = find::store(settings)?;
     let lease = find::lease(&store, settings)?;
-    let registries = network::registries(settings, args.insecure, false, None)?;
+    let insecure = network::insecure(args.insecure, reference.registry());
+    let registries = network::registries(settings, insecure, false, None)?;
     let pull = Pull {
         registries: &registries,
         store: &store,

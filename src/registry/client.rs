@@ -5,18 +5,18 @@
 //! `Authorization` goes to the server that asked for it and not along redirects to others.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use super::RegistryError;
 use super::challenge::{self, Challenge};
 use super::credentials::{Credentials, basic};
 use super::hosts::Host;
-use crate::http::{Body, Cause, Http, HttpError, HttpOptions, Request, Response, join, same_host, shown};
+use super::{RegistryError, RegistryOptions};
+use crate::http::{Body, Cause, Http, HttpError, Request, Response, join, same_host, shown};
 use crate::sys::cancel::Cancel;
 
 /// How often a request is sent in all when it fails in a way that may pass.
@@ -55,8 +55,12 @@ pub(crate) struct Endpoint {
     credentials: Option<Credentials>,
     http: Http,
     cancel: Option<Cancel>,
+    /// How users allow what is not secure.
+    allow: &'static str,
     /// It was found to speak plain HTTP, where that is allowed.
     plain: AtomicBool,
+    /// It answered over TLS: whatever breaks from then on, nothing goes to it in the clear.
+    secure: AtomicBool,
     /// By scopes.
     authorizations: Mutex<HashMap<String, String>>,
 }
@@ -66,20 +70,22 @@ impl Endpoint {
         host: Host,
         of: &str,
         credentials: Option<Credentials>,
-        http: &HttpOptions,
+        options: &RegistryOptions,
         cancel: Option<Cancel>,
     ) -> Self {
-        let mut options = http.clone();
-        options.more_roots.extend(host.roots.iter().cloned());
-        options.identity.clone_from(&host.identity);
-        options.verify = !host.skip_verify;
+        let mut http = options.http.clone();
+        http.more_roots.extend(host.roots.iter().cloned());
+        http.identity.clone_from(&host.identity);
+        http.verify = !host.skip_verify;
         Self {
             host,
             of: of.to_owned(),
             credentials,
-            http: Http::new(options),
+            http: Http::new(http),
             cancel,
+            allow: options.insecure.by,
             plain: AtomicBool::new(false),
+            secure: AtomicBool::new(false),
             authorizations: Mutex::default(),
         }
     }
@@ -133,17 +139,16 @@ impl Endpoint {
         let first = self.url(call.path);
         if let Some((reader, size)) = stream {
             let headers = self.headers(call, &first);
-            return self.http.send(Request {
-                method: call.method,
-                url: &first,
-                headers,
-                body: Body::Sized(reader, size),
-            });
+            let body = Body::Sized(reader, size);
+            let response = self.http.send(Request { method: call.method, url: &first, headers, body })?;
+            self.note(&response);
+            return Ok(response);
         }
         let mut url = first.clone();
         for _ in 0..=REDIRECTS {
             let (headers, body) = (self.headers(call, &url), call.body.map_or(Body::Empty, Body::Bytes));
             let response = self.http.send(Request { method: call.method, url: &url, headers, body })?;
+            self.note(&response);
             let next = match (response.status, response.header("location")) {
                 (301 | 302 | 303 | 307 | 308, Some(location)) => join(&url, location),
                 _ => return Ok(response),
@@ -152,6 +157,13 @@ impl Endpoint {
             url = next.ok_or_else(|| HttpError { url: url.clone(), cause: no_url() })?;
         }
         Err(HttpError { url: first, cause: Cause::Redirects })
+    }
+
+    /// Takes note of how the server answers.
+    fn note(&self, response: &Response) {
+        if response.url.starts_with("https:") && self.owns(&response.url) {
+            self.secure.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The headers of a call to that URL: what is secret goes to this server alone.
@@ -165,12 +177,21 @@ impl Endpoint {
         headers
     }
 
-    /// Whether plain HTTP is to be tried after that error.
+    /// Whether plain HTTP is to be tried after that error: it says that the server speaks no TLS. One that might be anything
+    /// does not say so.
     fn falls_back(&self, error: &HttpError) -> bool {
-        let no_tls = matches!(&error.cause, Cause::Tls(why) if why.contains("plain HTTP")) || error.is_passing();
+        let no_tls = match &error.cause {
+            Cause::Tls(why) => why.contains("plain HTTP"),
+            // Of a port that was named, plain HTTP would find the same.
+            Cause::Connect(error) => {
+                error.kind() == io::ErrorKind::ConnectionRefused && !crate::http::names_port(&self.host.base)
+            }
+            _ => false,
+        };
         // Not again: what is asked from then on begins with http.
         let falls = self.host.plain_allowed
             && no_tls
+            && !self.secure.load(Ordering::Relaxed)
             && error.url.starts_with("https:")
             && same_host(&format!("{}/", self.host.base), &error.url);
         if falls {
@@ -180,8 +201,20 @@ impl Endpoint {
     }
 
     pub(super) fn no_answer(&self, what: &str, error: HttpError) -> RegistryError {
-        let insecure_helps = matches!(error.cause, Cause::Tls(_)) && !self.host.skip_verify && self.owns(&error.url);
-        RegistryError::Http { what: what.to_owned(), error, insecure_helps }
+        let help = match &error.cause {
+            Cause::Tls(why) if self.owns(&error.url) => match &self.host.identity {
+                // The server does not trust us, not we the server.
+                None if crate::http::wants_identity(why) => format!(
+                    "the server wants a certificate of yours: put client.cert and client.key into certs.d/{}",
+                    self.of
+                ),
+                Some(_) if crate::http::wants_identity(why) => "it does not take your certificate".to_owned(),
+                _ if !self.host.skip_verify => format!("if that is meant so, allow it by {}", self.allow),
+                _ => String::new(),
+            },
+            _ => String::new(),
+        };
+        RegistryError::Http { what: what.to_owned(), error, help }
     }
 
     pub(super) fn check_canceled(&self) -> Result<(), RegistryError> {

@@ -19,7 +19,7 @@ mod hosts;
 pub mod pull;
 pub mod push;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -43,24 +43,33 @@ pub struct RegistryOptions {
     pub search: Option<OsString>,
     /// The `certs.d` folders; the first that has a host decides.
     pub hosts: Vec<PathBuf>,
-    /// Plain HTTP and certificates that nobody trusts are allowed.
-    pub insecure: bool,
+    /// What need not be secure.
+    pub insecure: Insecure,
     /// Nothing may be asked.
     pub offline: bool,
+}
+
+/// Where plain HTTP and certificates that nobody trusts are allowed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Insecure {
+    /// The registries, as names have them.
+    pub hosts: BTreeSet<String>,
+    /// How users allow one, said to those who may have forgotten it.
+    pub by: &'static str,
 }
 
 /// Why a registry did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// There was no answer.
-    #[error("cannot {what}: {error}{}", if *insecure_helps { "; if that is meant so, allow it by --insecure" } else { "" })]
+    #[error("cannot {what}: {error}{}{}", if help.is_empty() { "" } else { "; " }, help)]
     Http {
         /// What was tried.
         what: String,
         /// Why not.
         error: HttpError,
-        /// Whether the server would be reached without TLS or without trust.
-        insecure_helps: bool,
+        /// What to do.
+        help: String,
     },
     /// The answer was no.
     #[error("cannot {what}: {why}{}{}", if help.is_empty() { "" } else { "; " }, help)]
@@ -160,7 +169,7 @@ impl Registries {
             credentials: None,
             search: None,
             hosts: Vec::new(),
-            insecure: false,
+            insecure: Insecure::default(),
             offline: true,
         };
         Self::new(options, None)
@@ -175,7 +184,7 @@ impl Registries {
             return Ok(Arc::clone(known));
         }
         let mut endpoints = Vec::new();
-        for found in hosts::hosts(&self.options.hosts, host, self.options.insecure)? {
+        for found in self.hosts(host)? {
             let find = |name: &str| -> Result<Option<Credentials>, RegistryError> {
                 Ok(self.credentials()?.map(|file| file.find(name)).transpose()?.flatten())
             };
@@ -183,11 +192,16 @@ impl Registries {
                 None if found.stands_in && found.name != host => find(host)?,
                 found => found,
             };
-            endpoints.push(Endpoint::new(found, host, credentials, &self.options.http, self.cancel.clone()));
+            endpoints.push(Endpoint::new(found, host, credentials, &self.options, self.cancel.clone()));
         }
         let registry = Arc::new(Registry { host: host.to_owned(), endpoints });
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Arc::clone(known.entry(host.to_owned()).or_insert(registry)))
+    }
+
+    /// The servers that stand for that registry.
+    fn hosts(&self, host: &str) -> Result<Vec<hosts::Host>, RegistryError> {
+        hosts::hosts(&self.options.hosts, host, self.options.insecure.hosts.contains(host))
     }
 
     fn credentials(&self) -> Result<Option<&CredentialFile>, RegistryError> {
@@ -205,9 +219,8 @@ impl Registries {
         if self.options.offline {
             return Err(RegistryError::Offline { what });
         }
-        let found = hosts::hosts(&self.options.hosts, host, self.options.insecure)?;
         // The one that images would go to.
-        let Some(own) = found.into_iter().find(|host| host.stands_in && host.push) else { return Ok(()) };
-        Endpoint::new(own, host, Some(credentials.clone()), &self.options.http, self.cancel.clone()).check(&what)
+        let Some(own) = self.hosts(host)?.into_iter().find(|host| host.stands_in && host.push) else { return Ok(()) };
+        Endpoint::new(own, host, Some(credentials.clone()), &self.options, self.cancel.clone()).check(&what)
     }
 }

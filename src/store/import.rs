@@ -259,7 +259,7 @@ mod tests {
         bzip2.write_all(&tar).unwrap();
         let (plain, config, kept) = imported(&tar, &[]).unwrap();
         assert_eq!(kept, tar.len());
-        assert_eq!(config.rootfs.diff_ids, [crate::digest::DiffId(Digest::of(&tar))]);
+        assert_eq!(config.rootfs.diff_ids, [crate::digest::DiffId(crate::digest::Digest::of(&tar))]);
         assert_eq!(
             (config.os.as_str(), config.architecture.as_str(), config.variant.as_deref()),
             ("linux", "arm", Some("v7"))

@@ -19,7 +19,7 @@ use ureq::{Agent, Proxy, SendBody, Timeout};
 
 use self::proxy::Proxies;
 
-/// How long a connection may take to be made, and how long the other side may be silent.
+/// How long a connection usually may take to be made, and how long the other side may be silent.
 const CONNECT: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -48,11 +48,20 @@ pub struct HttpOptions {
     pub identity: Option<Identity>,
     /// Whether servers must show a certificate that is trusted.
     pub verify: bool,
+    /// How long a connection may take to be made.
+    pub connect: Duration,
 }
 
 impl Default for HttpOptions {
     fn default() -> Self {
-        Self { proxies: Vec::new(), roots: None, more_roots: Vec::new(), identity: None, verify: true }
+        Self {
+            proxies: Vec::new(),
+            roots: None,
+            more_roots: Vec::new(),
+            identity: None,
+            verify: true,
+            connect: CONNECT,
+        }
     }
 }
 
@@ -128,6 +137,17 @@ impl Response {
     /// The body, as it comes.
     pub fn into_reader(self) -> impl Read + Send + 'static {
         self.inner.into_body().into_reader()
+    }
+
+    /// The same with its body here: all of it, or so much that it is known to have more than `limit` bytes.
+    pub fn with_body(self, limit: usize) -> Result<Self, HttpError> {
+        let Self { status, url, inner } = self;
+        let (parts, body) = inner.into_parts();
+        let mut bytes = Vec::new();
+        let read = body.into_reader().take(limit as u64 + 1).read_to_end(&mut bytes);
+        read.map_err(|error| HttpError::new(&url, Cause::Body(error)))?;
+        let inner = http::Response::from_parts(parts, ureq::Body::builder().data(bytes));
+        Ok(Self { status, url, inner })
     }
 
     /// The whole body; `None` where it has more than `limit` bytes.
@@ -325,7 +345,7 @@ impl Http {
                 agent.run(builder.body(SendBody::from_reader(reader)).map_err(no_request)?)
             }
         };
-        let inner = sent.map_err(|error| fail(cause(error, proxy)))?;
+        let inner = sent.map_err(|error| fail(cause(error, proxy, self.options.connect)))?;
         Ok(Response { status: inner.status().as_u16(), url: url.to_owned(), inner })
     }
 
@@ -368,7 +388,7 @@ impl Http {
             .allow_non_standard_methods(true)
             .input_buffer_size(1 << 16)
             .output_buffer_size(1 << 16)
-            .timeout_connect(Some(CONNECT))
+            .timeout_connect(Some(self.options.connect))
             .timeout_per_read(Some(SILENCE))
             .timeout_per_write(Some(SILENCE))
             .proxy(through);
@@ -452,10 +472,10 @@ fn client_certificate(identity: &Identity) -> Result<ClientCert, Cause> {
 }
 
 /// What the library says, in words that help.
-fn cause(error: ureq::Error, proxy: Option<&str>) -> Cause {
+fn cause(error: ureq::Error, proxy: Option<&str>, connect: Duration) -> Cause {
     match error {
         ureq::Error::HostNotFound => Cause::NoHost,
-        ureq::Error::Timeout(Timeout::Connect) => Cause::Silent(CONNECT),
+        ureq::Error::Timeout(Timeout::Connect) => Cause::Silent(connect),
         ureq::Error::Timeout(_) => Cause::Silent(SILENCE),
         ureq::Error::Rustls(error) => Cause::Tls(tls_error(&error.to_string())),
         ureq::Error::Tls(why) => Cause::Tls(why.to_owned()),

@@ -77,8 +77,8 @@ pub(super) fn run(args: &PushArgs, settings: &Settings) -> Result<ExitCode, Fail
         }
     }
     let insecure = network::insecure(args.insecure, reference.registry());
-    let registries = network::registries(settings, insecure, false, None)?;
     let lines = Lines::new(Direction::Push, args.quiet, settings);
+    let registries = network::registries(settings, insecure, false, None, lines.sayer())?;
     if !tagged && !args.all_tags {
         lines.say("Using default tag: latest");
     }

@@ -5,7 +5,7 @@
 //! goes on where it was; what comes is checked before it appears.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::blob::BlobStream;
@@ -34,7 +34,8 @@ impl Registries {
         from: Option<&Reference>,
         listener: &dyn Transfers,
     ) -> Result<(), RegistryError> {
-        let bring = Bring { registries: self, store, lease, image, from, listener };
+        let failed = AtomicBool::new(false);
+        let bring = Bring { registries: self, store, lease, image, from, listener, failed: &failed };
         let mut wanted: Vec<(&Descriptor, Expected)> = Vec::new();
         for (layer, diff_id) in image.layers.iter().zip(&image.config.rootfs.diff_ids) {
             let expected = Expected { blob: Some((layer.digest, layer.size)), diff_id: *diff_id };
@@ -60,6 +61,8 @@ impl Registries {
                 if let Err(error) = bring.layer(layer, expected) {
                     next.store(wanted.len(), Ordering::Relaxed);
                     failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    // Nobody waits for the others.
+                    failed.store(true, Ordering::Relaxed);
                 }
             }
         };
@@ -85,6 +88,8 @@ struct Bring<'a> {
     image: &'a BaseImage,
     from: Option<&'a Reference>,
     listener: &'a dyn Transfers,
+    /// One of them did not come.
+    failed: &'a AtomicBool,
 }
 
 impl Bring<'_> {
@@ -139,9 +144,16 @@ impl Bring<'_> {
         let (store, lease, listener) = (self.store, self.lease, self.listener);
         let registry = self.registries.registry(from.registry(), what)?;
         listener.transfer(&layer.digest, Transfer::Begins { size: layer.size });
-        let mut stream = BlobStream::new(registry, from.repository(), layer, what, listener);
+        let mut stream = BlobStream::new(registry, from.repository(), layer, what, listener).until(self.failed);
         let fail = |why: String| RegistryError::content(what, format!("the layer {}: {why}", layer.digest));
-        let came = arrive(store, lease, &mut lease.heeding(&mut stream), expected);
+        let came = loop {
+            match arrive(store, lease, &mut lease.heeding(&mut stream), expected) {
+                Ok(arrived) => break Ok(arrived),
+                Err(error @ ArrivalError::Store(_)) => break Err(error),
+                Err(_) if stream.begins_anew() => {}
+                Err(error) => break Err(error),
+            }
+        };
         match came {
             Ok(_) => {
                 let repository = format!("{}/{}", from.registry(), from.repository());

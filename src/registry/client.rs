@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::challenge::{self, Challenge};
 use super::credentials::{Credentials, basic};
 use super::hosts::Host;
-use super::{RegistryError, RegistryOptions};
+use super::{RegistryError, RegistryOptions, Say, printable};
 use crate::http::{Body, Cause, Http, HttpError, Request, Response, join, same_host, shown};
 use crate::sys::cancel::Cancel;
 
@@ -25,11 +25,16 @@ pub(super) const ATTEMPTS: u32 = 5;
 /// The first pause; each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The longest pause that a server may ask for.
+/// The longest pause that a server may ask for, and the longest of which nothing is said.
 const LONGEST: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_secs(2);
+
+/// How often a request is sent to a server after which another one can be asked, and how long its connection may take.
+pub(super) const ATTEMPTS_BEFORE_NEXT: u32 = 2;
+const CONNECT_BEFORE_NEXT: Duration = Duration::from_secs(5);
 
 /// Bytes of an answer that holds no image: tokens, errors, lists.
-const SMALL: usize = 1 << 20;
+pub(super) const SMALL: usize = 1 << 20;
 
 const REDIRECTS: usize = 10;
 
@@ -61,6 +66,9 @@ pub(crate) struct Endpoint {
     plain: AtomicBool,
     /// It answered over TLS: whatever breaks from then on, nothing goes to it in the clear.
     secure: AtomicBool,
+    /// Another server can be asked, and this one did not answer.
+    given_up: AtomicBool,
+    say: Option<Say>,
     /// By scopes.
     authorizations: Mutex<HashMap<String, String>>,
 }
@@ -72,11 +80,15 @@ impl Endpoint {
         credentials: Option<Credentials>,
         options: &RegistryOptions,
         cancel: Option<Cancel>,
+        followed: bool,
     ) -> Self {
         let mut http = options.http.clone();
         http.more_roots.extend(host.roots.iter().cloned());
         http.identity.clone_from(&host.identity);
         http.verify = !host.skip_verify;
+        if followed {
+            http.connect = CONNECT_BEFORE_NEXT;
+        }
         Self {
             host,
             of: of.to_owned(),
@@ -86,6 +98,8 @@ impl Endpoint {
             allow: options.insecure.by,
             plain: AtomicBool::new(false),
             secure: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
+            say: options.say.clone(),
             authorizations: Mutex::default(),
         }
     }
@@ -110,13 +124,56 @@ impl Endpoint {
 
     /// Sends it until it is answered for good.
     pub(super) fn call(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+        self.call_within(call, ATTEMPTS, None)
+    }
+
+    /// The same of a server after which another one is asked if it is `followed`; with the body of a small answer, which may
+    /// break off as well.
+    pub(super) fn call_of(
+        &self,
+        call: &Call<'_>,
+        followed: bool,
+        limit: Option<usize>,
+    ) -> Result<Response, RegistryError> {
+        let answer = self.call_within(call, if followed { ATTEMPTS_BEFORE_NEXT } else { ATTEMPTS }, limit);
+        let failed = match &answer {
+            Ok(response) => may_pass(response.status),
+            Err(error) => matches!(error, RegistryError::Http { .. } | RegistryError::Busy { .. }),
+        };
+        if failed && followed {
+            self.give_up();
+        }
+        answer
+    }
+
+    /// Takes note that it is of no use for now.
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is of no use while another one can be asked.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
+    fn call_within(&self, call: &Call<'_>, attempts: u32, limit: Option<usize>) -> Result<Response, RegistryError> {
         let mut met = false;
         let mut attempt = 1;
+        // Where another server follows nobody waits for this one.
+        let impatient = attempts < ATTEMPTS;
         loop {
             self.check_canceled()?;
-            match self.once(call, None) {
+            let answer = self.once(call, None);
+            let answer = answer.and_then(|response| match limit {
+                Some(limit) if (200..300).contains(&response.status) => response.with_body(limit),
+                _ => Ok(response),
+            });
+            match answer {
                 Err(error) if self.falls_back(&error) => {}
-                Err(error) if error.is_passing() && attempt < ATTEMPTS => {
+                Err(error) if impatient && matches!(error.cause, Cause::Silent(_)) => {
+                    return Err(self.no_answer(call.what, error));
+                }
+                Err(error) if error.is_passing() && attempt < attempts => {
                     self.pause(attempt, None)?;
                     attempt += 1;
                 }
@@ -125,7 +182,8 @@ impl Endpoint {
                     met = true;
                     self.meet(&response, call)?;
                 }
-                Ok(response) if may_pass(response.status) && attempt < ATTEMPTS => {
+                Ok(response) if impatient && retry_after(&response) > Some(SHORT) => return Ok(response),
+                Ok(response) if may_pass(response.status) && attempt < attempts => {
                     self.pause(attempt, retry_after(&response))?;
                     attempt += 1;
                 }
@@ -221,10 +279,17 @@ impl Endpoint {
         if self.cancel.as_ref().is_some_and(Cancel::is_canceled) { Err(RegistryError::Stopped) } else { Ok(()) }
     }
 
-    /// Waits before the next attempt.
+    /// Waits before the next attempt: as long as the server asks for, unless that is too long.
     pub(super) fn pause(&self, attempt: u32, asked: Option<Duration>) -> Result<(), RegistryError> {
         let usual = PAUSE * 2_u32.pow(attempt.min(10) - 1);
-        let end = Instant::now() + asked.unwrap_or(usual).min(LONGEST);
+        let wait = asked.unwrap_or(usual);
+        if wait > LONGEST {
+            return Err(RegistryError::Busy { host: self.host.name.clone(), wait });
+        }
+        if let Some(say) = self.say.as_ref().filter(|_| wait > SHORT) {
+            say.line(&format!("waiting {} s, as {} asks", wait.as_secs(), self.host.name));
+        }
+        let end = Instant::now() + wait;
         loop {
             self.check_canceled()?;
             let left = end.saturating_duration_since(Instant::now());
@@ -308,7 +373,10 @@ impl Endpoint {
             if let Some(secret) = &secret {
                 request = request.header("authorization", secret.clone());
             }
-            match self.http.send(request) {
+            let answer = self.http.send(request);
+            let answer = answer
+                .and_then(|response| if response.status == 200 { response.with_body(SMALL) } else { Ok(response) });
+            match answer {
                 Err(error) if error.is_passing() && attempt < ATTEMPTS => self.pause(attempt, None)?,
                 Err(error) => return Err(self.no_answer(call.what, error)),
                 Ok(response) if may_pass(response.status) && attempt < ATTEMPTS => {
@@ -319,7 +387,7 @@ impl Endpoint {
             attempt += 1;
         };
         if response.status != 200 {
-            return Err(self.refused(call.what, response));
+            return Err(self.refused_by(call.what, response, true));
         }
         let bytes = response.into_bytes(SMALL).map_err(|error| self.no_answer(call.what, error))?;
         let answer: Option<Answer> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -332,8 +400,8 @@ impl Endpoint {
 
     /// Says hello as the user.
     pub(super) fn check(&self, what: &str) -> Result<(), RegistryError> {
-        let response =
-            self.call(&Call { method: "GET", path: "", headers: Vec::new(), body: None, scopes: &[], what })?;
+        let call = Call { method: "GET", path: "", headers: Vec::new(), body: None, scopes: &[], what };
+        let response = self.call(&call)?;
         match response.status {
             200..=299 => Ok(()),
             _ => Err(self.refused(what, response)),
@@ -346,8 +414,13 @@ impl Endpoint {
         bytes.ok_or_else(|| RegistryError::content(what, format!("the answer has more than {SMALL} bytes")))
     }
 
-    /// A no, in the registry's words.
+    /// A no, in the registry's words, or those of the server that it sent on to.
     pub(super) fn refused(&self, what: &str, response: Response) -> RegistryError {
+        let own = self.owns(&response.url);
+        self.refused_by(what, response, own)
+    }
+
+    fn refused_by(&self, what: &str, response: Response, own: bool) -> RegistryError {
         #[derive(Deserialize)]
         struct Errors {
             #[serde(default)]
@@ -362,7 +435,7 @@ impl Endpoint {
             #[serde(default)]
             message: String,
         }
-        let status = response.status;
+        let (status, url) = (response.status, shown(&response.url));
         let said: Option<Errors> =
             response.into_bytes(SMALL).ok().flatten().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let words = said.map_or_else(String::new, |said| {
@@ -375,9 +448,15 @@ impl Endpoint {
             if all.is_empty() { said.details } else { all }
         });
         // What a server says is shown, but not let loose on the terminal.
-        let words: String = words.chars().filter(|c| !c.is_control()).take(500).collect();
+        let words: String = printable(&words).chars().take(500).collect();
         let words = if words.is_empty() { format!("status {status}") } else { words };
         let name = &self.host.name;
+        if !own {
+            // No login here helps there.
+            let host = url.split('/').nth(2).unwrap_or_default();
+            let why = format!("{name} sends to {host}, which says no ({words})");
+            return RegistryError::Refused { what: what.to_owned(), status, why, help: String::new() };
+        }
         let login = if name == "docker.io" { "rbuild login".to_owned() } else { format!("rbuild login {name}") };
         let (told, help) = match (status, &self.credentials) {
             (401 | 403, None) => {

@@ -23,6 +23,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 pub use self::credentials::{CredentialFile, Credentials};
 
@@ -47,6 +48,29 @@ pub struct RegistryOptions {
     pub insecure: Insecure,
     /// Nothing may be asked.
     pub offline: bool,
+    /// Is told of waits that the user may wonder about.
+    pub say: Option<Say>,
+}
+
+/// Who is told something in one line, from any thread.
+#[derive(Clone)]
+pub struct Say(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl Say {
+    /// Tells it to `listener`.
+    pub fn new(listener: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(listener))
+    }
+
+    fn line(&self, line: &str) {
+        (self.0)(line);
+    }
+}
+
+impl std::fmt::Debug for Say {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Say")
+    }
 }
 
 /// Where plain HTTP and certificates that nobody trusts are allowed.
@@ -82,6 +106,14 @@ pub enum RegistryError {
         why: String,
         /// What to do.
         help: String,
+    },
+    /// The server wants to be left alone, for longer than anybody waits.
+    #[error("{host} takes no more requests for now: it asks to wait {} seconds; try again then", wait.as_secs())]
+    Busy {
+        /// The server.
+        host: String,
+        /// How long.
+        wait: Duration,
     },
     /// What came is not what it should be.
     #[error("cannot {what}: {why}")]
@@ -138,8 +170,13 @@ impl RegistryError {
     }
 
     fn content(what: impl Into<String>, why: impl Into<String>) -> Self {
-        Self::Content { what: what.into(), why: why.into() }
+        Self::Content { what: what.into(), why: printable(&why.into()) }
     }
+}
+
+/// What a server says, as it may be shown: not let loose on the terminal.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 /// All registries, as far as they were asked for.
@@ -154,6 +191,23 @@ pub struct Registries {
 pub(crate) struct Registry {
     pub(crate) host: String,
     pub(crate) endpoints: Vec<Endpoint>,
+}
+
+impl Registry {
+    /// The servers for something from that number on, each with its number, and whether another one follows; those that
+    /// were given up are left out as long as one does.
+    fn servers(
+        &self,
+        from: usize,
+        serves: impl Fn(&Endpoint) -> bool + Copy,
+    ) -> impl Iterator<Item = (usize, &Endpoint, bool)> {
+        let numbered = self.endpoints.iter().enumerate().skip(from).filter(move |(_, endpoint)| serves(endpoint));
+        let with_next = numbered.map(move |(number, endpoint)| {
+            let followed = self.endpoints[number + 1..].iter().any(serves);
+            (number, endpoint, followed)
+        });
+        with_next.filter(|(_, endpoint, followed)| !followed || !endpoint.is_given_up())
+    }
 }
 
 impl Registries {
@@ -171,6 +225,7 @@ impl Registries {
             hosts: Vec::new(),
             insecure: Insecure::default(),
             offline: true,
+            say: None,
         };
         Self::new(options, None)
     }
@@ -184,7 +239,8 @@ impl Registries {
             return Ok(Arc::clone(known));
         }
         let mut endpoints = Vec::new();
-        for found in self.hosts(host)? {
+        let mut hosts = self.hosts(host)?.into_iter();
+        while let Some(found) = hosts.next() {
             let find = |name: &str| -> Result<Option<Credentials>, RegistryError> {
                 Ok(self.credentials()?.map(|file| file.find(name)).transpose()?.flatten())
             };
@@ -192,7 +248,8 @@ impl Registries {
                 None if found.stands_in && found.name != host => find(host)?,
                 found => found,
             };
-            endpoints.push(Endpoint::new(found, host, credentials, &self.options, self.cancel.clone()));
+            let followed = hosts.len() > 0;
+            endpoints.push(Endpoint::new(found, host, credentials, &self.options, self.cancel.clone(), followed));
         }
         let registry = Arc::new(Registry { host: host.to_owned(), endpoints });
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -221,6 +278,6 @@ impl Registries {
         }
         // The one that images would go to.
         let Some(own) = self.hosts(host)?.into_iter().find(|host| host.stands_in && host.push) else { return Ok(()) };
-        Endpoint::new(own, host, Some(credentials.clone()), &self.options, self.cancel.clone()).check(&what)
+        Endpoint::new(own, host, Some(credentials.clone()), &self.options, self.cancel.clone(), false).check(&what)
     }
 }

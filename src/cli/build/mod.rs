@@ -117,7 +117,7 @@ fn build(
     }
     let session: &Session = session.as_ref().expect("it was opened above");
     let Session { cancel, store, lease, suspects } = session;
-    let remotes = Remotes::new(args, settings, store, lease, cancel);
+    let remotes = Remotes::new(args, settings, store, lease, cancel, reporter);
     let resolved = resolve(&graph, &options, args, settings, store, lease, &remotes);
     if let Some(signal) = cancel.signal() {
         return Err(Failure::Interrupted(signal));

@@ -10,6 +10,7 @@ use std::time::Instant;
 use crate::cli::args::{BuildArgs, Pull};
 use crate::cli::cache_spec::CachePlace;
 use crate::cli::network;
+use crate::cli::render::Reporter;
 use crate::cli::settings::Settings;
 use crate::digest::{DiffId, Digest};
 use crate::event::{Event, EventSink};
@@ -17,7 +18,7 @@ use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;
 use crate::registry::pull::{Quiet, RemoteImage};
-use crate::registry::{Insecure, Registries, RegistryError};
+use crate::registry::{Insecure, Registries, RegistryError, Say};
 use crate::store::arrive::{Expected, arrived};
 use crate::store::lease::Lease;
 use crate::store::origins::Origin;
@@ -31,6 +32,7 @@ pub(super) struct Remotes<'a> {
     store: &'a Store,
     lease: &'a Lease,
     cancel: &'a Cancel,
+    reporter: &'a Reporter,
     registries: OnceLock<Registries>,
     images: Mutex<Vec<Source>>,
     /// One image at a time, its layers several at once.
@@ -51,9 +53,10 @@ impl<'a> Remotes<'a> {
         store: &'a Store,
         lease: &'a Lease,
         cancel: &'a Cancel,
+        reporter: &'a Reporter,
     ) -> Self {
         let (registries, images, bringing) = (OnceLock::new(), Mutex::default(), Mutex::default());
-        Self { args, settings, store, lease, cancel, registries, images, bringing }
+        Self { args, settings, store, lease, cancel, reporter, registries, images, bringing }
     }
 
     /// The registries, as they are set up.
@@ -61,7 +64,10 @@ impl<'a> Remotes<'a> {
         if let Some(registries) = self.registries.get() {
             return Ok(registries);
         }
-        let registries = network::registries(self.settings, insecure(self.args), self.args.offline, Some(self.cancel))?;
+        let reporter = self.reporter.clone();
+        let say = Say::new(move |line| reporter.event(Event::Note(line)));
+        let (insecure, offline) = (insecure(self.args), self.args.offline);
+        let registries = network::registries(self.settings, insecure, offline, Some(self.cancel), say)?;
         Ok(self.registries.get_or_init(|| registries))
     }
 

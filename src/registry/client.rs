@@ -306,6 +306,7 @@ impl Endpoint {
             response.headers("www-authenticate").filter_map(challenge::parse).flatten().collect();
         let wanted = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
         let authorization = match (wanted("bearer"), wanted("basic"), &self.credentials) {
+            (Some(_), _, Some(Credentials::RegistryToken(token))) => Some(format!("Bearer {token}")),
             (Some(challenge), ..) => Some(format!("Bearer {}", self.token(challenge, call)?)),
             (None, Some(_), Some(Credentials::Password { user, password })) => Some(basic(user, password)),
             _ => None,

@@ -332,7 +332,7 @@ impl Http {
         }
         let proxy = self.proxies.choose(https, host, port(&uri));
         let agent = self.agent(proxy, https).map_err(fail)?;
-        let mut builder = http::Request::builder().method(method).uri(uri);
+        let mut builder = http::Request::builder().method(method).uri(&uri);
         for (name, value) in headers {
             builder = builder.header(name, value);
         }
@@ -345,7 +345,7 @@ impl Http {
                 agent.run(builder.body(SendBody::from_reader(reader)).map_err(no_request)?)
             }
         };
-        let inner = sent.map_err(|error| fail(cause(error, proxy, self.options.connect)))?;
+        let inner = sent.map_err(|error| fail(explained(cause(error, self.options.connect), proxy, &uri)))?;
         Ok(Response { status: inner.status().as_u16(), url: url.to_owned(), inner })
     }
 
@@ -472,7 +472,7 @@ fn client_certificate(identity: &Identity) -> Result<ClientCert, Cause> {
 }
 
 /// What the library says, in words that help.
-fn cause(error: ureq::Error, proxy: Option<&str>, connect: Duration) -> Cause {
+fn cause(error: ureq::Error, connect: Duration) -> Cause {
     match error {
         ureq::Error::HostNotFound => Cause::NoHost,
         ureq::Error::Timeout(Timeout::Connect) => Cause::Silent(connect),
@@ -481,7 +481,7 @@ fn cause(error: ureq::Error, proxy: Option<&str>, connect: Duration) -> Cause {
         ureq::Error::Tls(why) => Cause::Tls(why.to_owned()),
         ureq::Error::BadUri(_) => Cause::Url,
         ureq::Error::Protocol(error) => Cause::Protocol(error.to_string()),
-        ureq::Error::ConnectProxyFailed(why) => Cause::Proxy { proxy: proxy.map(shown).unwrap_or_default(), why },
+        ureq::Error::ConnectProxyFailed(why) => Cause::Proxy { proxy: String::new(), why },
         ureq::Error::Io(error) => {
             use io::ErrorKind::{
                 AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut,
@@ -500,6 +500,23 @@ fn cause(error: ureq::Error, proxy: Option<&str>, connect: Duration) -> Cause {
         }
         other => Cause::Protocol(other.to_string()),
     }
+}
+
+/// Where a proxy is between, what cannot be reached is the proxy.
+fn explained(cause: Cause, proxy: Option<&str>, uri: &Uri) -> Cause {
+    let Some(proxy) = proxy else { return cause };
+    let why = match cause {
+        Cause::Proxy { why, .. } if uri.scheme_str() == Some("http") => format!(
+            "{why}; it is asked for a way through to port {}, and may give one to TLS alone: use https, or put the host \
+             into NO_PROXY",
+            port(uri)
+        ),
+        Cause::Proxy { why, .. } => why,
+        Cause::Connect(_) | Cause::NoHost => cause.to_string(),
+        other => return other,
+    };
+    let proxy = if proxy.contains("://") { shown(proxy) } else { shown(&format!("http://{proxy}")) };
+    Cause::Proxy { proxy, why: why.chars().filter(|c| !c.is_control()).collect() }
 }
 
 fn tls_error(why: &str) -> String {

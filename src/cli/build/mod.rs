@@ -434,6 +434,14 @@ fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
     if finish::names(args)?.is_empty() && args.outputs.iter().any(|output| output.push) {
         return Err(Failure::Usage("an image that is pushed needs a name: -t REGISTRY/NAME:TAG".to_owned()));
     }
+    for output in args.outputs.iter().filter(|output| output.push && output.by_digest) {
+        let has_tag = |name: &&String| name.rsplit('/').next().is_some_and(|last| last.contains(':'));
+        if let Some(name) = args.tags.iter().chain(&output.names).find(has_tag) {
+            return Err(Failure::Usage(format!(
+                "the name {name:?} has a tag, which push-by-digest=true gives to nothing; leave it out"
+            )));
+        }
+    }
     for (flag, file) in [("--iidfile", &args.iidfile), ("--metadata-file", &args.metadata_file)] {
         let Some(file) = file else { continue };
         let path = settings.cwd.join(file);

@@ -37,7 +37,7 @@ use crate::image::platform::Platform;
 
 pub use graph::{StageGraph, base_requests, graph};
 use limits::{Allowed, RunLimits};
-pub(crate) use mounts::{bytes, literal};
+pub(crate) use mounts::{bytes, literal, written};
 use step::{Network, Plan};
 use trigger::Trigger;
 

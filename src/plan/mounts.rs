@@ -132,6 +132,11 @@ impl Planner<'_> {
             self.tell(place, error.help("nothing can be mounted over the root of the image: choose a folder in it"));
             return Err(Told);
         }
+        if let Some(own) = KERNELS.iter().find(|own| within(&target, own)).or((target == "/dev").then_some(&"/dev")) {
+            let error = Diagnostic::error(word.span, format!("invalid mount target {:?}", word.text));
+            self.tell(place, error.help(format!("{own} is the kernel's while a command runs: choose another folder")));
+            return Err(Told);
+        }
         Ok(target)
     }
 
@@ -255,6 +260,13 @@ impl Planner<'_> {
     }
 }
 
+/// Where nothing of an image is while a command runs, and nothing can be put.
+const KERNELS: [&str; 2] = ["/proc", "/sys"];
+
+fn within(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// A path cleaned as text, relative as it was written.
 fn clean_relative(path: &str) -> String {
     if path.starts_with('/') {
@@ -269,6 +281,13 @@ pub(crate) fn literal(path: &str) -> String {
     let special: BTreeSet<char> = ['*', '?', '[', '\\'].into();
     let escape = |letter: char| special.contains(&letter).then_some('\\').into_iter().chain([letter]);
     path.chars().flat_map(escape).collect()
+}
+
+/// The path that [`literal`] made a pattern of.
+pub(crate) fn written(pattern: &str) -> String {
+    let mut letters = pattern.chars();
+    let next = || letters.next().and_then(|letter| if letter == '\\' { letters.next() } else { Some(letter) });
+    std::iter::from_fn(next).collect()
 }
 
 /// A number of bytes: `64m`, `1g`, `512k`, `1024`, `1.5GB`; units are powers of 1024, as Docker's are.

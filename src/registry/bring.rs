@@ -5,6 +5,8 @@
 //! goes on where it was; what comes is checked before it appears.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::blob::BlobStream;
 use super::pull::{Transfer, Transfers, unwrap_io};
@@ -30,7 +32,8 @@ impl Registries {
         from: Option<&Reference>,
         listener: &dyn Transfers,
     ) -> Result<(), RegistryError> {
-        let bring = Bring { registries: self, store, lease, image, from, listener };
+        let failed = AtomicBool::new(false);
+        let bring = Bring { registries: self, store, lease, image, from, listener, failed: &failed };
         let mut wanted: Vec<(&Descriptor, Expected)> = Vec::new();
         for (layer, diff_id) in image.layers.iter().zip(&image.config.rootfs.diff_ids) {
             let expected = Expected { blob: Some((layer.digest, layer.size)), diff_id: *diff_id };
@@ -51,7 +54,17 @@ impl Registries {
         if wanted.is_empty() && known()? {
             return Ok(());
         }
-        at_once(AT_ONCE, &wanted, |(layer, expected)| bring.layer(layer, expected))?;
+        let first = Mutex::new(None);
+        let came = at_once(AT_ONCE, &wanted, |(layer, expected)| {
+            bring.layer(layer, expected).map_err(|error| {
+                first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                // Nobody waits for the others.
+                failed.store(true, Ordering::Relaxed);
+            })
+        });
+        if let (Err(()), Some(error)) = (came, first.into_inner().unwrap_or_else(PoisonError::into_inner)) {
+            return Err(error);
+        }
         links(store, &image.config.rootfs.diff_ids)?
             .map_err(|(layer, why)| RegistryError::content(bring.what(), format!("the layer {layer}: {why}")))
     }
@@ -65,6 +78,8 @@ struct Bring<'a> {
     image: &'a BaseImage,
     from: Option<&'a Reference>,
     listener: &'a dyn Transfers,
+    /// One of them did not come.
+    failed: &'a AtomicBool,
 }
 
 impl Bring<'_> {
@@ -119,9 +134,16 @@ impl Bring<'_> {
         let (store, lease, listener) = (self.store, self.lease, self.listener);
         let registry = self.registries.registry(from.registry(), what)?;
         listener.transfer(&layer.digest, Transfer::Begins { size: layer.size });
-        let mut stream = BlobStream::new(registry, from.repository(), layer, what, listener);
+        let mut stream = BlobStream::new(registry, from.repository(), layer, what, listener).until(self.failed);
         let fail = |why: String| RegistryError::content(what, format!("the layer {}: {why}", layer.digest));
-        let came = arrive(store, lease, &mut lease.heeding(&mut stream), expected);
+        let came = loop {
+            match arrive(store, lease, &mut lease.heeding(&mut stream), expected) {
+                Ok(arrived) => break Ok(arrived),
+                Err(error @ ArrivalError::Store(_)) => break Err(error),
+                Err(_) if stream.begins_anew() => {}
+                Err(error) => break Err(error),
+            }
+        };
         match came {
             Ok(_) => {
                 let repository = format!("{}/{}", from.registry(), from.repository());

@@ -125,14 +125,16 @@ pub enum Need {
 /// Says what is needed of the layer of a claim; `true` with it where a repository has the blob.
 pub type Needs<'a> = dyn Fn(&Claim, bool) -> Need + Sync + 'a;
 
+/// Indexes by the layer that they are of, and what that is said to hold; nothing where no cache has one.
+type Indexes = HashMap<(DiffId, ContentDigest), Option<Arc<LayerIndex>>>;
+
 /// The caches that a build takes results from.
 pub struct SharedCache<'a> {
     store: &'a Store,
     lease: &'a Lease,
     sources: Vec<Source<'a>>,
     needs: Box<Needs<'a>>,
-    /// By the layer that they are of, and what that is said to hold; nothing where no cache has one.
-    indexes: Mutex<HashMap<(DiffId, ContentDigest), Option<Arc<LayerIndex>>>>,
+    indexes: Mutex<Indexes>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -205,7 +205,7 @@ impl Solver<'_> {
 
     fn hit(&self, id: StepId, hit: &Hit) -> Result<(), Cause> {
         let Hit { record, key, keys, claim } = hit;
-        self.solve_as(id, record.clone(), keys.clone(), claim.as_deref(), None)?;
+        self.solve_as(id, record, keys.clone(), claim.as_deref(), None)?;
         if self.is_of_today(id) {
             self.date(id)?;
         }
@@ -242,14 +242,14 @@ impl Solver<'_> {
             self.stacks.follows(layer, last.layer);
         }
         store.remember_last(lease, &place, &record)?;
-        self.solve_as(id, record, missed.keys.clone(), None, Some(began.elapsed()))?;
+        self.solve_as(id, &record, missed.keys.clone(), None, Some(began.elapsed()))?;
         Ok(layer)
     }
 
     fn solve_as(
         &self,
         id: StepId,
-        record: CacheRecord,
+        record: &CacheRecord,
         mut keys: Vec<CacheKey>,
         claim: Option<&Claim>,
         took: Option<Duration>,

@@ -153,6 +153,41 @@ fn a_layer_that_cannot_be_had_is_named() {
     env.rbuild("save -o app.tar app").ends(1).says("no registry is known to have it");
 }
 
+#[test]
+fn a_layer_that_is_damaged_is_found_by_the_push_and_made_anew() {
+    // A bit, half of it, more than it: of what was compressed for a push, and of the tar that goes as it is.
+    let harms: [fn(&mut Vec<u8>); 3] = [|bytes| bytes[600] ^= 4, |bytes| bytes.truncate(300), |bytes| bytes.push(0)];
+    for (folder, args) in [("blobs/sha256", ""), ("layers", " -o type=image,compression=uncompressed")] {
+        for harm in harms {
+            let fresh = || {
+                let taker = Taker::default();
+                Server::start(move |asked| taker.answer(asked))
+            };
+            let (first, second) = (fresh(), fresh());
+            let (env, image) = (TestEnv::new(), format!("{}/x:1", second.host()));
+            let data: Vec<u8> =
+                (0..5000_u32).map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+            env.write("ctx/f", data);
+            env.write("ctx/Dockerfile", "FROM scratch\nCOPY f /\n");
+            env.build(&format!("-t {}/x:1 --push{args}", first.host())).ok();
+            let files = walkdir::WalkDir::new(env.store().join(folder)).into_iter().flatten();
+            let files = files.filter(|file| file.file_type().is_file());
+            let layer = files.max_by_key(|file| file.metadata().map_or(0, |found| found.len())).unwrap().into_path();
+            let mut bytes = fs::read(&layer).unwrap();
+            harm(&mut bytes);
+            fs::write(&layer, bytes).unwrap();
+            let push = format!("-t {image} --push{args}");
+            env.build(&push).ends(1).says(&format!("{} is damaged: ", layer.display()));
+            env.build(&push).ok();
+            let other = TestEnv::new();
+            other.rbuild(&format!("pull {image}")).ok();
+            other.rbuild(&format!("inspect --verify {image}")).ok();
+            env.rbuild(&format!("inspect --verify {image}")).ok();
+            drop((first, second));
+        }
+    }
+}
+
 /// A server that calls `when` at the first upload, and then goes on.
 fn interrupting(taker: Arc<Taker>, when: impl Fn() + Send + Sync + 'static) -> Server {
     let once = OnceLock::new();

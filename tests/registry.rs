@@ -2,15 +2,17 @@
 //! every way that networks and registries do.
 
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tar::EntryType;
 
 use crate::support::base::RootTar;
 use crate::support::env::{Run, TestEnv};
 use crate::support::machine::{Need, needs, test_user};
-use crate::support::registry::{Answer, Asked, Memory, Registry, Server};
+use crate::support::registry::{Answer, Asked, Memory, Registry, Server, Taker};
 
 const NEEDS: &[Need] = &[Need::Program("docker-registry")];
 
@@ -740,6 +742,149 @@ fn uploads_begin_anew_and_go_in_pieces() {
     let env = with_image(&format!("{}/x:1", full.host()));
     env.rbuild(&format!("push {}/x:1", full.host())).ends(1).says("DENIED: read only");
     assert!(kept(&env) > 0);
+}
+
+#[test]
+fn a_mount_that_is_not_allowed_keeps_nobody_from_pushing() {
+    let taker = Taker::default();
+    let server = Server::start(move |asked| {
+        let host = asked.header("host").to_owned();
+        match asked.path.strip_prefix("/token?") {
+            // Some token servers refuse all where one of several scopes is not allowed.
+            Some(query) if query.matches("scope=").count() > 1 => Answer::new(403, "{}"),
+            Some(_) => Answer::new(200, r#"{"token":"t0k3n"}"#),
+            None if asked.header("authorization") != "Bearer t0k3n" => {
+                refuse("repository:x:pull", &format!("http://{host}/token"))
+            }
+            // Blobs are kept by repository.
+            None if asked.method == "HEAD" => Answer::new(404, ""),
+            None => taker.answer(asked),
+        }
+    });
+    let (first, second) = (format!("{}/a:1", server.host()), format!("{}/b:1", server.host()));
+    let env = with_image(&first);
+    env.rbuild(&format!("push {first}")).ok();
+    env.rbuild(&format!("tag {first} {second}")).ok();
+    env.rbuild(&format!("push {second}")).ok().says(": Pushed");
+    assert!(server.asked().iter().any(|asked| asked.path.matches("scope=").count() > 1), "no mount was tried");
+}
+
+#[test]
+fn uploads_outlive_their_token_and_their_session() {
+    // What is answered once instead of what a good registry would, and where.
+    for (pieces, method, number, status) in [
+        (true, "PATCH", 2, 401),
+        (true, "PUT", 1, 401),
+        (false, "PUT", 1, 401),
+        (false, "PUT", 1, 404),
+        (true, "PATCH", 2, 404),
+        (true, "PATCH", 2, 416),
+    ] {
+        let (taker, state) = (Taker::default(), Mutex::new((0, 1, Vec::new())));
+        let server = Server::start(move |asked| {
+            let host = asked.header("host").to_owned();
+            let (times, token, bytes) = &mut *state.lock().unwrap();
+            let challenge = || refuse("repository:x:pull,push", &format!("http://{host}/token"));
+            if asked.path.starts_with("/token?") {
+                return Answer::new(200, format!(r#"{{"token":"t{token}"}}"#));
+            }
+            if asked.header("authorization") != format!("Bearer t{token}") {
+                return challenge();
+            }
+            if asked.method == method && asked.path.contains("/blobs/") {
+                *times += 1;
+                if *times == number && status == 401 {
+                    *token += 1;
+                    return challenge();
+                }
+                if *times == number {
+                    return Answer::new(status, r#"{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN","message":"gone"}]}"#);
+                }
+            }
+            match asked.method.as_str() {
+                "POST" if pieces => {
+                    bytes.clear();
+                    taker.answer(asked).with("OCI-Chunk-Min-Length", (20 << 20).to_string())
+                }
+                "PATCH" => {
+                    bytes.extend_from_slice(&asked.body);
+                    Answer::new(202, "").with("Location", asked.path.clone())
+                }
+                "PUT" if pieces && asked.path.contains("/blobs/") => {
+                    let body = if bytes.is_empty() { asked.body.clone() } else { std::mem::take(bytes) };
+                    taker.answer(&Asked { body, ..asked.clone() })
+                }
+                _ => taker.answer(asked),
+            }
+        });
+        let name = format!("{}/x:1", server.host());
+        let env = TestEnv::new();
+        env.write("base.tar", tar("f", 21 << 20));
+        env.run(["import", "base.tar", &name]).ok();
+        let shown = format!("{pieces} {method} {number} {status}");
+        let run = env.rbuild(&format!("push {name}"));
+        assert_eq!(run.code, Some(0), "{shown}: {}", run.shown());
+        TestEnv::new().rbuild(&format!("pull {name}")).ok();
+        drop(server);
+    }
+    // A no that stays one is said soon, and in the registry's words.
+    for (status, most) in [(401, 2), (404, 5)] {
+        let taker = Taker::default();
+        let server = Server::start(move |asked| match asked.method.as_str() {
+            "PUT" if status == 401 => {
+                refuse("repository:x:pull,push", &format!("http://{}/token", asked.header("host")))
+            }
+            "PUT" => Answer::new(404, r#"{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN","message":"gone"}]}"#),
+            _ if asked.path.starts_with("/token") => Answer::new(200, r#"{"token":"t"}"#),
+            _ => taker.answer(asked),
+        });
+        let name = format!("{}/x:1", server.host());
+        let run = with_image(&name).rbuild(&format!("push {name}")).ends(1);
+        let run = run.says(if status == 401 { "denied" } else { "gone" });
+        run.says_nothing_of("no repository");
+        let puts = server.asked().iter().filter(|asked| asked.method == "PUT").count();
+        assert_eq!(puts, most, "{status}");
+        drop(server);
+    }
+}
+
+/// The same image as an OCI layout.
+fn layout_of(memory: &Memory) -> Vec<u8> {
+    let mut tar = RootTar::new();
+    let digest = crate::support::oci::sha256(&memory.manifest);
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{digest}","size":{}}}]}}"#,
+        memory.manifest_type,
+        memory.manifest.len()
+    );
+    tar.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
+    tar.file("index.json", 0o644, index.as_bytes());
+    let blobs = memory.blobs.iter().map(|(digest, bytes)| (digest.as_str(), bytes));
+    for (digest, bytes) in blobs.chain([(digest.as_str(), &memory.manifest)]) {
+        tar.file(&format!("blobs/{}", digest.replace(':', "/")), 0o644, bytes);
+    }
+    tar.finish()
+}
+
+#[test]
+fn a_link_to_nowhere_is_refused_each_time() {
+    let mut layer = RootTar::new();
+    layer.file("f", 0o644, b"f");
+    layer.push(EntryType::Link, "link", 0o644, (0, 0), Some("nowhere/file"), b"");
+    let memory = Memory::new(&layer.finish());
+    let layout = layout_of(&memory);
+    let server = Server::start(move |asked| memory.answer(asked));
+    let (env, name) = (TestEnv::new(), format!("{}/x:1", server.host()));
+    env.write("ctx/Dockerfile", format!("FROM {name}\nCOPY Dockerfile /\n"));
+    for _ in 0..2 {
+        env.rbuild(&format!("pull {name}")).ends(1).says("/link is a hard link to /nowhere/file, which is no file");
+        assert_eq!(env.rbuild("images -aq").ok().stdout, "");
+    }
+    env.write("layout.tar", layout);
+    env.rbuild("load -i layout.tar").ends(1).says("which is no file of the image");
+    for args in ["-t y", "-o type=tar,dest=out.tar", "-o out"] {
+        env.build(args).ends(1).says("which is no file of the image");
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::image::reference::Reference;
 use crate::plan::BaseImage;
 use crate::store::images::{ImageRecord, Lookup};
 use crate::store::lease::Lease;
+use crate::store::sweep::Swept;
 use crate::store::{Store, StoreError, base};
 use crate::sys::idmap::IdMap;
 use crate::sys::{namespace, process};
@@ -36,42 +37,63 @@ pub(crate) fn lease(store: &Store, settings: &Settings) -> Result<Lease, Failure
     let boot = boot_id()?;
     let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
     let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
-    recover(store, &lease, &swept.suspects, settings)?;
+    tell(recover(store, &lease, &swept, || enter_ids(settings).map(drop))?)?;
     Ok(lease)
 }
 
-/// Clears away what dead commands left and what is damaged, for a command that makes nothing: where there are no suspects
-/// this takes no room on the disk.
+/// Clears away what dead commands left and what is damaged, for a command that makes nothing: it takes no room on the disk.
 pub(crate) fn clear(store: &Store, settings: &Settings) -> Result<(), Failure> {
     let boot = boot_id()?;
     let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
     if swept.suspects.is_empty() {
         return Ok(());
     }
-    let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
-    recover(store, &lease, &swept.suspects, settings)
+    let lease = store.lease(&boot).map_err(anyhow::Error::from);
+    let checked = lease.and_then(|lease| recover(store, &lease, &swept, || enter_ids(settings).map(drop)));
+    tell(match checked {
+        // What cannot be checked goes unseen: each of them can be made or brought again.
+        Err(error) if is_full(&error) => removed_damage(&store.discard_suspects(&swept).map_err(anyhow::Error::from)?),
+        other => other?,
+    })
 }
 
-fn recover(store: &Store, lease: &Lease, suspects: &[String], settings: &Settings) -> Result<(), Failure> {
-    if suspects.is_empty() {
-        return Ok(());
+/// Checks what was swept, and removes what is damaged. `ids` lets the process read file trees; it is called if that must be.
+/// What the user is told, if anything.
+pub(crate) fn recover(
+    store: &Store,
+    lease: &Lease,
+    swept: &Swept,
+    ids: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Option<String>> {
+    if swept.suspects.is_empty() {
+        return Ok(None);
     }
-    if store.recovering_takes_ids(suspects) {
-        enter_ids(settings)?;
+    if store.recovering_takes_ids(swept) {
+        ids()?;
     }
-    let gone = store.recover(lease, suspects).map_err(anyhow::Error::from)?;
-    store.forget().map_err(anyhow::Error::from)?;
-    if !gone.is_empty() {
-        let note = format!("{}\n", removed_damage(gone.len()));
-        std::io::stderr().lock().write_all(note.as_bytes())?;
+    Ok(removed_damage(&store.recover(lease, swept)?))
+}
+
+/// What the user is told when damage was removed.
+fn removed_damage(gone: &[String]) -> Option<String> {
+    let (files, were) = if gone.len() == 1 { ("file", "was") } else { ("files", "were") };
+    let count = gone.len();
+    let note = format!("{count} damaged {files} of the store {were} removed, after a power cut or a fault of the disk");
+    (count > 0).then_some(note)
+}
+
+fn tell(note: Option<String>) -> Result<(), Failure> {
+    if let Some(note) = note {
+        writeln!(std::io::stderr().lock(), "{note}")?;
     }
     Ok(())
 }
 
-/// What the user is told when damage was removed.
-pub(crate) fn removed_damage(count: usize) -> String {
-    let (files, were) = if count == 1 { ("file", "was") } else { ("files", "were") };
-    format!("{count} damaged {files} of the store {were} removed, after a power cut or a fault of the disk")
+/// Whether the disk, or what the user may have of it, is full.
+fn is_full(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let errors = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    errors.map(std::io::Error::kind).any(|kind| matches!(kind, StorageFull | QuotaExceeded))
 }
 
 /// Takes a lease for a command that only reads: also where nothing can be written to the store.

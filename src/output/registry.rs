@@ -351,11 +351,11 @@ fn send(
         known.filter(|origin| origin.blob == blob.digest).map(|origin| origin.repository).collect();
     match &layer.from {
         From::Blob => {
-            let open = || Ok(Box::new(lease.heeding(store.open_blob(&blob.digest)?)) as Box<dyn Read>);
+            let open = || Ok(Box::new(lease.heeding(store.open_listed_blob(blob)?)) as Box<dyn Read>);
             push.blob(blob, &BlobSource::Open(&open), &origins)?;
         }
         From::Tar => {
-            let open = || Ok(Box::new(lease.heeding(store.tar_file(diff_id, lease)?)) as Box<dyn Read>);
+            let open = || Ok(Box::new(lease.heeding(store.listed_tar(diff_id, blob.size, lease)?)) as Box<dyn Read>);
             push.blob(blob, &BlobSource::Open(&open), &origins)?;
         }
         From::Elsewhere(places) => {

@@ -50,7 +50,9 @@ impl Registries {
                 wanted.push((layer, expected));
             }
         }
-        if wanted.is_empty() {
+        // What another time brought may have been refused then.
+        let known = || image.manifest.as_ref().map_or(Ok(false), |manifest| store.knows_content(&manifest.digest));
+        if wanted.is_empty() && known()? {
             return Ok(());
         }
         let next = AtomicUsize::new(0);

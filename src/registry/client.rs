@@ -115,10 +115,7 @@ impl Endpoint {
                     attempt += 1;
                 }
                 Err(error) => return Err(self.no_answer(call.what, error)),
-                Ok(response) if response.status == 401 && !met && self.owns(&response.url) => {
-                    met = true;
-                    self.meet(&response, call)?;
-                }
+                Ok(response) if response.status == 401 && !met && self.meet(&response, call)? => met = true,
                 Ok(response) if may_pass(response.status) && attempt < ATTEMPTS => {
                     self.pause(attempt, retry_after(&response))?;
                     attempt += 1;
@@ -202,8 +199,11 @@ impl Endpoint {
         }
     }
 
-    /// Gets what the next attempt shows instead of nothing.
-    fn meet(&self, response: &Response, call: &Call<'_>) -> Result<(), RegistryError> {
+    /// Gets what the next attempt shows instead of what was not enough; `false` where another server asks for it.
+    pub(super) fn meet(&self, response: &Response, call: &Call<'_>) -> Result<bool, RegistryError> {
+        if !self.owns(&response.url) {
+            return Ok(false);
+        }
         let challenges: Vec<Challenge> =
             response.headers("www-authenticate").filter_map(challenge::parse).flatten().collect();
         let wanted = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
@@ -218,7 +218,7 @@ impl Endpoint {
             Some(authorization) => known.insert(key, authorization),
             None => known.remove(&key),
         };
-        Ok(())
+        Ok(true)
     }
 
     /// A token from the server that a challenge names.

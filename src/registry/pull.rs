@@ -280,10 +280,8 @@ fn manifest_path(reference: &Reference) -> String {
 
 /// The error that went through a reader.
 pub(super) fn unwrap_io(error: io::Error, what: &str) -> RegistryError {
-    match error.downcast::<RegistryError>() {
-        Ok(error) => error,
-        Err(error) => RegistryError::content(what, error.to_string()),
-    }
+    let found = error.downcast().or_else(|error| error.downcast().map(RegistryError::Store));
+    found.unwrap_or_else(|error| RegistryError::content(what, error.to_string()))
 }
 
 /// On the way from a reference to one image.

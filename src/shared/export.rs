@@ -137,9 +137,9 @@ impl Export<'_> {
         let origins: Vec<String> = known.map(|origin| origin.repository).collect();
         let open = || -> Result<Box<dyn Read + '_>, StoreError> {
             if blob.digest == layer.0 {
-                return Ok(Box::new(lease.heeding(store.tar_file(layer, lease)?)));
+                return Ok(Box::new(lease.heeding(store.listed_tar(layer, blob.size, lease)?)));
             }
-            Ok(Box::new(lease.heeding(store.open_blob(&blob.digest)?)))
+            Ok(Box::new(lease.heeding(store.open_listed_blob(&blob)?)))
         };
         self.place.put_blob(&blob, &Bytes::Open(&open), &origins, anew)?;
         if let Some(reference) = self.place.repository() {

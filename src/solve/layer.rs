@@ -154,7 +154,7 @@ impl Source<'_> {
             (FileData::Layer { layer, position }, ..) => {
                 let index = &self.view.layers[*layer];
                 let name = index.diff_id().to_string();
-                self.data[layer].open(index, *position).map_err(StoreError::io("read a file of", name.as_ref()))?
+                self.data[layer].open(index, *position).map_err(StoreError::read("read a file of", name.as_ref()))?
             }
             (FileData::Spool { offset, size }, _, Some(spool)) => Box::new(spool.reader(*offset, *size)),
             _ => Box::new(io::empty()),

@@ -32,7 +32,7 @@ use std::time::{Duration, SystemTime};
 
 pub use self::agent::{Agent, AgentKeys};
 pub use self::mounts::Secret;
-pub use self::run::needs_mounts;
+pub use self::run::{LOST_IN_COPIES, needs_mounts};
 use crate::context::local::LocalContext;
 use crate::diagnostic::Span;
 use crate::digest::{CacheKey, ContentDigest, DiffId, StackId};

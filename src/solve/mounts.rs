@@ -408,7 +408,8 @@ fn not_found(mount: &RunMount, error: CopyError) -> Cause {
                 (None, Some(near)) => Some(format!("did you mean /{near}?")),
                 (None, None) => None,
             };
-            let why = format!("{source_text:?} not found in the stage or image that from= names");
+            let written = crate::plan::written(&source_text);
+            let why = format!("\"{written}\" not found in the stage or image that from= names");
             Cause::Mount { span: mount.span, why, help }
         }
         other => other.into(),

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::io::{ErrorKind, Read as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Cause;
@@ -253,12 +253,12 @@ impl<'a> Stacks<'a> {
     fn tree(&self, layers: &[Part], chain: &ChainId, options: &TreeOptions) -> Result<PathBuf, Cause> {
         let (part, below) = layers.split_last().expect("a chain has a layer");
         let layer = &part.layer;
-        if let Some(tree) = self.store.layer_tree(layer) {
+        if let Some(tree) = self.lease.mounts_layer(self.store, layer)? {
             return Ok(tree);
         }
         let index = self.index(part)?;
         let on_parents = needs_parents(&index);
-        if on_parents && let Some(tree) = self.store.chain_tree(chain) {
+        if on_parents && let Some(tree) = self.lease.mounts_chain(self.store, chain)? {
             return Ok(tree);
         }
         let tar = self.store.tar_file(layer, self.lease)?;
@@ -270,7 +270,7 @@ impl<'a> Stacks<'a> {
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
             let made = apply::apply_on_parents(&index, &tar, &view, &mut lower, &tree, options);
             self.tell(&made.map_err(|error| self.unreadable(layer, error))?);
-            Ok(self.store.put_chain_tree(self.lease, chain, &tree)?)
+            self.put_chain(chain, &tree)
         } else {
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
             let before = self.before(layer);
@@ -278,8 +278,15 @@ impl<'a> Stacks<'a> {
             let made = apply::apply_like(&index, &tar, &tree, options, before.as_ref());
             self.tell(&made.map_err(|error| self.unreadable(layer, error))?);
             self.store.put_layer(self.lease, &index, Form::Tree(tree))?;
-            Ok(self.store.layer_tree(layer).ok_or_else(|| self.store.missing(format!("the tree of {layer}")))?)
+            let tree = self.lease.mounts_layer(self.store, layer)?;
+            Ok(tree.ok_or_else(|| self.store.missing(format!("the tree of {layer}")))?)
         }
+    }
+
+    fn put_chain(&self, chain: &ChainId, tree: &Path) -> Result<PathBuf, Cause> {
+        self.store.put_chain_tree(self.lease, chain, tree)?;
+        let tree = self.lease.mounts_chain(self.store, chain)?;
+        Ok(tree.ok_or_else(|| self.store.missing(format!("the tree of {}", chain.0)))?)
     }
 
     /// Why a tree could not be made: a layer whose bytes end early is damaged.
@@ -295,11 +302,10 @@ impl<'a> Stacks<'a> {
 
     /// One tree for all of `layers`, which are the lowest of a stack: what is seen through them.
     fn merge(&self, layers: &[Part], name: &ChainId, options: &TreeOptions) -> Result<PathBuf, Cause> {
-        if let Some(tree) = self.store.chain_tree(name) {
+        if let Some(tree) = self.lease.mounts_chain(self.store, name)? {
             return Ok(tree);
         }
-        let tree = self.flatten(layers, options)?;
-        Ok(self.store.put_chain_tree(self.lease, name, &tree)?)
+        self.put_chain(name, &self.flatten(layers, options)?)
     }
 
     /// A new folder with what is seen through `layers`, for the caller alone.

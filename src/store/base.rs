@@ -236,9 +236,10 @@ pub(super) fn put_image(
     })
 }
 
-/// Makes durable what was made under the lease, then lets the image have its names.
+/// Makes durable what was made under the lease, or by a command that has not come to that yet, as the image may be made of
+/// it; then lets the image have its names.
 pub fn keep(store: &Store, lease: &Lease, record: &ImageRecord) -> Result<bool, StoreError> {
-    if lease.made_something() {
+    if !lease.is_durable() || store.others_made(lease)? {
         lease.sync()?;
     }
     store.tag(record)

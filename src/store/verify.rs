@@ -83,14 +83,14 @@ fn image_problems(
             // Told above.
             _ => {}
         }
-        problems.extend(tree_problems(store, &diff_ids[..=number])?);
+        problems.extend(tree_problems(store, lease, &diff_ids[..=number])?);
     }
     let complete = contents.len() == image.layers.len();
     Ok(complete.then(|| image_content_digest(&image.config, &contents)))
 }
 
 /// Reads the files of the trees of the last of these layers: its own, and the one on these parents.
-fn tree_problems(store: &Store, layers: &[DiffId]) -> Result<Vec<String>, StoreError> {
+fn tree_problems(store: &Store, lease: &Lease, layers: &[DiffId]) -> Result<Vec<String>, StoreError> {
     let Some((layer, below)) = layers.split_last() else { return Ok(Vec::new()) };
     // What is wrong with an index is told where it is read alone.
     let Ok(Some(index)) = store.layer_index(layer) else { return Ok(Vec::new()) };
@@ -100,7 +100,7 @@ fn tree_problems(store: &Store, layers: &[DiffId]) -> Result<Vec<String>, StoreE
     for own in std::iter::once(*layer).chain(source) {
         if let Some(tree) = store.layer_tree(&own)
             && let Ok(Some(index)) = store.layer_index(&own)
-            && let Some(why) = tree_problem(&index, &tree)?
+            && let Some(why) = tree_problem(lease, &index, &tree)?
         {
             problems.push(store.damaged(&tree, why).to_string());
         }
@@ -110,7 +110,7 @@ fn tree_problems(store: &Store, layers: &[DiffId]) -> Result<Vec<String>, StoreE
             below.iter().map(|layer| store.layer_index(layer).ok().flatten().map(Arc::new)).collect();
         let alone = below.and_then(|below| on_parents(&index, &LayerStack::new(below).ok()?).ok());
         if let Some(alone) = alone
-            && let Some(why) = tree_problem(&alone, &tree)?
+            && let Some(why) = tree_problem(lease, &alone, &tree)?
         {
             problems.push(store.damaged(&tree, why).to_string());
         }

@@ -514,7 +514,8 @@ fn add_hosts(given: Vec<(String, HostAddress)>, network: NetworkName) -> Result<
         (HostAddress::Gateway, NetworkName::Default | NetworkName::Host) => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         (HostAddress::Gateway, NetworkName::None | NetworkName::Private) => {
             let network = network.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-            Err(format!("--add-host {name}:host-gateway: with --network {network} nothing leads to this machine"))
+            let what = "nothing leads to this machine's loopback";
+            Err(format!("--add-host {name}:host-gateway: with --network {network} {what}"))
         }
     };
     given.into_iter().map(|(name, given)| address(&name, given).map(|address| (name, address))).collect()

@@ -190,10 +190,10 @@ fn keep(job: &Job<'_>, made: &Made, spec: Option<&OutputSpec>) -> Result<Listed,
         (None, [(_, image, _)]) => image.image_id,
         _ => ImageId(listed.descriptor.digest),
     };
+    let mut bases = job.plan.images.iter().filter_map(|planned| planned.base).map(|base| &job.bases[base.0]);
     if spec.is_some_and(|spec| spec.push) {
         // Layers that no step read need not come here for it.
-        let mut bases = job.plan.images.iter().filter_map(|planned| planned.base);
-        bases.try_for_each(|base| job.remotes.expect(&job.bases[base.0]))?;
+        bases.clone().try_for_each(|base| job.remotes.expect(base))?;
     }
     let known = store.image_by_manifest(&listed.descriptor.digest).map_err(anyhow::Error::from)?;
     let content = made.content();
@@ -203,6 +203,7 @@ fn keep(job: &Job<'_>, made: &Made, spec: Option<&OutputSpec>) -> Result<Listed,
     if known.as_ref().is_some_and(named) && documents.are_here(store) {
         return Ok(listed);
     }
+    bases.try_for_each(|base| job.remotes.check(base))?;
     // Of a known image too: what nobody names may be collected until this lease lists it.
     let record = ImageRecord { names, ..put(job, &documents)? };
     base::keep(store, lease, &record).map_err(anyhow::Error::from)?;

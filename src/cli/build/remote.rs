@@ -7,6 +7,8 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use anyhow::anyhow;
+
 use crate::cli::args::{BuildArgs, Pull};
 use crate::cli::network;
 use crate::cli::settings::Settings;
@@ -19,6 +21,7 @@ use crate::registry::pull::{Quiet, RemoteImage};
 use crate::registry::{Registries, RegistryError};
 use crate::store::arrive::{Expected, arrived};
 use crate::store::lease::Lease;
+use crate::store::load::links;
 use crate::store::origins::Origin;
 use crate::store::{Store, base};
 use crate::sys::cancel::Cancel;
@@ -177,6 +180,18 @@ impl<'a> Remotes<'a> {
             self.store.expect_layer(&absent.diff_id, Origin { blob: absent.blob.digest, repository })?;
         }
         Ok(())
+    }
+
+    /// Refuses a base that is no image. Its layers are checked as they come, and may be here from a time when it was refused.
+    pub(super) fn check(&self, base: &BaseImage) -> anyhow::Result<()> {
+        let Some(Source { image, from: Some(from) }) = self.source(base) else { return Ok(()) };
+        let layers = &image.config.rootfs.diff_ids;
+        let known = image.manifest.as_ref().map(|manifest| self.store.knows_content(&manifest.digest)).transpose()?;
+        if known == Some(true) || !layers.iter().all(|layer| self.store.has_layer(layer)) {
+            return Ok(());
+        }
+        links(self.store, layers)?
+            .map_err(|(layer, why)| anyhow!("cannot use {}: the layer {layer}: {why}", from.familiar()))
     }
 
     fn source(&self, base: &BaseImage) -> Option<Source> {

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::LoadError;
 use super::files::Files;
 use crate::digest::{DiffId, Digest};
-use crate::layer::entry_ref::{EntryRef, KindRef};
 use crate::layer::scan::ScanError;
 use crate::layer::stack::LayerStack;
 use crate::store::arrive::{ArrivalError, Arrived, Expected, arrive, arrived};
@@ -116,8 +115,7 @@ pub(super) fn check_links(store: &Store, files: &Files, diff_ids: &[DiffId]) -> 
     links(store, diff_ids)?.map_err(|(layer, why)| LoadError::layer(files.place(), &layer.to_string(), why))
 }
 
-/// A hard link may name a file of a layer below, and of nothing else: whether there is one, no layer tells by itself.
-/// The layer with one that does not, and why.
+/// Whether each hard link of an image names a file of it: else the layer with one that does not, and why.
 pub(crate) fn links(store: &Store, diff_ids: &[DiffId]) -> Result<Result<(), (DiffId, String)>, StoreError> {
     let mut indexes = Vec::with_capacity(diff_ids.len());
     for layer in diff_ids {
@@ -129,27 +127,7 @@ pub(crate) fn links(store: &Store, diff_ids: &[DiffId]) -> Result<Result<(), (Di
         Ok(stack) => stack,
         Err(error) => return Ok(Err((*top, error.to_string()))),
     };
-    for (height, layer) in stack.layers.iter().enumerate() {
-        let is_link = |entry: &EntryRef<'_>| matches!(entry.kind, KindRef::HardLink { .. });
-        let links = layer.entries().enumerate().filter(|(_, entry)| is_link(entry));
-        let mut open = links.filter(|(position, _)| layer.data_position(*position).is_none()).peekable();
-        if open.peek().is_none() {
-            continue;
-        }
-        let below = LayerStack { layers: stack.layers[..=height].to_vec(), ..LayerStack::default() };
-        for (_, link) in open {
-            if let (None, KindRef::HardLink { target }) = (below.lookup_ref(link.path), link.kind) {
-                let shown = |path| String::from_utf8_lossy(path).into_owned();
-                let why = format!(
-                    "/{} is a hard link to /{}, which is no file of the image",
-                    shown(link.path),
-                    shown(target)
-                );
-                return Ok(Err((diff_ids[height], why)));
-            }
-        }
-    }
-    Ok(Ok(()))
+    Ok(stack.broken_link().map_or(Ok(()), |link| Err((diff_ids[link.layer], link.to_string()))))
 }
 
 /// Why a layer cannot be indexed: most often it is damaged, which its digest tells better than the place where the tar

@@ -238,7 +238,7 @@ pub(crate) fn repositories(store: &Store, image: &ImageRecord) -> Result<Vec<Ref
 /// The digest by which an image is known in a repository: that of what was pushed there or pulled from there last, else that
 /// of its manifest here.
 pub(crate) fn digest(store: &Store, image: &ImageRecord, repository: &Reference) -> Result<Digest, Failure> {
-    let name = format!("{}/{}", repository.registry(), repository.repository());
+    let name = repository.full_name();
     let known = store.origins_of_image(&image.id).map_err(anyhow::Error::from)?;
     Ok(known.iter().find(|origin| origin.repository == name).map_or(image.manifest, |origin| origin.blob))
 }

@@ -5,12 +5,12 @@
 //! goes on where it was; what comes is checked before it appears.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::blob::BlobStream;
 use super::pull::{Transfer, Transfers, unwrap_io};
-use super::{Registries, RegistryError};
+use super::{AT_ONCE, Registries, RegistryError};
 use crate::image::manifest::Descriptor;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;
@@ -19,9 +19,7 @@ use crate::store::arrive::{ArrivalError, Expected, arrive, arrived};
 use crate::store::lease::Lease;
 use crate::store::load::links;
 use crate::store::origins::Origin;
-
-/// Blobs at once.
-const AT_ONCE: usize = 4;
+use crate::sys::threads::at_once;
 
 impl Registries {
     /// Brings layers of an image that are not in the store: all from one repository, or, where none is given, each from where
@@ -56,25 +54,15 @@ impl Registries {
         if wanted.is_empty() && known()? {
             return Ok(());
         }
-        let next = AtomicUsize::new(0);
-        let failure = Mutex::new(None);
-        let work = || {
-            while let Some((layer, expected)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(error) = bring.layer(layer, expected) {
-                    next.store(wanted.len(), Ordering::Relaxed);
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                    // Nobody waits for the others.
-                    failed.store(true, Ordering::Relaxed);
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..AT_ONCE.min(wanted.len()) {
-                scope.spawn(work);
-            }
-            work();
+        let first = Mutex::new(None);
+        let came = at_once(AT_ONCE, &wanted, |(layer, expected)| {
+            bring.layer(layer, expected).map_err(|error| {
+                first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                // Nobody waits for the others.
+                failed.store(true, Ordering::Relaxed);
+            })
         });
-        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        if let (Err(()), Some(error)) = (came, first.into_inner().unwrap_or_else(PoisonError::into_inner)) {
             return Err(error);
         }
         links(store, &image.config.rootfs.diff_ids)?

@@ -33,6 +33,9 @@ use crate::http::{HttpError, HttpOptions};
 use crate::store::StoreError;
 use crate::sys::cancel::Cancel;
 
+/// Blobs that move at once, here or there.
+pub(crate) const AT_ONCE: usize = 4;
+
 /// How registries are reached.
 #[derive(Debug, Clone)]
 pub struct RegistryOptions {

@@ -5,18 +5,17 @@
 //! anew without that promise, and what was built until then is found in the cache.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Cause, Solver, StepError, schedule};
 use crate::digest::DiffId;
 use crate::plan::step::{INTERNAL, Op, Stack, StepId};
+use crate::registry::AT_ONCE;
+use crate::sys::threads::at_once;
 
 /// Look-ups at once: they wait for a registry, and take no processor.
 const LOOKUPS: usize = 8;
-
-/// Layers at once.
-const LAYERS: usize = 4;
 
 impl Solver<'_> {
     /// First pass: looks steps up, those that do not wait for each other at once. What is `done` is left out.
@@ -88,22 +87,9 @@ impl Solver<'_> {
 
     fn bring_layers(&self, layers: &BTreeSet<DiffId>, for_step: StepId) -> Result<bool, StepError> {
         let layers: Vec<&DiffId> = layers.iter().collect();
-        let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
-        let work = || {
-            while let Some(layer) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
-                // All are tried: what else is not there is then known, too.
-                if let Err(cause) = self.stacks.index(layer) {
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(cause);
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..LAYERS.min(layers.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        // All are tried: what else is not there is then known, too.
+        let Ok(causes) = at_once(AT_ONCE, &layers, |layer| Ok::<_, Infallible>(self.stacks.index(layer).err()));
+        match causes.into_iter().flatten().next() {
             None => Ok(true),
             _ if self.engine.cancel.is_canceled() => Err(StepError::new(for_step, Cause::Canceled)),
             Some(Cause::Untrue) => Ok(false),

@@ -175,7 +175,7 @@ pub(crate) fn lookup(store: &Store, name: &str) -> Result<Option<ImageRecord>, F
                 let same = |known: &String| {
                     Reference::parse(known).is_ok_and(|known| known.familiar_name() == reference.familiar_name())
                 };
-                let repository = format!("{}/{}", reference.registry(), reference.repository());
+                let repository = reference.full_name();
                 let mut found = None;
                 for image in store.images().map_err(failed)? {
                     // Its own, or the one that a registry knows it by, whatever names it has.

@@ -188,6 +188,32 @@ fn a_layer_that_is_damaged_is_found_by_the_push_and_made_anew() {
     }
 }
 
+/// A registry that takes whatever it gets is not told that it got it.
+#[test]
+fn wrong_bytes_of_another_registry_are_not_passed_on() {
+    let source = Taker::default();
+    let source = Server::start(move |asked| {
+        let mut answer = source.answer(asked);
+        if asked.method == "GET" && asked.path.contains("/blobs/") && answer.body.starts_with(b"\x1f\x8b") {
+            *answer.body.last_mut().expect("it has a head") ^= 1;
+        }
+        answer
+    });
+    let (maker, base) = (TestEnv::new(), format!("{}/base:1", source.host()));
+    import(&maker, &base, "f");
+    maker.rbuild(&format!("push {base}")).ok();
+    let taker = Arc::new(Taker::default());
+    let (env, taken) = (TestEnv::new(), Arc::clone(&taker));
+    let server = Server::start(move |asked| {
+        let answer = taken.answer(asked);
+        if answer.status == 400 { Answer::new(201, "") } else { answer }
+    });
+    env.write("ctx/Dockerfile", format!("FROM {base}\nLABEL a=b\n"));
+    let run = env.build(&format!("-t {}/x:1 --push", server.host()));
+    run.ends(1).says("passes through from").says("what came has the digest");
+    assert!(!taker.has_names());
+}
+
 /// A server that calls `when` at the first upload, and then goes on.
 fn interrupting(taker: Arc<Taker>, when: impl Fn() + Send + Sync + 'static) -> Server {
     let once = OnceLock::new();

@@ -150,6 +150,19 @@ impl<'a> BlobStream<'a> {
     }
 }
 
+impl BlobStream<'_> {
+    /// Whether what came has the digest; asked once, at the end.
+    fn check(&mut self) -> io::Result<()> {
+        match self.hasher.take().map(Hasher::finish) {
+            Some(found) if found != self.blob.digest => {
+                self.wrong = true;
+                Err(io::Error::other(self.fail(format!("what came has the digest {found}"))))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 impl Read for BlobStream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {
@@ -161,15 +174,8 @@ impl Read for BlobStream<'_> {
         loop {
             let left = self.blob.size - self.offset;
             if left == 0 {
-                // Opened even where nothing is to come: who has the blob has an empty one too.
-                let found = self.hasher.take().map(Hasher::finish);
-                return match found {
-                    Some(found) if found != self.blob.digest => {
-                        self.wrong = true;
-                        Err(io::Error::other(self.fail(format!("what came has the digest {found}"))))
-                    }
-                    _ => Ok(0),
-                };
+                // Checked here where nothing was to come: who has the blob has an empty one too.
+                return self.check().map(|()| 0);
             }
             let mut reader = match self.reader.take() {
                 Some(reader) => reader,
@@ -182,6 +188,10 @@ impl Read for BlobStream<'_> {
                     self.offset += read as u64;
                     if let Some(hasher) = &mut self.hasher {
                         hasher.update(&buffer[..read]);
+                    }
+                    if read as u64 == left {
+                        // Wrong bytes never go out whole: who passes them on stops before their end.
+                        self.check()?;
                     }
                     self.listener.transfer(&self.blob.digest, Transfer::Moved(read as u64));
                     return Ok(read);

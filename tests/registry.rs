@@ -19,7 +19,7 @@ const NEEDS: &[Need] = &[Need::Program("docker-registry")];
 /// `ann:secret`, as htpasswd -B writes it.
 const PASSWORDS: &str = "ann:$2y$05$di/2gt3nXWhPkNf8qEmn.ekQzsJVOS4YBjqEhppO8wsANicN33pwW\n";
 
-fn tar(name: &str, size: usize) -> Vec<u8> {
+pub(crate) fn tar(name: &str, size: usize) -> Vec<u8> {
     let mut state = 7_u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -38,7 +38,7 @@ fn with_image(name: &str) -> TestEnv {
     env
 }
 
-fn add_image(env: &TestEnv, name: &str) {
+pub(crate) fn add_image(env: &TestEnv, name: &str) {
     env.write("base.tar", tar("f", 100_000));
     env.run(["import", "-c", "ENV BASE=yes", "base.tar", name]).ok();
 }
@@ -273,7 +273,7 @@ fn passwords_are_asked_for_and_kept() {
 }
 
 /// A CA, and certificates that it signed for localhost and for a client: file names and bytes.
-fn certificates(env: &TestEnv) {
+pub(crate) fn certificates(env: &TestEnv) {
     env.write("ext", "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
     let openssl = |line: &str| {
         let mut command = Command::new("openssl");
@@ -474,10 +474,10 @@ fn a_token_server_is_asked() {
     drop((registry, tokens));
 }
 
-type Fault = Box<dyn Fn(&Asked, usize, &Memory) -> Option<Answer> + Send + Sync>;
+pub(crate) type Fault = Box<dyn Fn(&Asked, usize, &Memory) -> Option<Answer> + Send + Sync>;
 
 /// Pulls `x:1` from a registry in which `fault` answers what it wants to, given how often the same was asked before.
-fn pull_with(memory: Memory, fault: Fault) -> (Run, TestEnv, Server) {
+pub(crate) fn pull_with(memory: Memory, fault: Fault) -> (Run, TestEnv, Server) {
     let counts = std::sync::Mutex::new(std::collections::BTreeMap::<String, usize>::new());
     let server = Server::start(move |asked| {
         let times = {
@@ -517,6 +517,29 @@ fn what_may_pass_is_tried_again() {
                 let whole = Answer::new(200, memory.layer.clone());
                 let cut = if times == 0 { Some(100_001) } else { None };
                 is_layer(asked, memory).then_some(Answer { cut, ..whole })
+            }),
+        ),
+        (
+            "a manifest that breaks off",
+            Box::new(|asked, times, memory| {
+                (asked.path.contains("/manifests/") && times < 2)
+                    .then(|| Answer { cut: Some(50), ..memory.answer(asked) })
+            }),
+        ),
+        (
+            "another part than was asked for",
+            Box::new(|asked, times, memory| match asked.header("range") {
+                _ if !is_layer(asked, memory) => None,
+                "" => Some(Answer { cut: (times == 0).then_some(100_001), ..Answer::new(200, memory.layer.clone()) }),
+                _ => Some(Answer::new(206, "parts").with("Content-Range", "bytes 5-9/300")),
+            }),
+        ),
+        (
+            "no part at all",
+            Box::new(|asked, times, memory| match asked.header("range") {
+                _ if !is_layer(asked, memory) => None,
+                "" => Some(Answer { cut: (times == 0).then_some(100_001), ..Answer::new(200, memory.layer.clone()) }),
+                _ => Some(Answer::new(416, "")),
             }),
         ),
         (
@@ -625,6 +648,64 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
                 r#"{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0,"platform":{"os":"plan9","architecture":"mips"}}]}"#,
             ),
             "only for plan9/mips",
+        ),
+        (
+            "an index of what nobody knows",
+            manifest(
+                r#"{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0},{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0}]}"#,
+            ),
+            "only for unknown\n",
+        ),
+        (
+            "an index of many platforms, which draw on the terminal",
+            Box::new(|asked, _, _| {
+                let one = |number: usize| {
+                    format!(
+                        r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0,"platform":{{"os":"\u001b[31mos{number:02}","architecture":"x"}}}}"#
+                    )
+                };
+                let all = (0..20).map(one).collect::<Vec<_>>().join(",");
+                asked
+                    .path
+                    .contains("/manifests/")
+                    .then(|| Answer::new(200, format!(r#"{{"schemaVersion":2,"manifests":[{all}]}}"#)))
+            }),
+            "[31mos07/x, …\n",
+        ),
+        (
+            "tags that draw on the terminal",
+            Box::new(|asked, _, _| {
+                asked
+                    .path
+                    .contains("/tags/list")
+                    .then(|| Answer::new(200, r#"{"tags":["\u001b[31mred-and-long"]}"#))
+                    .or_else(|| asked.path.contains("/manifests/").then(|| Answer::new(404, "")))
+            }),
+            "has [31mred-and-long\n",
+        ),
+        (
+            "an artifact that draws on the terminal",
+            manifest(
+                r#"{"schemaVersion":2,"config":{"mediaType":"application/\u001b[31mred","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0},"layers":[]}"#,
+            ),
+            "application/[31mred",
+        ),
+        (
+            "storage that says no",
+            Box::new(|asked, _, memory| {
+                let there =
+                    format!("http://127.0.0.1:{}/denied", asked.header("host").rsplit(':').next().unwrap_or(""));
+                match asked.path.as_str() {
+                    "/denied" => Some(Answer::new(403, "<Error>AccessDenied</Error>")),
+                    _ => is_layer(asked, memory).then(|| Answer::new(307, "").with("Location", there)),
+                }
+            }),
+            "which says no (status 403)\n",
+        ),
+        (
+            "a server that wants an hour",
+            Box::new(|_, _, _| Some(Answer::new(429, "").with("Retry-After", "3600"))),
+            "asks to wait 3600 seconds",
         ),
         (
             "an index in itself",

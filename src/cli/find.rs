@@ -17,6 +17,7 @@ use crate::image::reference::Reference;
 use crate::plan::BaseImage;
 use crate::store::images::{ImageRecord, Lookup};
 use crate::store::lease::Lease;
+use crate::store::origins::Origin;
 use crate::store::sweep::Swept;
 use crate::store::{Store, StoreError, base};
 use crate::sys::idmap::IdMap;
@@ -169,11 +170,15 @@ pub(crate) fn lookup(store: &Store, name: &str) -> Result<Option<ImageRecord>, F
                 let same = |known: &String| {
                     Reference::parse(known).is_ok_and(|known| known.familiar_name() == reference.familiar_name())
                 };
+                let repository = format!("{}/{}", reference.registry(), reference.repository());
                 let mut found = None;
-                for image in store.images().map_err(failed)?.into_iter().filter(|image| image.names.iter().any(same)) {
-                    // Its own, or the one that a registry knows it by.
-                    let known = || store.origins_of_image(&image.id);
-                    if image.manifest == digest || known().map_err(failed)?.iter().any(|origin| origin.blob == digest) {
+                for image in store.images().map_err(failed)? {
+                    // Its own, or the one that a registry knows it by, whatever names it has.
+                    let named = image.names.iter().any(same);
+                    let known = |origin: &Origin| origin.blob == digest && (named || origin.repository == repository);
+                    if (named && image.manifest == digest)
+                        || store.origins_of_image(&image.id).map_err(failed)?.iter().any(known)
+                    {
                         found = Some(image);
                         break;
                     }
@@ -221,6 +226,13 @@ fn no_such_image(store: &Store, name: &str) -> anyhow::Error {
 pub(crate) fn names(image: &ImageRecord) -> Vec<Reference> {
     // What the store wrote can be read again; what somebody else wrote there is not shown.
     image.names.iter().filter_map(|name| Reference::parse(name).ok()).collect()
+}
+
+/// The repositories in which an image without a name is known by its digest.
+pub(crate) fn repositories(store: &Store, image: &ImageRecord) -> Result<Vec<Reference>, Failure> {
+    let known = if image.names.is_empty() { store.origins_of_image(&image.id) } else { Ok(Vec::new()) };
+    let known = known.map_err(anyhow::Error::from)?;
+    Ok(known.iter().filter_map(|origin| Some(Reference::parse(&origin.repository).ok()?.at(origin.blob))).collect())
 }
 
 /// The digest by which an image is known in a repository: that of what was pushed there or pulled from there last, else that

@@ -51,7 +51,8 @@ pub(super) fn run(args: &ImagesArgs, settings: &Settings) -> Result<ExitCode, Fa
         if !filter.takes_image(image, &store)? {
             continue;
         }
-        let names = find::names(image);
+        let mut names = find::names(image);
+        names.extend(find::repositories(&store, image)?);
         if names.is_empty() {
             rows.push((image, None));
         }
@@ -183,7 +184,7 @@ impl Filter {
     }
 
     fn takes(&self, name: Option<&Reference>) -> bool {
-        if self.dangling.is_some_and(|dangling| dangling != name.is_none()) {
+        if self.dangling.is_some_and(|dangling| dangling != name.is_none_or(|name| name.tag().is_none())) {
             return false;
         }
         self.references.is_empty()

@@ -124,8 +124,11 @@ fn describe(store: &Store, record: &ImageRecord, name: &str, wanted: Option<&Pla
         content => content,
     };
     let names = find::names(record);
-    let digests =
-        names.iter().map(|name| Ok(format!("{}@{}", name.familiar_name(), find::digest(store, record, name)?)));
+    let repositories = find::repositories(store, record)?;
+    let digests = names
+        .iter()
+        .chain(&repositories)
+        .map(|name| Ok(format!("{}@{}", name.familiar_name(), find::digest(store, record, name)?)));
     let digests = digests.collect::<Result<BTreeSet<String>, Failure>>()?;
     let container = serde_json::to_value(&config.config).map_err(anyhow::Error::from)?;
     let mut value = json!({

@@ -17,7 +17,7 @@ use super::settings::Settings;
 use super::stdout::stdout;
 use crate::image::reference::Reference;
 use crate::store::base;
-use crate::store::load::{Loaded, load_only};
+use crate::store::load::{Loaded, load};
 
 /// Loads them.
 pub(super) fn run(args: &LoadArgs, settings: &Settings) -> Result<ExitCode, Failure> {
@@ -37,7 +37,7 @@ pub(super) fn run(args: &LoadArgs, settings: &Settings) -> Result<ExitCode, Fail
     let only = args.platforms.iter().map(|platform| find::platform(platform)).collect::<Result<Vec<_>, _>>()?;
     let store = find::store(settings)?;
     let lease = find::lease(&store, settings)?;
-    let loaded = load_only(&store, &lease, archive, &place, &find::machine(), &only).map_err(anyhow::Error::from)?;
+    let loaded = load(&store, &lease, archive, &place, &find::machine(), &only).map_err(anyhow::Error::from)?;
     let mut out = stdout();
     for Loaded { mut record, names } in loaded {
         record.names = names.iter().map(Reference::to_string).collect();

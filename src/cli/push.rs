@@ -76,8 +76,9 @@ pub(super) fn run(args: &PushArgs, settings: &Settings) -> Result<ExitCode, Fail
             break;
         }
     }
-    let registries = network::registries(settings, args.insecure, false, None)?;
+    let insecure = network::insecure(args.insecure, reference.registry());
     let lines = Lines::new(Direction::Push, args.quiet, settings);
+    let registries = network::registries(settings, insecure, false, None, lines.sayer())?;
     if !tagged && !args.all_tags {
         lines.say("Using default tag: latest");
     }

@@ -210,7 +210,8 @@ impl Mounts {
         unshare(UnshareFlags::NEWNS).ok()?;
         make_private().ok()?;
         if unshare(UnshareFlags::NEWUTS).is_ok() {
-            rustix::system::sethostname(order.process.hostname.as_bytes()).ok()?;
+            // Else it has the machine's name, as where that cannot be hidden.
+            let _ = rustix::system::sethostname(order.process.hostname.as_bytes());
         }
         let copy = |path: &str, restrict| {
             Tree::copy(CWD, Path::new(path), true).and_then(|tree| tree.restrict(restrict, true)).ok()

@@ -72,7 +72,8 @@ impl Place {
         let path = self.path("base.tar");
         fs::write(&path, tar.into_inner().unwrap()).unwrap();
         let file = fs::File::open(&path).unwrap();
-        let loaded = load(&self.store, &self.lease, file, "base.tar", &Platform::new("linux", "amd64", "")).unwrap();
+        let loaded =
+            load(&self.store, &self.lease, file, "base.tar", &Platform::new("linux", "amd64", ""), &[]).unwrap();
         let mut image = base_image(&self.store, &loaded[0].record).unwrap();
 
         let path = self.lease.fresh_path();
@@ -382,7 +383,8 @@ fn archives_come_back_in() {
         let written = place.write(&place.archive(kind, "out.tar"), &image, None).unwrap();
         let other = Place::new();
         let file = fs::File::open(place.path("out.tar")).unwrap();
-        let loaded = load(&other.store, &other.lease, file, "out.tar", &Platform::new("linux", "amd64", "")).unwrap();
+        let loaded =
+            load(&other.store, &other.lease, file, "out.tar", &Platform::new("linux", "amd64", ""), &[]).unwrap();
         assert_eq!(loaded.len(), 1);
         assert_eq!(loaded[0].record.id.0, Digest::of(&image.config));
         assert_eq!(loaded[0].record.manifest, written.manifest.unwrap().digest);

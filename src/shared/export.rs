@@ -5,8 +5,6 @@
 //! either's artifact is right; what an artifact lists is there before it is; several steps go at once.
 
 use std::io::{Read, Write as _};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::artifact::{Artifact, MAX_INDEX, StepResult};
@@ -16,13 +14,11 @@ use crate::digest::CacheKey;
 use crate::image::manifest::{Descriptor, Encoding, Family};
 use crate::layer::compress::{Compression, Encoder};
 use crate::output;
-use crate::registry::RegistryError;
+use crate::registry::{AT_ONCE, RegistryError};
 use crate::store::lease::Lease;
 use crate::store::origins::Origin;
 use crate::store::{Store, StoreError};
-
-/// Steps at once.
-const AT_ONCE: usize = 4;
+use crate::sys::threads::at_once;
 
 /// How often something is tried, and the wait after the first time.
 const ATTEMPTS: u32 = 4;
@@ -56,31 +52,9 @@ pub struct Exported {
 /// Exports the results of steps.
 pub fn export(export: &Export<'_>, steps: &[StepResult]) -> Result<Exported, SharedError> {
     export.place.make()?;
-    let next = AtomicUsize::new(0);
-    let outcome: Mutex<(Exported, Option<SharedError>)> = Mutex::default();
-    let work = || {
-        while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let result = patiently(|| export.one(step));
-            let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
-            match result {
-                Ok(true) => outcome.0.written += 1,
-                Ok(false) => outcome.0.there += 1,
-                Err(error) => {
-                    next.store(steps.len(), Ordering::Relaxed);
-                    outcome.1.get_or_insert(error);
-                }
-            }
-        }
-    };
-    // Joined here, as all threads of registries are.
-    std::thread::scope(|scope| {
-        for _ in 1..AT_ONCE.min(steps.len()) {
-            scope.spawn(work);
-        }
-        work();
-    });
-    let (exported, failure) = outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
-    failure.map_or(Ok(exported), Err)
+    let written = at_once(AT_ONCE, steps, |step| patiently(|| export.one(step)))?;
+    let count = written.iter().filter(|written| **written).count();
+    Ok(Exported { written: count, there: written.len() - count })
 }
 
 impl Export<'_> {

@@ -5,19 +5,18 @@
 //! anew without that promise, and what was built until then is found in the cache.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::stacks::Part;
 use super::{Cause, Solver, StepError, schedule};
 use crate::plan::step::{INTERNAL, Op, Stack, StepId};
+use crate::registry::AT_ONCE;
 use crate::shared::Need;
+use crate::sys::threads::at_once;
 
 /// Look-ups at once: they wait for a registry, and take no processor.
 const LOOKUPS: usize = 8;
-
-/// Layers at once.
-const LAYERS: usize = 4;
 
 impl Solver<'_> {
     /// First pass: looks steps up, those that do not wait for each other at once. What is `done` is left out.
@@ -67,7 +66,7 @@ impl Solver<'_> {
             }
             first.get_or_insert(StepId(index));
         }
-        self.at_once(&layers, first.unwrap_or(StepId(0)), |part| self.stacks.index(part).map(drop))
+        self.with_each(&layers, first.unwrap_or(StepId(0)), |part| self.stacks.index(part).map(drop))
     }
 
     /// When all is solved: sees to it that what is needed of the images' layers can be had. As [`Self::bring_for_commands`].
@@ -75,7 +74,7 @@ impl Solver<'_> {
         let Some(shared) = self.engine.shared else { return Ok(true) };
         let made = |stack| self.stack(stack).layers.into_iter().filter(|part| part.content.is_some());
         let layers = self.plan.images.iter().flat_map(|image| made(image.stack)).collect();
-        self.at_once(&layers, StepId(0), |part| {
+        self.with_each(&layers, StepId(0), |part| {
             if self.engine.store.has_layer(&part.layer) {
                 // It may have come since it was claimed, by another build.
                 return self.stacks.check(part);
@@ -101,29 +100,17 @@ impl Solver<'_> {
         layers.extend(own.filter(|part| !self.engine.store.has_layer(&part.layer)));
     }
 
-    fn at_once(
+    /// Does that with layers, several at once.
+    fn with_each(
         &self,
         layers: &BTreeSet<Part>,
         for_step: StepId,
         act: impl Fn(&Part) -> Result<(), Cause> + Sync,
     ) -> Result<bool, StepError> {
         let layers: Vec<&Part> = layers.iter().collect();
-        let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
-        let work = || {
-            while let Some(layer) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
-                // All are tried: what else is not there is then known, too.
-                if let Err(cause) = act(layer) {
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(cause);
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..LAYERS.min(layers.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        // All are tried: what else is not there is then known, too.
+        let Ok(causes) = at_once(AT_ONCE, &layers, |part| Ok::<_, Infallible>(act(part).err()));
+        match causes.into_iter().flatten().next() {
             None => Ok(true),
             _ if self.engine.cancel.is_canceled() => Err(StepError::new(for_step, Cause::Canceled)),
             Some(Cause::Untrue) => Ok(false),

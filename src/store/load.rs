@@ -265,20 +265,10 @@ pub fn bring_layout(
     }
 }
 
-/// Brings all images of an archive in; `place` is its name in messages. An image with several platforms comes with all of
-/// them if the archive has all, else it is the one for `platform`. They get no names in the store: see [`Loaded::names`].
+/// Brings all images of an archive in, or what of them is for one of the platforms `only`, if any is named; `place` is the
+/// archive's name in messages. An image with several platforms comes with all of them if the archive has all, else it is the
+/// one for `platform`. They get no names in the store: see [`Loaded::names`].
 pub fn load(
-    store: &Store,
-    lease: &Lease,
-    archive: File,
-    place: &str,
-    platform: &Platform,
-) -> Result<Vec<Loaded>, LoadError> {
-    load_only(store, lease, archive, place, platform, &[])
-}
-
-/// As [`load`]; of all images only what is for one of the platforms `only`, if any is named.
-pub fn load_only(
     store: &Store,
     lease: &Lease,
     archive: File,

@@ -391,7 +391,7 @@ mod tests {
         let lease = store.lease("boot").unwrap();
         let (_, tree) = chain_tree(&store, &lease);
         let (slow, quick) = (swept(&store, &[&tree]), swept(&store, &[&tree]));
-        assert_eq!(store.recover(&lease, &quick).unwrap(), [tree.clone()]);
+        assert_eq!(store.recover(&lease, &quick).unwrap(), std::slice::from_ref(&tree));
         chain_tree(&store, &lease);
         assert_eq!(store.recover(&lease, &slow).unwrap(), [""; 0]);
         assert!(store.path(&tree).join("tree/f").exists());
@@ -463,7 +463,7 @@ mod tests {
         let lease = store.lease("boot").unwrap();
         let (_, name) = layer(&store, &lease);
         let other = store.put_blob(&lease, b"not suspect").unwrap();
-        assert_eq!(store.discard_suspects(&swept(&store, &[&name])).unwrap(), [name.clone()]);
+        assert_eq!(store.discard_suspects(&swept(&store, &[&name])).unwrap(), std::slice::from_ref(&name));
         assert!(!store.path(&name).exists() && store.has_blob(&other));
     }
 }

@@ -433,7 +433,7 @@ mod tests {
         let record = format!("cache/records/{0}/{0}{1}", "ab", "0".repeat(62));
         fs::create_dir(&old).unwrap();
         std::thread::sleep(Duration::from_millis(30));
-        for torn in ["".to_owned(), "boo".to_owned(), format!("boot boot-a\nmade {}", &layer("gone")[..30])] {
+        for torn in [String::new(), "boo".to_owned(), format!("boot boot-a\nmade {}", &layer("gone")[..30])] {
             fs::write(store.path("leases/build-x"), &torn).unwrap();
             fs::create_dir_all(&new).unwrap();
             fs::create_dir_all(store.path("cache/records/ab")).unwrap();

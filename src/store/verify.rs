@@ -6,6 +6,7 @@
 //! not here, but known to be in a registry, is no damage.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::base::base_images;
@@ -67,7 +68,7 @@ fn image_problems(
         // What its registry has is not lost.
         let elsewhere = store.lacks(layer, &blob.digest) && !store.origins_of_blob(layer, &blob.digest)?.is_empty();
         if blob.digest != layer.0 && !elsewhere {
-            problems.extend(blob_problem(store, layer, blob)?);
+            problems.extend(blob_problem(store, lease, layer, blob)?);
         }
         if elsewhere && !store.has_layer(layer) {
             continue;
@@ -125,7 +126,7 @@ pub(super) fn is_damage(error: &io::Error) -> bool {
 }
 
 /// Reads a layer's blob, packed and unpacked.
-fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Option<String>, StoreError> {
+fn blob_problem(store: &Store, lease: &Lease, layer: &DiffId, blob: &Descriptor) -> Result<Option<String>, StoreError> {
     let path = store.blob_path(&blob.digest);
     let layer_path = store.path("layers").join(layer.0.hex());
     if !store.has_blob(&blob.digest) {
@@ -136,7 +137,10 @@ fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Opti
     let mut packed = HashingReader::new(file);
     let unpacked = compress::decompress(Box::new(&mut packed)).and_then(Digest::of_reader);
     // Bytes after the compressed stream belong to the blob too.
-    io::copy(&mut packed, &mut io::sink()).map_err(StoreError::io("read", &path))?;
+    if let Err(error) = io::copy(&mut packed, &mut io::sink()).map_err(StoreError::io("read", &path)) {
+        let problem = unreadable(store, lease, &path, error)?;
+        return Ok(Some(problem));
+    }
     let (_, found, size) = packed.finish();
     if (found, size) != (blob.digest, blob.size) {
         let why = format!("the blob {} of layer {layer} has {size} bytes with the digest {found}", blob.digest);
@@ -147,6 +151,16 @@ fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Opti
         Ok(found) => Some(format!("the blob {} does not hold layer {layer} but {found}", blob.digest)),
         Err(error) => Some(format!("the blob {} cannot be unpacked: {error}", blob.digest)),
     })
+}
+
+/// What is wrong with something that cannot be read; an error that says nothing of it is handed on.
+fn unreadable(store: &Store, lease: &Lease, path: &Path, error: StoreError) -> Result<String, StoreError> {
+    match &error {
+        StoreError::Io { source, .. } if lease.blames_thing(&error) => {
+            Ok(store.damaged(path, format!("it cannot be read: {source}")).to_string())
+        }
+        _ => Err(error),
+    }
 }
 
 /// Makes the layer's tar from the form that is there, indexes it anew and compares.
@@ -160,13 +174,13 @@ pub(super) fn layer_content(
     let tar = match store.tar_file(layer, lease) {
         Ok(tar) => tar,
         Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => return Ok(Err(error.to_string())),
-        Err(error) => return Err(error),
+        Err(error) => return unreadable(store, lease, &path, error).map(Err),
     };
     let index = match store.layer_index(layer) {
         Ok(Some(index)) => index,
         Ok(None) => return Ok(Err(damaged(format!("the index of layer {layer} is not there")))),
         Err(error @ StoreError::Damaged { .. }) => return Ok(Err(error.to_string())),
-        Err(error) => return Err(error),
+        Err(error) => return unreadable(store, lease, &path, error).map(Err),
     };
     Ok(match scan(tar) {
         Ok(found) if found.diff_id() != *layer => Err(damaged(format!("layer {layer} holds {}", found.diff_id()))),
@@ -258,7 +272,7 @@ mod tests {
             fs::write(&path, &archive).unwrap();
             let file = fs::File::open(path).unwrap();
             let record =
-                load(&store, &lease, file, "x", &Platform::new("linux", "amd64", "")).unwrap()[0].record.clone();
+                load(&store, &lease, file, "x", &Platform::new("linux", "amd64", ""), &[]).unwrap()[0].record.clone();
             harm(&store, &record);
             let problems = verify(&store, &lease, &record).unwrap().join("; ");
             assert_eq!(problems.is_empty(), expected.is_empty(), "{name}: {problems}");

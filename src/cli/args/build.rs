@@ -382,6 +382,10 @@ impl BuildFlags {
             }
             (_, format) => format == Some(ReportForm::Json),
         };
+        let outputs = outputs(&self.output, self.push, self.load, self.quiet, settings)?;
+        if self.offline && outputs.iter().any(|output| output.push) {
+            return Err("--offline and --push, or an output that goes to a registry, cannot both hold".to_owned());
+        }
         Ok(BuildArgs {
             context: context(self.context, self.print == Some(Print::Ast) || call.is_some())?,
             tags: self.tag,
@@ -402,7 +406,7 @@ impl BuildFlags {
             cache_from: caches(Side::From, &self.cache_from, self.offline, self.verify_reproducible)?,
             cache_to: caches(Side::To, &self.cache_to, self.offline, self.verify_reproducible)?,
             offline: self.offline,
-            outputs: outputs(&self.output, self.push, self.load, self.quiet, settings)?,
+            outputs,
             annotations: annotations(&self.annotation)?,
             progress: progress(self.progress, self.quiet, settings)?,
             quiet: self.quiet,

@@ -49,6 +49,8 @@ pub(super) struct Made {
     pub(super) index: bool,
     /// What names lead to.
     pub(super) names: Vec<Reference>,
+    /// It goes to registries by its digest alone: nothing gets a tag.
+    pub(super) by_digest: bool,
 }
 
 impl Made {
@@ -108,7 +110,7 @@ impl Report {
 
     /// What the user is told last.
     pub(super) fn built(&self) -> Built {
-        let names = self.made.names.iter().map(Reference::familiar).collect();
+        let names = self.made.names.iter().filter(|_| !self.made.by_digest).map(Reference::familiar).collect();
         Built { image: self.id, content: self.made.content(), names }
     }
 
@@ -165,7 +167,11 @@ impl Report {
             document["containerimage.config.digest"] = json!(image.image_id);
         }
         if !made.names.is_empty() {
-            let names: Vec<String> = made.names.iter().map(ToString::to_string).collect();
+            let name = |name: &Reference| match made.by_digest {
+                true => name.full_name(),
+                false => name.to_string(),
+            };
+            let names: Vec<String> = made.names.iter().map(name).collect();
             document["image.name"] = names.join(",").into();
         }
         if let Some(content) = made.content() {
@@ -191,7 +197,10 @@ pub(super) fn finish(
         let note = format!("warning: the image has {height} layers; Docker refuses more than {DOCKERS_MOST_LAYERS}");
         job.reporter.event(Event::Note(&note));
     }
-    let made = Made { images, index: job.plan.index, names: names(job.args)? };
+    let mut named =
+        job.args.outputs.iter().filter(|output| matches!(output.kind, OutputKind::Image | OutputKind::Registry));
+    let by_digest = named.clone().next().is_some() && named.all(|output| output.push && output.by_digest);
+    let made = Made { images, index: job.plan.index, names: names(job.args)?, by_digest };
     let (kept, sent) = outputs::write(job, &made, loader, pushes)?;
     let listed = match sent.as_ref().or(kept.as_ref()) {
         Some(listed) => listed.clone(),

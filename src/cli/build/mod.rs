@@ -118,7 +118,7 @@ fn build(
     }
     let session: &Session = session.as_ref().expect("it was opened above");
     let Session { cancel, store, lease, swept } = session;
-    let remotes = Remotes::new(args, settings, store, lease, cancel);
+    let remotes = Remotes::new(args, settings, store, lease, cancel, reporter);
     let resolved = resolve(&graph, &options, args, settings, store, lease, &remotes);
     if let Some(signal) = cancel.signal() {
         return Err(Failure::Interrupted(signal));
@@ -421,6 +421,14 @@ impl Job<'_> {
 fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
     if finish::names(args)?.is_empty() && args.outputs.iter().any(|output| output.push) {
         return Err(Failure::Usage("an image that is pushed needs a name: -t REGISTRY/NAME:TAG".to_owned()));
+    }
+    for output in args.outputs.iter().filter(|output| output.push && output.by_digest) {
+        let has_tag = |name: &&String| name.rsplit('/').next().is_some_and(|last| last.contains(':'));
+        if let Some(name) = args.tags.iter().chain(&output.names).find(has_tag) {
+            return Err(Failure::Usage(format!(
+                "the name {name:?} has a tag, which push-by-digest=true gives to nothing; leave it out"
+            )));
+        }
     }
     for (flag, file) in [("--iidfile", &args.iidfile), ("--metadata-file", &args.metadata_file)] {
         let Some(file) = file else { continue };

@@ -183,7 +183,9 @@ fn remember_pushed(job: &Job<'_>, made: &Made, kept: &Listed, pushed: &Listed) -
 /// Puts the documents into the store, makes all durable, and gives the names.
 fn keep(job: &Job<'_>, made: &Made, spec: Option<&OutputSpec>) -> Result<Listed, Failure> {
     let (store, lease) = (job.store, job.lease);
-    let names: Vec<String> = made.names.iter().map(ToString::to_string).collect();
+    let by_digest = spec.is_some_and(|spec| spec.push && spec.by_digest);
+    // What gets no tag there gets none here.
+    let names: Vec<String> = if by_digest { Vec::new() } else { made.names.iter().map(ToString::to_string).collect() };
     let documents = documents(job, made, spec)?;
     let listed = documents.listed();
     let id = match (&documents.index, documents.images.as_slice()) {

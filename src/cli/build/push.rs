@@ -138,6 +138,11 @@ impl<'j, 'a> Pushes<'j, 'a> {
             };
             drop(queue);
             let sent = self.send_ahead(&layer);
+            if let (Err(Failure::Error(error)), false) = (&sent, self.job.cancel.is_canceled()) {
+                let note =
+                    format!("warning: no layer goes ahead any more: {error:#}; the end of the build tries again");
+                self.job.reporter.event(Event::Note(&note));
+            }
             queue = self.queue();
             queue.closed |= sent.is_err();
         }
@@ -188,7 +193,8 @@ impl<'j, 'a> Pushes<'j, 'a> {
     /// Pushes the images for one output; the documents as the registry has them.
     pub(super) fn push(&self, spec: &OutputSpec, made: &Made) -> Result<Listed, Failure> {
         let job = self.job;
-        let shown = self.names.iter().map(Reference::familiar).collect::<Vec<_>>().join(", ");
+        let familiar = if spec.by_digest { Reference::familiar_name } else { Reference::familiar };
+        let shown = self.names.iter().map(familiar).collect::<Vec<_>>().join(", ");
         let label = format!("pushing {shown}");
         job.reporter.event(Event::Began(&label));
         let began = Instant::now();

@@ -4,8 +4,7 @@
 //! byte is read once, and is checked against the blob's digest and size and against the diffID before anything appears;
 //! a layer that is here already in the same form is not read at all.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::LoadError;
 use super::files::Files;
@@ -15,6 +14,7 @@ use crate::layer::stack::LayerStack;
 use crate::store::arrive::{ArrivalError, Arrived, Expected, arrive, arrived};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
+use crate::sys::threads::at_once;
 
 /// A layer as the documents have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,32 +44,13 @@ pub(super) fn bring(store: &Store, lease: &Lease, files: &Files, wanted: &[Wante
     for layer in wanted {
         brought.push(arrived(store, lease, &layer.expected())?);
     }
-    // The threads are joined here: who enters a user namespace later must be alone in the process.
     let missing: Vec<usize> = (0..wanted.len())
         .filter(|&number| brought[number].is_none() && !wanted[..number].contains(&wanted[number]))
         .collect();
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(missing.len());
-    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some(&number) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let result = bring_one(store, lease, files, &wanted[number]);
-            if result.is_err() {
-                next.store(missing.len(), Ordering::Relaxed);
-            }
-            results.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..workers {
-            scope.spawn(work);
-        }
-        work();
-    });
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    // Of several errors, that of the lowest layer: the same one every time, where they do not race.
-    results.sort_by_key(|(number, _)| *number);
-    for (number, result) in results {
-        brought[number] = Some(result?);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let came = at_once(processors, &missing, |number| bring_one(store, lease, files, &wanted[*number]))?;
+    for (number, layer) in missing.into_iter().zip(came) {
+        brought[number] = Some(layer);
     }
     (0..wanted.len())
         .map(|number| {

@@ -66,7 +66,7 @@ impl Solver<'_> {
             }
             first.get_or_insert(StepId(index));
         }
-        self.with_each(&layers, first.unwrap_or(StepId(0)), |part| self.stacks.index(part).map(drop))
+        self.for_each(&layers, first.unwrap_or(StepId(0)), |part| self.stacks.index(part).map(drop))
     }
 
     /// When all is solved: sees to it that what is needed of the images' layers can be had. As [`Self::bring_for_commands`].
@@ -74,7 +74,7 @@ impl Solver<'_> {
         let Some(shared) = self.engine.shared else { return Ok(true) };
         let made = |stack| self.stack(stack).layers.into_iter().filter(|part| part.content.is_some());
         let layers = self.plan.images.iter().flat_map(|image| made(image.stack)).collect();
-        self.with_each(&layers, StepId(0), |part| {
+        self.for_each(&layers, StepId(0), |part| {
             if self.engine.store.has_layer(&part.layer) {
                 // It may have come since it was claimed, by another build.
                 return self.stacks.check(part);
@@ -100,8 +100,8 @@ impl Solver<'_> {
         layers.extend(own.filter(|part| !self.engine.store.has_layer(&part.layer)));
     }
 
-    /// Does that with layers, several at once.
-    fn with_each(
+    /// Does something with each layer; `false` where a shared cache does not have what it promised.
+    fn for_each(
         &self,
         layers: &BTreeSet<Part>,
         for_step: StepId,
@@ -109,7 +109,7 @@ impl Solver<'_> {
     ) -> Result<bool, StepError> {
         let layers: Vec<&Part> = layers.iter().collect();
         // All are tried: what else is not there is then known, too.
-        let Ok(causes) = at_once(AT_ONCE, &layers, |part| Ok::<_, Infallible>(act(part).err()));
+        let Ok(causes) = at_once(AT_ONCE, &layers, |layer| Ok::<_, Infallible>(act(layer).err()));
         match causes.into_iter().flatten().next() {
             None => Ok(true),
             _ if self.engine.cancel.is_canceled() => Err(StepError::new(for_step, Cause::Canceled)),

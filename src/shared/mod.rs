@@ -274,12 +274,14 @@ impl<'a> SharedCache<'a> {
     /// Whether the blob of a claim is still there; if not the claim is trusted no more.
     pub fn has_blob(&self, claim: &Claim) -> bool {
         let source = self.source(claim);
-        let there = source.place.has_blob(&claim.blob).and_then(|there| {
-            there
-                .then_some(())
-                .ok_or_else(|| SharedError::Wrong(format!("the layer {} is no longer there", claim.result.layer)))
-        });
-        there.map_err(|error| source.distrust(claim, error)).is_ok()
+        let error = match source.place.has_blob(&claim.blob) {
+            // A registry that does not let one look may still give it.
+            Ok(true) | Err(SharedError::Registry(RegistryError::Refused { .. })) => return true,
+            Ok(false) => SharedError::Wrong(format!("the layer {} is no longer there", claim.result.layer)),
+            Err(error) => error,
+        };
+        source.distrust(claim, error);
+        false
     }
 
     /// A layer turned out to hold something else than was claimed.

@@ -48,7 +48,7 @@ pub(super) fn run(args: &PullArgs, settings: &Settings) -> Result<ExitCode, Fail
             return Err(anyhow!("{} has no tags", reference.familiar_name()).into());
         }
         for tag in tags {
-            let name = format!("{}/{}:{tag}", reference.registry(), reference.repository());
+            let name = format!("{}:{tag}", reference.full_name());
             pull.one(&Reference::parse(&name).map_err(anyhow::Error::from)?)?;
         }
         return Ok(ExitCode::SUCCESS);
@@ -106,7 +106,7 @@ impl Pull<'_> {
         };
         record.names.extend(name);
         base::keep(store, lease, &record).map_err(anyhow::Error::from)?;
-        let repository = format!("{}/{}", reference.registry(), reference.repository());
+        let repository = reference.full_name();
         let origin = Origin { blob: remote.top, repository };
         store.add_origin_of_image(&record.id, origin).map_err(anyhow::Error::from)?;
         let mut out = stdout();

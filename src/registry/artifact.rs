@@ -58,6 +58,20 @@ impl Registries {
         }
     }
 
+    /// Whether the repository has that blob.
+    pub fn has_blob(&self, reference: &Reference, blob: &Digest) -> Result<bool, RegistryError> {
+        let what = format!("look for the blob {blob} of {}", reference.familiar_name());
+        let registry = self.registry(reference.registry(), &what)?;
+        let path = format!("{}/blobs/{blob}", reference.repository());
+        let scopes = [scope(reference.repository(), "pull")];
+        let call = Call { method: "HEAD", path: &path, headers: Vec::new(), body: None, scopes: &scopes, what: &what };
+        match registry.ask(|endpoint| endpoint.host.pull, &call, 0, |_, _| Ok(())) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A blob of the repository, checked at its end.
     pub fn blob<'a>(
         &self,

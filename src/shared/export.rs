@@ -60,18 +60,20 @@ pub fn export(export: &Export<'_>, steps: &[StepResult]) -> Result<Exported, Sha
 impl Export<'_> {
     /// Exports one step; whether there was anything to do.
     fn one(&self, step: &StepResult) -> Result<bool, SharedError> {
+        let is_damaged = |key: &CacheKey| self.shared.is_some_and(|shared| shared.is_damaged(&self.place, key));
+        let anew = step.keys.iter().any(is_damaged);
         let mut missing: Vec<&CacheKey> = Vec::new();
         for key in &step.keys {
-            if !self.has(key)? {
+            if is_damaged(key) || !self.has(key)? {
                 missing.push(key);
             }
         }
         if missing.is_empty() {
             return Ok(false);
         }
-        let artifact = self.send_layer(step)?;
+        let artifact = self.send_layer(step, anew)?;
         let [(config, config_descriptor), (manifest, descriptor)] = artifact.to_documents();
-        self.place.put_blob(&config_descriptor, &Bytes::Here(&config), &[])?;
+        self.place.put_blob(&config_descriptor, &Bytes::Here(&config), &[], anew)?;
         for key in missing {
             self.place.put(Kind::Step, &key.0, &descriptor, &manifest)?;
         }
@@ -79,29 +81,24 @@ impl Export<'_> {
     }
 
     fn has(&self, key: &CacheKey) -> Result<bool, SharedError> {
-        if let Some(shared) = self.shared {
-            if shared.has_at(&self.place, key) {
-                return Ok(true);
-            }
-            if shared.is_damaged(key) {
-                return Ok(false);
-            }
+        if self.shared.is_some_and(|shared| shared.has_at(&self.place, key)) {
+            return Ok(true);
         }
         self.place.has(Kind::Step, &key.0)
     }
 
-    /// Sends the layer and its index; the artifact that lists them.
-    fn send_layer(&self, step: &StepResult) -> Result<Artifact, SharedError> {
+    /// Sends the layer and its index; the artifact that lists them. `anew`: what is there may be damaged.
+    fn send_layer(&self, step: &StepResult, anew: bool) -> Result<Artifact, SharedError> {
         let layer = &step.layer;
         if !self.store.has_layer(layer)
             && let Some(shared) = self.shared
         {
-            match shared.claim(layer) {
-                Some(claim) if !self.force || claim.result.encoder == self.compression.encoder() => {
-                    return self.pass_on(step, shared, &claim);
+            match shared.claim(layer, &step.content) {
+                Some(claim) if self.may_pass_on(shared, &claim, anew) => {
+                    return self.pass_on(step, &shared.source(&claim).place, &claim, anew);
                 }
                 // What cannot be had is missed below.
-                _ => drop(shared.bring(layer)),
+                _ => drop(shared.bring(layer, &step.content)),
             }
         }
         let (store, lease) = (self.store, self.lease);
@@ -118,26 +115,31 @@ impl Export<'_> {
             }
             Ok(Box::new(lease.heeding(store.open_listed_blob(&blob)?)))
         };
-        self.place.put_blob(&blob, &Bytes::Open(&open), &origins)?;
+        self.place.put_blob(&blob, &Bytes::Open(&open), &origins, anew)?;
         if let Some(reference) = self.place.repository() {
-            let repository = format!("{}/{}", reference.registry(), reference.repository());
-            store.add_origin(layer, Origin { blob: blob.digest, repository })?;
+            store.add_origin(layer, Origin { blob: blob.digest, repository: reference.full_name() })?;
         }
         let packed = (index.as_bytes().len() as u64 <= MAX_INDEX).then(|| pack(index.as_bytes())).transpose()?;
         let index_descriptor = packed.as_deref().map(Artifact::index_descriptor);
         if let (Some(packed), Some(descriptor)) = (&packed, &index_descriptor) {
-            self.place.put_blob(descriptor, &Bytes::Here(packed), &[])?;
+            self.place.put_blob(descriptor, &Bytes::Here(packed), &[], anew)?;
         }
         let result = StepResult { tar_size: index.tar_size(), encoder: self.compression.encoder(), ..step.clone() };
         Ok(Artifact { result, blob, index: index_descriptor })
     }
 
+    /// Whether what a cache has goes on as it is: not in another form than is wished for, and what is damaged there cannot
+    /// come from there.
+    fn may_pass_on(&self, shared: &SharedCache<'_>, claim: &Claim, anew: bool) -> bool {
+        let as_wished = !self.force || claim.result.encoder == self.compression.encoder();
+        as_wished && !(anew && shared.source(claim).place.is_same(&self.place))
+    }
+
     /// Sends what never came here: from the cache that has it.
-    fn pass_on(&self, step: &StepResult, shared: &SharedCache<'_>, claim: &Claim) -> Result<Artifact, SharedError> {
-        let from = shared.place(claim);
-        self.place.put_blob(&claim.blob, &Bytes::At(from), &[])?;
+    fn pass_on(&self, step: &StepResult, from: &Place<'_>, claim: &Claim, anew: bool) -> Result<Artifact, SharedError> {
+        self.place.put_blob(&claim.blob, &Bytes::At(from), &[], anew)?;
         if let Some(index) = &claim.index {
-            self.place.put_blob(index, &Bytes::At(from), &[])?;
+            self.place.put_blob(index, &Bytes::At(from), &[], anew)?;
         }
         let (tar_size, encoder) = (claim.result.tar_size, claim.result.encoder.clone());
         let result = StepResult { tar_size, encoder, ..step.clone() };

@@ -82,7 +82,7 @@ impl Solver<'_> {
         let name = path.as_os_str().as_encoded_bytes();
         let landed = landing.entries.iter().find(|landed| landed.entry.path == name);
         let Some(FileData::Layer { layer, .. }) = landed.map(|landed| &landed.data) else { return cause };
-        let folder = self.engine.store.path("layers").join(self.stack(stack).layers[*layer].0.hex());
+        let folder = self.engine.store.path("layers").join(self.stack(stack).layers[*layer].layer.0.hex());
         let why = format!("what is copied from it to {} is not what its index says", path.display());
         self.engine.store.damaged(&folder, why).into()
     }

@@ -223,6 +223,11 @@ impl Dir {
         Ok(fs::linkat(&old_dir.fd, old_name, &self.fd, name, AtFlags::empty())?)
     }
 
+    /// Renames entry `name` to `new_name` in `new_dir`, replacing what is there.
+    pub fn rename(&self, name: &[u8], new_dir: &Self, new_name: &[u8]) -> io::Result<()> {
+        Ok(fs::renameat(&self.fd, name, &new_dir.fd, new_name)?)
+    }
+
     /// Removes entry `name`, which is no directory.
     pub fn remove_file(&self, name: &[u8]) -> io::Result<()> {
         Ok(fs::unlinkat(&self.fd, name, AtFlags::empty())?)

@@ -33,7 +33,7 @@ use crate::layer::header::WRITER_VERSION;
 use crate::layer::index::Origin;
 use crate::layer::write::{WriteError, epoch_index, write_form};
 use crate::plan::BaseImage;
-use crate::plan::step::{PlannedImage, Stack};
+use crate::plan::step::PlannedImage;
 use crate::solve::{Solution, Solved};
 use crate::store::Store;
 use crate::store::layers::Form;
@@ -167,8 +167,7 @@ impl Report {
             document["containerimage.config.digest"] = json!(image.image_id);
         }
         if !made.names.is_empty() {
-            let repository = |name: &Reference| format!("{}/{}", name.registry(), name.repository());
-            let name = |name: &Reference| if made.by_digest { repository(name) } else { name.to_string() };
+            let name = |name: &Reference| if made.by_digest { name.full_name() } else { name.to_string() };
             let names: Vec<String> = made.names.iter().map(name).collect();
             document["image.name"] = names.join(",").into();
         }
@@ -223,10 +222,8 @@ fn assemble(job: &Job<'_>, solution: &Solution, planned: &PlannedImage) -> Resul
     let epoch = job.epoch();
     let base = planned.base.map(|base| job.bases[base.0].as_ref());
     let mut layers = BTreeMap::new();
-    let mut stack = planned.stack;
-    while let Stack::Step(step) = stack {
+    for step in job.plan.steps_of(planned.stack) {
         layers.insert(step, new_layer(job, &solution.steps[step.0], epoch)?);
-        stack = job.plan.steps[step.0].parent;
     }
     if let Some(base) = base.filter(|base| reads_base(job.args, base)) {
         // Whatever else is made of the image has all its layers. (To be pushed, they need not come here.)
@@ -254,7 +251,7 @@ pub(super) fn reads_base(args: &BuildArgs, base: &BaseImage) -> bool {
 
 /// The layer of a step in the form that the image lists.
 pub(super) fn new_layer(job: &Job<'_>, solved: &Solved, epoch: Option<i64>) -> Result<NewLayer, Failure> {
-    if let Some(layer) = share::absent_layer(job, solved, epoch)? {
+    if let Some(layer) = share::cached_layer(job, solved, epoch)? {
         return Ok(layer);
     }
     let diff_id = match epoch {

@@ -10,7 +10,6 @@ use super::Job;
 use super::finish::{Listed, Made};
 use super::load::Loader;
 use super::push::Pushes;
-use super::share;
 use crate::cli::args::BuildArgs;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::{CompressionName, Destination, OutputKind, OutputSpec};
@@ -174,7 +173,7 @@ pub(super) fn write(
 fn remember_pushed(job: &Job<'_>, made: &Made, kept: &Listed, pushed: &Listed) -> Result<(), Failure> {
     let id = made.id(&kept.descriptor);
     for name in &made.names {
-        let repository = format!("{}/{}", name.registry(), name.repository());
+        let repository = name.full_name();
         let origin = Origin { blob: pushed.descriptor.digest, repository };
         job.store.add_origin_of_image(&id, origin).map_err(anyhow::Error::from)?;
     }
@@ -197,7 +196,6 @@ fn keep(job: &Job<'_>, made: &Made, spec: Option<&OutputSpec>) -> Result<Listed,
     if spec.is_some_and(|spec| spec.push) {
         // Layers that no step read need not come here for it.
         bases.clone().try_for_each(|base| job.remotes.expect(base))?;
-        share::expect(job, made)?;
     }
     let known = store.image_by_manifest(&listed.descriptor.digest).map_err(anyhow::Error::from)?;
     let content = made.content();

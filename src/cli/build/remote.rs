@@ -180,7 +180,7 @@ impl<'a> Remotes<'a> {
     pub(super) fn expect(&self, base: &BaseImage) -> anyhow::Result<()> {
         let Some(Source { image, from: Some(from) }) = self.source(base) else { return Ok(()) };
         for absent in self.store.absent_layers(&image)? {
-            let repository = format!("{}/{}", from.registry(), from.repository());
+            let repository = from.full_name();
             self.store.expect_layer(&absent.diff_id, Origin { blob: absent.blob.digest, repository })?;
         }
         Ok(())

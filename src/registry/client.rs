@@ -1,8 +1,9 @@
 //! One server of a registry: a request until it is answered.
 //!
 //! In: a [`Call`]. Out: a response of any status but 401, 429 and those of 5xx that pass. What always holds: a challenge is met
-//! once per call, so no server can keep us in a loop; a pause is as long as the server asks for, within a limit; the
-//! `Authorization` goes to the server that asked for it and not along redirects to others.
+//! once per call, so no server can keep us in a loop; a pause is as long as the server asks for, or there is none; the
+//! `Authorization` goes to the server that asked for it and not along redirects to others; nothing goes in the clear to a
+//! server that spoke TLS.
 
 use std::collections::HashMap;
 use std::io::{self, Read};

@@ -3,7 +3,8 @@
 //! In: references, what Docker's and containerd's files say of hosts and users. Out: manifests, blobs as they arrive, and
 //! the other way round. What always holds: bytes are believed when their digest is right; what may pass is tried again,
 //! with pauses, and what may not is said at once with the registry's own words; a secret goes to the server it is for, and
-//! to no other; threads are joined before a function returns.
+//! to no other; threads are joined before a function returns, but for one that waits for a silent server when a build is
+//! stopped.
 //!
 //! `hosts` finds servers, `credentials` the user, `challenge` reads what a server asks for, `client` sends one request until
 //! it is answered, `blob` reads what is long, `artifact` what is small and has a tag, `pull`, `bring` and `push` are

@@ -27,6 +27,10 @@ use crate::store::{Store, base};
 const HEADINGS: [(&str, &str); 5] =
     [("Type", "TYPE"), ("TotalCount", "TOTAL"), ("Active", "ACTIVE"), ("Size", "SIZE"), ("Reclaimable", "RECLAIMABLE")];
 
+/// What `--format raw` is.
+const RAW: &str = "type: {{.Type}}\ntotal: {{.TotalCount}}\nactive: {{.Active}}\nsize: {{.Size}}\n\
+                   reclaimable: {{.Reclaimable}}\n";
+
 /// All that is counted.
 struct Counted<'a> {
     store: &'a Store,
@@ -40,7 +44,7 @@ struct Counted<'a> {
 
 /// Prints it.
 pub(super) fn run(args: &DfArgs, settings: &Settings) -> Result<ExitCode, Failure> {
-    let format = Format::parse(args.format.as_deref())?;
+    let format = Format::parse(args.format.as_deref(), Some(RAW))?;
     let store = find::store(settings)?;
     // Folders of mapped ids are closed to others. Where there is no way in, the rest is worth telling.
     if store.path("trees.format").exists()

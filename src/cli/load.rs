@@ -42,9 +42,6 @@ pub(super) fn run(args: &LoadArgs, settings: &Settings) -> Result<ExitCode, Fail
     for Loaded { mut record, names } in loaded {
         record.names = names.iter().map(Reference::to_string).collect();
         base::keep(&store, &lease, &record).map_err(anyhow::Error::from)?;
-        if args.quiet {
-            continue;
-        }
         for name in &names {
             writeln!(out, "Loaded image: {}", name.familiar())?;
         }

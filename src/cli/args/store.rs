@@ -197,11 +197,11 @@ fn diff_format(text: &str) -> Result<DiffFormat, String> {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(about = "Show what the store holds and how much of the disk it takes")]
 pub struct DfArgs {
-    /// Show each image and each part of the build cache
+    /// Show each image, each layer and each part of the build cache
     #[arg(short, long)]
     pub verbose: bool,
     /// table, json, "table TEMPLATE" or a Go template
-    #[arg(long, value_name = "FORMAT", conflicts_with = "verbose")]
+    #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
 }
 

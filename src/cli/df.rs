@@ -175,9 +175,8 @@ impl<'a> Counted<'a> {
         let images = row("Images", self.images.len(), active, all, all - used);
         // Layers: on the disk, in whichever forms.
         let layers: Vec<&str> = self.usage.entries.keys().filter_map(|name| name.strip_prefix("layers/")).collect();
-        let in_images = |name: &&&str| {
-            Digest::from_hex(name).is_some_and(|digest| self.needed.layers.contains(&DiffId(digest)))
-        };
+        let in_images =
+            |name: &&&str| Digest::from_hex(name).is_some_and(|digest| self.needed.layers.contains(&DiffId(digest)));
         let disk = folder("layers") + folder("blobs") + folder("trees");
         let by_cache: BTreeSet<DiffId> = self.entries.iter().filter_map(|entry| entry.layer).collect();
         let unused: u64 = layers

@@ -221,7 +221,8 @@ impl Store {
         let Some(keep) = policy.keep else { return Ok(entries.into_iter().partition(may_go)) };
         let usage = self.usage();
         // What nobody needs goes first, and always: what is left to choose from is what records lead to.
-        let mut known = Needed { layers: entries.iter().filter_map(|entry| entry.layer).collect(), ..Needed::default() };
+        let mut known =
+            Needed { layers: entries.iter().filter_map(|entry| entry.layer).collect(), ..Needed::default() };
         for layer in known.layers.clone() {
             self.also_needed(&layer, &mut known);
         }

@@ -13,7 +13,7 @@ use std::path::Path;
 use super::layers::KnownBlob;
 use super::layout::{Store, StoreError, open_if_there};
 use super::lease::Lease;
-use super::verify::layer_content;
+use super::verify::{bytes_or_entries, layer_content};
 use crate::cache::record::CacheRecord;
 use crate::digest::{DiffId, Digest, HashingReader};
 use crate::layer::entry_ref::KindRef;
@@ -101,7 +101,7 @@ impl Store {
             (("layers", layer), _) if form == Some("tree") => {
                 let index = Digest::from_hex(layer).map(|layer| self.layer_index(&DiffId(layer)));
                 match index {
-                    Some(Ok(Some(index))) => tree_problem(&index, path)?.is_none(),
+                    Some(Ok(Some(index))) => bytes_or_entries(&index, path)?.is_none(),
                     None | Some(Ok(None) | Err(StoreError::Damaged { .. })) => false,
                     Some(Err(error)) => return Err(error),
                 }
@@ -218,16 +218,19 @@ mod tests {
 
     /// A layer of one file, as tar and as tree; its diffID and its folder in the store.
     fn layer(store: &Store, lease: &Lease) -> (DiffId, String) {
+        let tree = lease.fresh_path();
+        fs::create_dir(&tree).unwrap();
+        fs::write(tree.join("f"), "data").unwrap();
+        File::open(tree.join("f")).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        let made = fs::metadata(tree.join("f")).unwrap();
+        let entry = format!("file f {:o} {} {} data", made.mode() & 0o7777, made.uid(), made.gid());
         let mut writer = LayerWriter::new(Vec::new());
         let body = Body::Reader(Box::new(&b"data"[..]));
-        writer.push(&mut sample::entry("file f 0644 0 0 data"), body).unwrap();
+        writer.push(&mut sample::entry(&entry), body).unwrap();
         let (tar, index) = writer.finish().unwrap();
         let tar_path = lease.fresh_path();
         fs::write(&tar_path, &tar).unwrap();
         store.put_layer(lease, &index, Form::Tar(tar_path)).unwrap();
-        let tree = lease.fresh_path();
-        fs::create_dir(&tree).unwrap();
-        fs::write(tree.join("f"), "data").unwrap();
         store.put_layer(lease, &index, Form::Tree(tree)).unwrap();
         (index.diff_id(), format!("layers/{}", index.diff_id().0.hex()))
     }

@@ -375,15 +375,12 @@ impl Fetch<'_> {
         let mut authorization = None;
         // Over ssh its keys say who asks.
         if source.repository.starts_with("http") {
-            let host = source.host();
-            for (id, is_token) in [
-                (format!("GIT_AUTH_HEADER.{host}"), false),
-                (format!("GIT_AUTH_TOKEN.{host}"), true),
-                ("GIT_AUTH_HEADER".to_owned(), false),
-                ("GIT_AUTH_TOKEN".to_owned(), true),
-            ] {
-                if let Some(value) = self.secret(&id)? {
-                    authorization = Some(if is_token { basic_authorization(&value) } else { value });
+            for of in [format!(".{}", source.host_and_port()), format!(".{}", source.host()), String::new()] {
+                authorization = match self.secret(&format!("GIT_AUTH_HEADER{of}"))? {
+                    Some(header) => Some(header),
+                    None => self.secret(&format!("GIT_AUTH_TOKEN{of}"))?.map(|token| basic_authorization(&token)),
+                };
+                if authorization.is_some() {
                     break;
                 }
             }

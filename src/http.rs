@@ -19,7 +19,7 @@ use ureq::{Agent, Proxy, SendBody, Timeout};
 
 use self::proxy::Proxies;
 
-/// How long a connection may take to be made, and how long the other side may be silent.
+/// How long a connection usually may take to be made, and how long the other side may be silent.
 const CONNECT: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -48,11 +48,20 @@ pub struct HttpOptions {
     pub identity: Option<Identity>,
     /// Whether servers must show a certificate that is trusted.
     pub verify: bool,
+    /// How long a connection may take to be made.
+    pub connect: Duration,
 }
 
 impl Default for HttpOptions {
     fn default() -> Self {
-        Self { proxies: Vec::new(), roots: None, more_roots: Vec::new(), identity: None, verify: true }
+        Self {
+            proxies: Vec::new(),
+            roots: None,
+            more_roots: Vec::new(),
+            identity: None,
+            verify: true,
+            connect: CONNECT,
+        }
     }
 }
 
@@ -128,6 +137,17 @@ impl Response {
     /// The body, as it comes.
     pub fn into_reader(self) -> impl Read + Send + 'static {
         self.inner.into_body().into_reader()
+    }
+
+    /// The same with its body here: all of it, or so much that it is known to have more than `limit` bytes.
+    pub fn with_body(self, limit: usize) -> Result<Self, HttpError> {
+        let Self { status, url, inner } = self;
+        let (parts, body) = inner.into_parts();
+        let mut bytes = Vec::new();
+        let read = body.into_reader().take(limit as u64 + 1).read_to_end(&mut bytes);
+        read.map_err(|error| HttpError::new(&url, Cause::Body(error)))?;
+        let inner = http::Response::from_parts(parts, ureq::Body::builder().data(bytes));
+        Ok(Self { status, url, inner })
     }
 
     /// The whole body; `None` where it has more than `limit` bytes.
@@ -268,6 +288,17 @@ pub fn is_loopback(host: &str) -> bool {
     proxy::is_loopback(host.trim_start_matches('[').trim_end_matches(']'))
 }
 
+/// Whether a URL names a port.
+pub fn names_port(url: &str) -> bool {
+    url.parse().is_ok_and(|uri: Uri| uri.port().is_some())
+}
+
+/// Whether a failure of TLS, in the words of its cause, is the server's no to who asks.
+pub fn wants_identity(why: &str) -> bool {
+    let alerts = ["BadCertificate", "CertificateRequired", "CertificateUnknown", "CertificateExpired", "UnknownCA"];
+    why.contains("received fatal alert") && alerts.iter().any(|alert| why.contains(alert))
+}
+
 fn port(uri: &Uri) -> u16 {
     uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 })
 }
@@ -301,7 +332,7 @@ impl Http {
         }
         let proxy = self.proxies.choose(https, host, port(&uri));
         let agent = self.agent(proxy, https).map_err(fail)?;
-        let mut builder = http::Request::builder().method(method).uri(uri);
+        let mut builder = http::Request::builder().method(method).uri(&uri);
         for (name, value) in headers {
             builder = builder.header(name, value);
         }
@@ -314,7 +345,7 @@ impl Http {
                 agent.run(builder.body(SendBody::from_reader(reader)).map_err(no_request)?)
             }
         };
-        let inner = sent.map_err(|error| fail(cause(error, proxy)))?;
+        let inner = sent.map_err(|error| fail(explained(cause(error, self.options.connect), proxy, &uri)))?;
         Ok(Response { status: inner.status().as_u16(), url: url.to_owned(), inner })
     }
 
@@ -357,7 +388,7 @@ impl Http {
             .allow_non_standard_methods(true)
             .input_buffer_size(1 << 16)
             .output_buffer_size(1 << 16)
-            .timeout_connect(Some(CONNECT))
+            .timeout_connect(Some(self.options.connect))
             .timeout_per_read(Some(SILENCE))
             .timeout_per_write(Some(SILENCE))
             .proxy(through);
@@ -441,16 +472,16 @@ fn client_certificate(identity: &Identity) -> Result<ClientCert, Cause> {
 }
 
 /// What the library says, in words that help.
-fn cause(error: ureq::Error, proxy: Option<&str>) -> Cause {
+fn cause(error: ureq::Error, connect: Duration) -> Cause {
     match error {
         ureq::Error::HostNotFound => Cause::NoHost,
-        ureq::Error::Timeout(Timeout::Connect) => Cause::Silent(CONNECT),
+        ureq::Error::Timeout(Timeout::Connect) => Cause::Silent(connect),
         ureq::Error::Timeout(_) => Cause::Silent(SILENCE),
         ureq::Error::Rustls(error) => Cause::Tls(tls_error(&error.to_string())),
         ureq::Error::Tls(why) => Cause::Tls(why.to_owned()),
         ureq::Error::BadUri(_) => Cause::Url,
         ureq::Error::Protocol(error) => Cause::Protocol(error.to_string()),
-        ureq::Error::ConnectProxyFailed(why) => Cause::Proxy { proxy: proxy.map(shown).unwrap_or_default(), why },
+        ureq::Error::ConnectProxyFailed(why) => Cause::Proxy { proxy: String::new(), why },
         ureq::Error::Io(error) => {
             use io::ErrorKind::{
                 AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut,
@@ -469,6 +500,23 @@ fn cause(error: ureq::Error, proxy: Option<&str>) -> Cause {
         }
         other => Cause::Protocol(other.to_string()),
     }
+}
+
+/// Where a proxy is between, what cannot be reached is the proxy.
+fn explained(cause: Cause, proxy: Option<&str>, uri: &Uri) -> Cause {
+    let Some(proxy) = proxy else { return cause };
+    let why = match cause {
+        Cause::Proxy { why, .. } if uri.scheme_str() == Some("http") => format!(
+            "{why}; it is asked for a way through to port {}, and may give one to TLS alone: use https, or put the host \
+             into NO_PROXY",
+            port(uri)
+        ),
+        Cause::Proxy { why, .. } => why,
+        Cause::Connect(_) | Cause::NoHost => cause.to_string(),
+        other => return other,
+    };
+    let proxy = if proxy.contains("://") { shown(proxy) } else { shown(&format!("http://{proxy}")) };
+    Cause::Proxy { proxy, why: why.chars().filter(|c| !c.is_control()).collect() }
 }
 
 fn tls_error(why: &str) -> String {

@@ -37,6 +37,7 @@ mod rootless;
 mod save;
 mod scenarios;
 mod seeds;
+mod servers;
 mod shared;
 mod shell;
 mod signals;

@@ -450,7 +450,7 @@ fn an_agent_has_a_socket() {
         if !needs("an_agent_has_a_socket", &[Need::Program("ssh-agent"), Need::Program("ssh-keygen")]) {
             return;
         }
-        // Made by root, for an ordinary user to read: a key is refused when others can, so it is made by that user's build.
+        // Made by root, for an ordinary user to read.
         let key = std::process::Command::new("ssh-keygen")
             .args(["-q", "-t", "ed25519", "-N", "", "-f"])
             .arg(env.path("key"))
@@ -471,9 +471,18 @@ fn an_agent_has_a_socket() {
         env.build("--ssh k=key").ends(1).says("ssh agent default: not found").says("Dockerfile:2:5");
         env.build("--ssh default").ends(1).says("SSH_AUTH_SOCK is not set");
         env.build("--ssh default=nothing").ends(1).says("--ssh default: cannot use");
+        // Whoever may read it: as checked out of a repository, or mounted into a container.
+        env.mode("key", 0o644);
+        env.build("--no-cache --ssh default=key").ok();
         env.write("key2", "no key at all\n");
-        env.mode("key2", 0o600);
-        env.build("--ssh default=key2").ends(1).says("cannot use the key");
+        env.build("--no-cache --ssh default=key2").ends(1).says("cannot use the key").says_nothing_of("passphrase");
+        let locked = std::process::Command::new("ssh-keygen")
+            .args(["-q", "-t", "ed25519", "-N", "secret", "-f"])
+            .arg(env.path("key3"))
+            .status();
+        assert!(locked.expect("ssh-keygen starts").success());
+        env.give("key3");
+        env.build("--no-cache --ssh default=key3").ends(1).says("cannot use the key").says("passphrase");
     }
 }
 

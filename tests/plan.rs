@@ -603,3 +603,29 @@ fn many_variables_are_planned_in_time() {
     assert_eq!(made.plan.images[0].config.config.env.len(), NAMES + 2);
     assert!(began.elapsed().as_secs() < 30, "{:?}", began.elapsed());
 }
+
+/// What doubles line by line ends as an error told once, before it takes the memory: in ENV, in LABEL, in the
+/// environments of commands, in stages on stages, and in the ARGs before FROM.
+#[test]
+fn variables_cannot_make_gigabytes_of_a_few_lines() {
+    let doubled =
+        |instruction: &str| format!("{instruction} b=01234567\n{}", format!("{instruction} b=$b$b\n").repeat(16));
+    let many = |line: &dyn Fn(usize) -> String| (0..150).map(line).collect::<String>();
+    let env = format!("FROM scratch AS s0\n{}", doubled("ENV"));
+    for (text, line) in [
+        (format!("{env}{}", many(&|number| format!("ENV n{number}=$b\n"))), "ENV"),
+        (format!("{env}{}", many(&|number| format!("LABEL n{number}=$b\n"))), "LABEL"),
+        (format!("{env}{}", many(&|_| "RUN x\n".to_owned())), "RUN"),
+        (format!("{env}{}", many(&|number| format!("FROM s{number} AS s{}\n", number + 1))), "FROM"),
+        (format!("{}{}FROM scratch\n", doubled("ARG"), many(&|number| format!("ARG n{number}=$b\n"))), "ARG"),
+    ] {
+        let source = Source { name: "Dockerfile".into(), text };
+        let case = Case { source, options: PlanOptions::default(), bases: BTreeMap::new() };
+        let errors = case.make().err().expect("an error");
+        let told = case.show(&errors[..1]);
+        let number: usize = told.split(':').next().and_then(|number| number.parse().ok()).expect("a line");
+        let place = case.source.text.lines().nth(number - 1).expect("a line of the file");
+        assert!(told.contains(" MiB") && place.starts_with(line), "{place}: {told}");
+        assert!(line == "ARG" || errors.len() == 1, "{} errors", errors.len());
+    }
+}

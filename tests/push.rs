@@ -100,7 +100,7 @@ fn absent_layers_come_when_they_are_read() {
     // FROM it: what needs no layer fetches none, and the image may be kept without them again.
     let host = registry.host();
     env.write("ctx/Dockerfile", "FROM app\nENV MORE=1\n");
-    env.build(&format!("-t {host}/more:1 --push --offline")).ends(1).says("--offline");
+    env.build(&format!("-t {host}/more:1 --push --offline")).ends(2).says("--offline");
     env.build(&format!("-t {host}/more:1 --push")).ok();
     assert_eq!(count(&env, "layers"), 0);
     // Into an archive, and into the store alone, all of it comes.
@@ -151,6 +151,41 @@ fn a_layer_that_cannot_be_had_is_named() {
     fs::remove_dir_all(env.store().join("origins")).unwrap();
     env.rbuild("inspect --verify app").ends(1).says("is damaged");
     env.rbuild("save -o app.tar app").ends(1).says("no registry is known to have it");
+}
+
+#[test]
+fn a_layer_that_is_damaged_is_found_by_the_push_and_made_anew() {
+    // A bit, half of it, more than it: of what was compressed for a push, and of the tar that goes as it is.
+    let harms: [fn(&mut Vec<u8>); 3] = [|bytes| bytes[600] ^= 4, |bytes| bytes.truncate(300), |bytes| bytes.push(0)];
+    for (folder, args) in [("blobs/sha256", ""), ("layers", " -o type=image,compression=uncompressed")] {
+        for harm in harms {
+            let fresh = || {
+                let taker = Taker::default();
+                Server::start(move |asked| taker.answer(asked))
+            };
+            let (first, second) = (fresh(), fresh());
+            let (env, image) = (TestEnv::new(), format!("{}/x:1", second.host()));
+            let data: Vec<u8> =
+                (0..5000_u32).map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+            env.write("ctx/f", data);
+            env.write("ctx/Dockerfile", "FROM scratch\nCOPY f /\n");
+            env.build(&format!("-t {}/x:1 --push{args}", first.host())).ok();
+            let files = walkdir::WalkDir::new(env.store().join(folder)).into_iter().flatten();
+            let files = files.filter(|file| file.file_type().is_file());
+            let layer = files.max_by_key(|file| file.metadata().map_or(0, |found| found.len())).unwrap().into_path();
+            let mut bytes = fs::read(&layer).unwrap();
+            harm(&mut bytes);
+            fs::write(&layer, bytes).unwrap();
+            let push = format!("-t {image} --push{args}");
+            env.build(&push).ends(1).says(&format!("{} is damaged: ", layer.display()));
+            env.build(&push).ok();
+            let other = TestEnv::new();
+            other.rbuild(&format!("pull {image}")).ok();
+            other.rbuild(&format!("inspect --verify {image}")).ok();
+            env.rbuild(&format!("inspect --verify {image}")).ok();
+            drop((first, second));
+        }
+    }
 }
 
 /// A server that calls `when` at the first upload, and then goes on.
@@ -353,4 +388,67 @@ fn an_image_is_known_by_the_digest_that_registries_have() {
     other.rbuild(&format!("pull --platform linux/amd64 {host}/alone")).ends(1).says("it is for linux/arm64");
     other.rbuild(&format!("pull {host}/alone")).ok();
     env.rbuild(&format!("push --platform linux/s390x {host}/alone")).ends(1).says("nothing for linux/s390x");
+}
+
+/// What has no tag is known by its repository and its digest, after a pull as after a push.
+#[test]
+fn what_has_no_tag_is_known_by_its_digest() {
+    if !needs("what_has_no_tag_is_known_by_its_digest", NEEDS) {
+        return;
+    }
+    let registry = Registry::start("", "");
+    let (env, host) = (TestEnv::new(), registry.host());
+    env.write("ctx/f", "f");
+    env.write("ctx/Dockerfile", "FROM scratch\nCOPY f /\n");
+    let recipe = |more: &str| {
+        format!("{more} --metadata-file m -o type=image,push-by-digest=true,name-canonical=true,push=true")
+    };
+    for (more, why) in [(format!("-t {host}/a:1"), "has a tag"), (format!("--offline -t {host}/a"), "--offline")] {
+        env.build(&recipe(&more)).ends(2).says(why);
+    }
+    assert!(!env.store().join("layers").exists(), "nothing was run");
+    for platforms in ["", "--platform linux/amd64,linux/arm64"] {
+        let built = env.build(&recipe(&format!("{platforms} -t {host}/a"))).ok();
+        assert!(built.stderr.contains(&format!("pushed {host}/a digest: ")), "{}", built.stderr);
+        let meta: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(env.path("m")).unwrap()).unwrap();
+        let digest = meta["containerimage.digest"].as_str().unwrap();
+        let name = format!("{host}/a@{digest}");
+        assert_eq!(meta["image.name"].as_str(), Some(&*format!("{host}/a")));
+        env.rbuild(&format!("pull {host}/a:latest")).ends(1).says("not there");
+        let other = TestEnv::new();
+        other.rbuild(&format!("pull {name}")).ok();
+        for env in [&env, &other] {
+            let rows = env.rbuild("images --digests").ok().stdout;
+            let row = rows.lines().find(|row| row.contains(digest)).unwrap_or_else(|| panic!("{rows}"));
+            assert_eq!(row.split_whitespace().take(2).collect::<Vec<_>>(), [&*format!("{host}/a"), "<none>"]);
+            assert_eq!(
+                env.run(["inspect", "-f", "{{.RepoDigests}} {{.RepoTags}}", &name]).ok().stdout,
+                format!("[{name}] []\n")
+            );
+            env.rbuild(&format!("inspect {host}/b@{digest}")).ends(1).says("No such image");
+        }
+        other.rbuild(&format!("tag {name} mine:1")).ok();
+        other.rbuild(&format!("inspect {name}")).ok();
+        other.rbuild(&format!("rmi {name}")).ok().says_nothing_of("No such");
+        assert_eq!(other.rbuild("images -q").ok().stdout, "");
+    }
+}
+
+/// A push that is denied is told of when it happens, not when all steps have run.
+#[test]
+fn a_layer_that_may_not_go_ahead_is_told_of() {
+    if !needs("a_layer_that_may_not_go_ahead_is_told_of", &[Need::Busybox, Need::Run]) {
+        return;
+    }
+    let server = Server::start(|asked| match asked.method.as_str() {
+        "HEAD" => Answer::new(404, ""),
+        _ => Answer::new(403, r#"{"errors":[{"code":"DENIED","message":"read only"}]}"#),
+    });
+    let env = TestEnv::new();
+    env.import_busybox();
+    env.write("ctx/Dockerfile", "FROM busybox\nRUN echo a >/a\nRUN sleep 2; echo l''ate\n");
+    let run = env.build(&format!("-t {}/x:1 --push", server.host())).ends(1).says("DENIED: read only");
+    let at = |words: &str| run.stderr.find(words).unwrap_or_else(|| panic!("{words}: {}", run.stderr));
+    assert!(at("no layer goes ahead any more") < at("late\n"), "{}", run.stderr);
+    drop(server);
 }

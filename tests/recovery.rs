@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use crate::support::base::{RootTar, root_tar};
 use crate::support::env::{Run, TestEnv};
 use crate::support::machine::{self, Need, needs};
+use crate::support::oci::sha256;
 
 const DOCKERFILE: &str = "FROM busybox AS one
 RUN mkdir /d && echo 1 > /d/one && rm /etc/motd
@@ -65,22 +68,25 @@ fn after_a_power_cut_the_next_build_is_right() {
         let right = env.build("-t x").ok();
         env.run(["rmi", "x"]).ok();
         let made: Vec<String> = made(&env).into_iter().filter(|path| round == 6 || !before.contains(path)).collect();
-        let mut damaged = 0;
+        let mut seen = 0;
         for path in &made {
             let path = env.store().join(path);
             let inside = if path.is_dir() { files(&path) } else { vec![path] };
             for (number, file) in inside.iter().enumerate() {
-                if round < 6 && (number + damaged) % 3 == round % 3 {
+                if round < 6 && (number + seen) % 3 == round % 3 {
                     let Ok(bytes) = fs::read(file) else { continue };
                     let Ok(()) = fs::write(file, &bytes[..if round < 3 { 0 } else { bytes.len() / 2 }]) else {
                         continue;
                     };
                 }
-                damaged += 1;
+                seen += 1;
             }
         }
         let lines: String = made.iter().map(|path| format!("made {path}\n")).collect();
-        env.write("store/leases/build-before", format!("boot another\n{lines}"));
+        // Its last line is cut short.
+        let torn =
+            ["made", "made ", "made layers", "made blobs/sha256", "made cache", "made cache/records", "made trees/"];
+        env.write("store/leases/build-before", format!("boot another\n{lines}{}", torn[round]));
         env.write("store/tmp/build-before/0", "half a file");
         let next = env.build("-t x");
         assert_eq!(next.code, Some(0), "round {round}\n{}", next.shown());
@@ -90,6 +96,118 @@ fn after_a_power_cut_the_next_build_is_right() {
         let left = env.left_behind();
         assert!(left.is_empty(), "round {round}: left behind\n{}", left.join("\n"));
     }
+}
+
+#[test]
+fn what_is_written_beside_a_suspect_costs_no_more_than_it() {
+    let env = TestEnv::new();
+    env.write("ctx/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    env.write("f.tar", RootTar::new().finish());
+    let right = env.build("-t x").ok();
+    // Lines that were cut short, that nobody wrote, or that are no text.
+    let mut lists: Vec<Vec<u8>> =
+        ["layers", "blobs", "blobs/sha256", "trees/", "cache", "cache/records", "", ".", "../ctx"]
+            .iter()
+            .map(|place| place.as_bytes().to_vec())
+            .collect();
+    lists.push(b"layers/\xff".to_vec());
+    for list in lists {
+        env.write("store/suspects", [&list[..], b"\n"].concat());
+        env.write("store/leases/build-before", [b"boot other\nby 1\nmade ", &list[..]].concat());
+        let shown = String::from_utf8_lossy(&list).into_owned();
+        let again = env.build("-t x").ok().says_nothing_of("of the store w");
+        assert_eq!((again.image(), again.cached()), (right.image(), 1), "{shown}\n{}", again.shown());
+        env.rbuild("import f.tar y").ok();
+        env.rbuild("prune -f").ok();
+        env.rbuild("inspect --verify x").ok();
+    }
+}
+
+#[test]
+fn what_cannot_be_read_stops_no_command() {
+    let env = TestEnv::new();
+    env.write("ctx/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    let commands: [&[&str]; 3] =
+        [&["build -t x ctx"], &["prune -f", "build -t x ctx"], &["prune --everything -f", "build -t x ctx"]];
+    for (round, commands) in (0..2).flat_map(|round| commands.map(|commands| (round, commands))) {
+        env.build("-t x").ok();
+        // As where the disk has a fault: a read fails.
+        let mut notes = String::new();
+        for folder in ["blobs/sha256", "layers"] {
+            for entry in fs::read_dir(env.store().join(folder)).expect("a folder of the store").flatten() {
+                let place = if folder == "layers" { entry.path().join("tar") } else { entry.path() };
+                fs::remove_file(&place).expect("a file of the store");
+                std::os::unix::fs::symlink("/proc/self/mem", &place).expect("a link");
+                notes.push_str(&format!("{folder}/{}\n", entry.file_name().to_string_lossy()));
+            }
+        }
+        if round == 0 {
+            env.write("store/suspects", notes);
+            commands.iter().for_each(|command| drop(env.rbuild(command).ok()));
+            env.rbuild("inspect --verify x").ok();
+            continue;
+        }
+        // Who meets it says so, and notes it: first the manifest, then what that leads to.
+        env.rbuild("inspect --verify x").ends(1).says("x is damaged");
+        let heals = || {
+            commands.iter().for_each(|command| drop(env.rbuild(command)));
+            env.rbuild("inspect --verify x").code == Some(0)
+        };
+        assert!((0..3).any(|_| heals()), "{commands:?}: {}", env.rbuild("inspect --verify x").shown());
+    }
+}
+
+/// An archive with an image of two layers; the upper one has files alone, and so is no tree without the lower one.
+fn archive_on_parents(name: &str) -> Vec<u8> {
+    let mut upper = RootTar::new();
+    for number in 0..300 {
+        upper.file(&format!("opt/d/{number}"), 0o644, b"text");
+    }
+    let layers = [root_tar().to_vec(), upper.finish()];
+    let diff_ids: Vec<String> = layers.iter().map(|layer| sha256(layer)).collect();
+    let rootfs = serde_json::json!({"type": "layers", "diff_ids": diff_ids});
+    let machine = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = serde_json::json!({"architecture": machine, "os": "linux", "rootfs": rootfs});
+    let manifest = serde_json::json!([{"Config": "config", "RepoTags": [name], "Layers": ["lower", "upper"]}]);
+    let mut archive = RootTar::new();
+    archive.file("config", 0o644, config.to_string().as_bytes());
+    archive.file("lower", 0o644, &layers[0]);
+    archive.file("upper", 0o644, &layers[1]);
+    archive.file("manifest.json", 0o644, manifest.to_string().as_bytes());
+    archive.finish()
+}
+
+#[test]
+fn no_tree_is_taken_from_under_a_running_build() {
+    if !needs("no_tree_is_taken_from_under_a_running_build", &[Need::Busybox, Need::Run]) {
+        return;
+    }
+    let env = TestEnv::new();
+    env.write("app.tar", archive_on_parents("app:1"));
+    env.rbuild("load -i app.tar").ok();
+    let tree = || fs::read_dir(env.store().join("trees")).expect("a folder").flatten().next().expect("a tree").path();
+    env.write(
+        "ctx/Dockerfile",
+        "FROM app:1\nRUN ls /opt/d | wc -l > /seen; sleep 5; ls /opt/d | wc -l >> /seen\nFROM scratch\nCOPY --from=0 /seen /\n",
+    );
+    std::thread::scope(|scope| {
+        let build = scope.spawn(|| env.build("-o out"));
+        let begun = Instant::now();
+        while !files(&env.store().join("tmp")).iter().any(|file| file.ends_with("seen")) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the command does not begin");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        fs::write(tree().join("tree/opt/d/77"), "other").expect("a file of this user");
+        env.rbuild("inspect --verify app:1").ends(1).says("opt/d/77");
+        env.rbuild("prune -f").ok();
+        assert!(tree().exists(), "a build works with it");
+        build.join().expect("it does not panic")
+    })
+    .ok();
+    assert_eq!(fs::read_to_string(env.path("out/seen")).expect("what it saw"), "300\n300\n");
+    env.rbuild("prune -f").ok().says("1 damaged file of the store was removed");
+    assert_eq!(fs::read_dir(env.store().join("trees")).expect("a folder").count(), 0, "now it may go");
+    env.rbuild("inspect --verify app:1").ok();
 }
 
 #[test]
@@ -126,7 +244,7 @@ fn a_full_disk_is_said_and_survived() {
         return;
     }
     let env = TestEnv::new();
-    env.write("busybox.tar", crate::support::base::root_tar());
+    env.write("busybox.tar", root_tar());
     env.write("copy/f", vec![b'x'; 20 << 20]);
     env.write("copy/Dockerfile", "FROM busybox\nCOPY f /f\n");
     env.write("run/Dockerfile", "FROM busybox\nRUN head -c 20000000 /dev/zero | tr '\\0' x > /f\n");
@@ -222,7 +340,7 @@ fn on_a_full_disk_room_can_be_made() {
         return;
     }
     let env = TestEnv::new();
-    env.write("busybox.tar", crate::support::base::root_tar());
+    env.write("busybox.tar", root_tar());
     env.write("big/f", vec![b'x'; 3 << 20]);
     env.write("big/Dockerfile", "FROM busybox\nCOPY f /f\nRUN cp /f /g\n");
     let run = in_small_store(
@@ -241,6 +359,25 @@ fn on_a_full_disk_room_can_be_made() {
         fill
         "$RB" prune -af >said || { echo 'prune -a fails'; cat said; }
         grep -q '^untagged: x:latest' said || cat said
+        rm -f store/rest
+        "$RB" import busybox.tar busybox >/dev/null
+        for order in 'prune -f' 'prune -af'; do
+            for list in suspects leases/build-before; do
+                "$RB" build -t x big 2>/dev/null
+                [ $list = suspects ] || printf 'boot other\nby 1\n' >store/$list
+                for layer in store/layers/*; do
+                    if [ $list = suspects ]; then echo "${layer#store/}"; else echo "made ${layer#store/}"; fi >>store/$list
+                done
+                fill
+                "$RB" $order >said 2>&1 || { echo "$order fails with $list"; cat said; }
+                grep -q 'damaged files of the store were removed' said || cat said
+                [ ! -e store/$list ] || echo "$list is left"
+                rm store/rest
+                "$RB" import busybox.tar busybox >/dev/null
+            done
+        done
+        "$RB" build -t x big 2>/dev/null
+        ls -d store/layers/* | sed 's,^store/,,' >store/suspects
         fill
         "$RB" prune --everything -f >said || { echo 'prune --everything fails'; cat said; }
         [ ! -e store/rest ] || echo 'something is left'
@@ -286,7 +423,18 @@ fn a_full_disk_leaves_no_half_of_an_output() {
             echo 'layout did not fail'; fi
         grep -q 'No space left on device' said && grep -q out/layout said || { echo layout; cat said; }
         find store/tmp store/leases store/trash -mindepth 1
-        umount out"#,
+        umount out
+        for inodes in 1 2 3 4 5 6 7; do
+            for kind in docker oci; do
+                mount -t tmpfs -o nr_inodes=$inodes small out
+                if "$RB" build -o "type=$kind,tar=false,dest=out" ctx 2>said; then echo "$inodes were enough for $kind"; fi
+                grep -q 'No space left on device' said || { echo "$inodes $kind"; cat said; }
+                mount -o remount,nr_inodes=100 out
+                touch out/.rbuild-killed
+                "$RB" build -o "type=$kind,tar=false,dest=out" ctx 2>said || { echo "$inodes: $kind fails for good"; cat said; }
+                umount out
+            done
+        done"#,
     )
     .ok();
     assert_eq!(run.stdout, "", "{}", run.shown());
@@ -299,7 +447,7 @@ fn a_store_that_cannot_be_written_can_be_read() {
         return;
     }
     let env = TestEnv::new();
-    env.write("busybox.tar", crate::support::base::root_tar());
+    env.write("busybox.tar", root_tar());
     env.write("ctx/Dockerfile", "FROM busybox\nRUN echo 1 > /f\nCOPY Dockerfile /\n");
     let run = in_small_store(
         &env,

@@ -2,22 +2,24 @@
 //! every way that networks and registries do.
 
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tar::EntryType;
 
 use crate::support::base::RootTar;
 use crate::support::env::{Run, TestEnv};
 use crate::support::machine::{Need, needs, test_user};
-use crate::support::registry::{Answer, Asked, Memory, Registry, Server};
+use crate::support::registry::{Answer, Asked, Memory, Registry, Server, Taker};
 
 const NEEDS: &[Need] = &[Need::Program("docker-registry")];
 
 /// `ann:secret`, as htpasswd -B writes it.
 const PASSWORDS: &str = "ann:$2y$05$di/2gt3nXWhPkNf8qEmn.ekQzsJVOS4YBjqEhppO8wsANicN33pwW\n";
 
-fn tar(name: &str, size: usize) -> Vec<u8> {
+pub(crate) fn tar(name: &str, size: usize) -> Vec<u8> {
     let mut state = 7_u32;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -36,7 +38,7 @@ fn with_image(name: &str) -> TestEnv {
     env
 }
 
-fn add_image(env: &TestEnv, name: &str) {
+pub(crate) fn add_image(env: &TestEnv, name: &str) {
     env.write("base.tar", tar("f", 100_000));
     env.run(["import", "-c", "ENV BASE=yes", "base.tar", name]).ok();
 }
@@ -271,7 +273,7 @@ fn passwords_are_asked_for_and_kept() {
 }
 
 /// A CA, and certificates that it signed for localhost and for a client: file names and bytes.
-fn certificates(env: &TestEnv) {
+pub(crate) fn certificates(env: &TestEnv) {
     env.write("ext", "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
     let openssl = |line: &str| {
         let mut command = Command::new("openssl");
@@ -472,10 +474,10 @@ fn a_token_server_is_asked() {
     drop((registry, tokens));
 }
 
-type Fault = Box<dyn Fn(&Asked, usize, &Memory) -> Option<Answer> + Send + Sync>;
+pub(crate) type Fault = Box<dyn Fn(&Asked, usize, &Memory) -> Option<Answer> + Send + Sync>;
 
 /// Pulls `x:1` from a registry in which `fault` answers what it wants to, given how often the same was asked before.
-fn pull_with(memory: Memory, fault: Fault) -> (Run, TestEnv, Server) {
+pub(crate) fn pull_with(memory: Memory, fault: Fault) -> (Run, TestEnv, Server) {
     let counts = std::sync::Mutex::new(std::collections::BTreeMap::<String, usize>::new());
     let server = Server::start(move |asked| {
         let times = {
@@ -515,6 +517,29 @@ fn what_may_pass_is_tried_again() {
                 let whole = Answer::new(200, memory.layer.clone());
                 let cut = if times == 0 { Some(100_001) } else { None };
                 is_layer(asked, memory).then_some(Answer { cut, ..whole })
+            }),
+        ),
+        (
+            "a manifest that breaks off",
+            Box::new(|asked, times, memory| {
+                (asked.path.contains("/manifests/") && times < 2)
+                    .then(|| Answer { cut: Some(50), ..memory.answer(asked) })
+            }),
+        ),
+        (
+            "another part than was asked for",
+            Box::new(|asked, times, memory| match asked.header("range") {
+                _ if !is_layer(asked, memory) => None,
+                "" => Some(Answer { cut: (times == 0).then_some(100_001), ..Answer::new(200, memory.layer.clone()) }),
+                _ => Some(Answer::new(206, "parts").with("Content-Range", "bytes 5-9/300")),
+            }),
+        ),
+        (
+            "no part at all",
+            Box::new(|asked, times, memory| match asked.header("range") {
+                _ if !is_layer(asked, memory) => None,
+                "" => Some(Answer { cut: (times == 0).then_some(100_001), ..Answer::new(200, memory.layer.clone()) }),
+                _ => Some(Answer::new(416, "")),
             }),
         ),
         (
@@ -623,6 +648,64 @@ fn what_cannot_be_is_refused_and_leaves_nothing() {
                 r#"{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0,"platform":{"os":"plan9","architecture":"mips"}}]}"#,
             ),
             "only for plan9/mips",
+        ),
+        (
+            "an index of what nobody knows",
+            manifest(
+                r#"{"schemaVersion":2,"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0},{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0}]}"#,
+            ),
+            "only for unknown\n",
+        ),
+        (
+            "an index of many platforms, which draw on the terminal",
+            Box::new(|asked, _, _| {
+                let one = |number: usize| {
+                    format!(
+                        r#"{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0,"platform":{{"os":"\u001b[31mos{number:02}","architecture":"x"}}}}"#
+                    )
+                };
+                let all = (0..20).map(one).collect::<Vec<_>>().join(",");
+                asked
+                    .path
+                    .contains("/manifests/")
+                    .then(|| Answer::new(200, format!(r#"{{"schemaVersion":2,"manifests":[{all}]}}"#)))
+            }),
+            "[31mos07/x, …\n",
+        ),
+        (
+            "tags that draw on the terminal",
+            Box::new(|asked, _, _| {
+                asked
+                    .path
+                    .contains("/tags/list")
+                    .then(|| Answer::new(200, r#"{"tags":["\u001b[31mred-and-long"]}"#))
+                    .or_else(|| asked.path.contains("/manifests/").then(|| Answer::new(404, "")))
+            }),
+            "has [31mred-and-long\n",
+        ),
+        (
+            "an artifact that draws on the terminal",
+            manifest(
+                r#"{"schemaVersion":2,"config":{"mediaType":"application/\u001b[31mred","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0},"layers":[]}"#,
+            ),
+            "application/[31mred",
+        ),
+        (
+            "storage that says no",
+            Box::new(|asked, _, memory| {
+                let there =
+                    format!("http://127.0.0.1:{}/denied", asked.header("host").rsplit(':').next().unwrap_or(""));
+                match asked.path.as_str() {
+                    "/denied" => Some(Answer::new(403, "<Error>AccessDenied</Error>")),
+                    _ => is_layer(asked, memory).then(|| Answer::new(307, "").with("Location", there)),
+                }
+            }),
+            "which says no (status 403)\n",
+        ),
+        (
+            "a server that wants an hour",
+            Box::new(|_, _, _| Some(Answer::new(429, "").with("Retry-After", "3600"))),
+            "asks to wait 3600 seconds",
         ),
         (
             "an index in itself",
@@ -740,6 +823,149 @@ fn uploads_begin_anew_and_go_in_pieces() {
     let env = with_image(&format!("{}/x:1", full.host()));
     env.rbuild(&format!("push {}/x:1", full.host())).ends(1).says("DENIED: read only");
     assert!(kept(&env) > 0);
+}
+
+#[test]
+fn a_mount_that_is_not_allowed_keeps_nobody_from_pushing() {
+    let taker = Taker::default();
+    let server = Server::start(move |asked| {
+        let host = asked.header("host").to_owned();
+        match asked.path.strip_prefix("/token?") {
+            // Some token servers refuse all where one of several scopes is not allowed.
+            Some(query) if query.matches("scope=").count() > 1 => Answer::new(403, "{}"),
+            Some(_) => Answer::new(200, r#"{"token":"t0k3n"}"#),
+            None if asked.header("authorization") != "Bearer t0k3n" => {
+                refuse("repository:x:pull", &format!("http://{host}/token"))
+            }
+            // Blobs are kept by repository.
+            None if asked.method == "HEAD" => Answer::new(404, ""),
+            None => taker.answer(asked),
+        }
+    });
+    let (first, second) = (format!("{}/a:1", server.host()), format!("{}/b:1", server.host()));
+    let env = with_image(&first);
+    env.rbuild(&format!("push {first}")).ok();
+    env.rbuild(&format!("tag {first} {second}")).ok();
+    env.rbuild(&format!("push {second}")).ok().says(": Pushed");
+    assert!(server.asked().iter().any(|asked| asked.path.matches("scope=").count() > 1), "no mount was tried");
+}
+
+#[test]
+fn uploads_outlive_their_token_and_their_session() {
+    // What is answered once instead of what a good registry would, and where.
+    for (pieces, method, number, status) in [
+        (true, "PATCH", 2, 401),
+        (true, "PUT", 1, 401),
+        (false, "PUT", 1, 401),
+        (false, "PUT", 1, 404),
+        (true, "PATCH", 2, 404),
+        (true, "PATCH", 2, 416),
+    ] {
+        let (taker, state) = (Taker::default(), Mutex::new((0, 1, Vec::new())));
+        let server = Server::start(move |asked| {
+            let host = asked.header("host").to_owned();
+            let (times, token, bytes) = &mut *state.lock().unwrap();
+            let challenge = || refuse("repository:x:pull,push", &format!("http://{host}/token"));
+            if asked.path.starts_with("/token?") {
+                return Answer::new(200, format!(r#"{{"token":"t{token}"}}"#));
+            }
+            if asked.header("authorization") != format!("Bearer t{token}") {
+                return challenge();
+            }
+            if asked.method == method && asked.path.contains("/blobs/") {
+                *times += 1;
+                if *times == number && status == 401 {
+                    *token += 1;
+                    return challenge();
+                }
+                if *times == number {
+                    return Answer::new(status, r#"{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN","message":"gone"}]}"#);
+                }
+            }
+            match asked.method.as_str() {
+                "POST" if pieces => {
+                    bytes.clear();
+                    taker.answer(asked).with("OCI-Chunk-Min-Length", (20 << 20).to_string())
+                }
+                "PATCH" => {
+                    bytes.extend_from_slice(&asked.body);
+                    Answer::new(202, "").with("Location", asked.path.clone())
+                }
+                "PUT" if pieces && asked.path.contains("/blobs/") => {
+                    let body = if bytes.is_empty() { asked.body.clone() } else { std::mem::take(bytes) };
+                    taker.answer(&Asked { body, ..asked.clone() })
+                }
+                _ => taker.answer(asked),
+            }
+        });
+        let name = format!("{}/x:1", server.host());
+        let env = TestEnv::new();
+        env.write("base.tar", tar("f", 21 << 20));
+        env.run(["import", "base.tar", &name]).ok();
+        let shown = format!("{pieces} {method} {number} {status}");
+        let run = env.rbuild(&format!("push {name}"));
+        assert_eq!(run.code, Some(0), "{shown}: {}", run.shown());
+        TestEnv::new().rbuild(&format!("pull {name}")).ok();
+        drop(server);
+    }
+    // A no that stays one is said soon, and in the registry's words.
+    for (status, most) in [(401, 2), (404, 5)] {
+        let taker = Taker::default();
+        let server = Server::start(move |asked| match asked.method.as_str() {
+            "PUT" if status == 401 => {
+                refuse("repository:x:pull,push", &format!("http://{}/token", asked.header("host")))
+            }
+            "PUT" => Answer::new(404, r#"{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN","message":"gone"}]}"#),
+            _ if asked.path.starts_with("/token") => Answer::new(200, r#"{"token":"t"}"#),
+            _ => taker.answer(asked),
+        });
+        let name = format!("{}/x:1", server.host());
+        let run = with_image(&name).rbuild(&format!("push {name}")).ends(1);
+        let run = run.says(if status == 401 { "denied" } else { "gone" });
+        run.says_nothing_of("no repository");
+        let puts = server.asked().iter().filter(|asked| asked.method == "PUT").count();
+        assert_eq!(puts, most, "{status}");
+        drop(server);
+    }
+}
+
+/// The same image as an OCI layout.
+fn layout_of(memory: &Memory) -> Vec<u8> {
+    let mut tar = RootTar::new();
+    let digest = crate::support::oci::sha256(&memory.manifest);
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{}","digest":"{digest}","size":{}}}]}}"#,
+        memory.manifest_type,
+        memory.manifest.len()
+    );
+    tar.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#);
+    tar.file("index.json", 0o644, index.as_bytes());
+    let blobs = memory.blobs.iter().map(|(digest, bytes)| (digest.as_str(), bytes));
+    for (digest, bytes) in blobs.chain([(digest.as_str(), &memory.manifest)]) {
+        tar.file(&format!("blobs/{}", digest.replace(':', "/")), 0o644, bytes);
+    }
+    tar.finish()
+}
+
+#[test]
+fn a_link_to_nowhere_is_refused_each_time() {
+    let mut layer = RootTar::new();
+    layer.file("f", 0o644, b"f");
+    layer.push(EntryType::Link, "link", 0o644, (0, 0), Some("nowhere/file"), b"");
+    let memory = Memory::new(&layer.finish());
+    let layout = layout_of(&memory);
+    let server = Server::start(move |asked| memory.answer(asked));
+    let (env, name) = (TestEnv::new(), format!("{}/x:1", server.host()));
+    env.write("ctx/Dockerfile", format!("FROM {name}\nCOPY Dockerfile /\n"));
+    for _ in 0..2 {
+        env.rbuild(&format!("pull {name}")).ends(1).says("/link is a hard link to /nowhere/file, which is no file");
+        assert_eq!(env.rbuild("images -aq").ok().stdout, "");
+    }
+    env.write("layout.tar", layout);
+    env.rbuild("load -i layout.tar").ends(1).says("which is no file of the image");
+    for args in ["-t y", "-o type=tar,dest=out.tar", "-o out"] {
+        env.build(args).ends(1).says("which is no file of the image");
+    }
 }
 
 #[test]

@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use rbuild::event::Stream;
 use rbuild::exec::cgroup::Resources;
 use rbuild::exec::{
-    ExecError, Exit, Mount, MountSource, PrivateNetwork, ProcessSpec, RootFs, Sandbox, init_hook, probe, remove_stubs,
-    run,
+    Ended, ExecError, Exit, Mount, MountSource, PrivateNetwork, ProcessSpec, RootFs, Sandbox, init_hook, probe,
+    remove_stubs, run,
 };
 use rbuild::plan::limits::{Security, Ulimit};
 use rbuild::plan::step::Network;
@@ -103,7 +103,7 @@ fn measure(bench: &Bench) {
     for folder in ["proc", "sys", "dev"] {
         fs::create_dir(bench.lower().join(folder)).expect("a folder");
     }
-    for file in ["hosts", "hostname", "resolv.conf"] {
+    for file in ["hosts", "resolv.conf"] {
         fs::write(bench.lower().join("etc").join(file), "").expect("a file");
     }
     // In turn, so that what else the machine does meets both alike.
@@ -156,6 +156,7 @@ const CASES: &[(&str, Case)] = &[
     ("a_moved_folder_leads_nowhere", a_moved_folder_leads_nowhere),
     ("proc_and_sys", proc_and_sys),
     ("devices", devices),
+    ("other_devices_are_dead", other_devices_are_dead),
     ("shared_memory", shared_memory),
     ("exit_codes_and_signals", exit_codes_and_signals),
     ("programs_that_cannot_run", programs_that_cannot_run),
@@ -393,12 +394,15 @@ fn capabilities_are_dockers(bench: &Bench) {
 }
 
 fn host_name_hosts_and_resolver(bench: &Bench) {
-    let mut process = shell("hostname; cat /etc/hostname; cat /etc/hosts; cat /etc/resolv.conf > /dev/null");
+    let mut process = shell("hostname; cat /etc/hosts; cat /etc/resolv.conf > /dev/null");
     process.hostname = String::from("box");
     process.extra_hosts = vec![("db".to_owned(), "10.1.2.3".to_owned())];
     let ran = bench.run(&process).ok();
-    assert!(ran.stdout.starts_with("box\nbox\n127.0.0.1\tlocalhost box\n::1\tlocalhost "), "{}", ran.stdout);
+    assert!(ran.stdout.starts_with("box\n127.0.0.1\tlocalhost box\n::1\tlocalhost "), "{}", ran.stdout);
     assert!(ran.stdout.ends_with("\n10.1.2.3\tdb\n"), "{}", ran.stdout);
+    // The image's own name of the host stays in the layer.
+    let ran = bench.sh("echo mine > /etc/hostname && cat /etc/hostname").says("mine");
+    assert_eq!(ran.changes(), ["etc/", "etc/hostname"]);
     // As under BuildKit: what could only be lost cannot be written.
     bench.sh("! (echo x >> /etc/hosts) 2>/dev/null && ! rm /etc/resolv.conf 2>/dev/null && echo kept").says("kept");
 }
@@ -434,7 +438,7 @@ fn what_the_command_leaves_beside_places_stays(bench: &Bench) {
     assert!(mtime(&ran.upper.join("etc")) >= written, "the command's own change of the folder counts");
     // A file system without /etc.
     fs::remove_dir_all(bench.lower().join("etc")).expect("removed");
-    assert_eq!(bench.sh("ls /etc").says("hostname\nhosts\nresolv.conf").changes(), [""; 0]);
+    assert_eq!(bench.sh("ls /etc").says("hosts\nresolv.conf").changes(), [""; 0]);
     assert_eq!(bench.sh("echo x > /etc/y").ok().changes(), ["etc/", "etc/y"]);
 }
 
@@ -447,13 +451,13 @@ fn places_behind_links(bench: &Bench) {
     symlink(outside.join("hosts"), bench.lower().join("etc/hosts")).expect("a link");
     let ran = bench.sh("head -n 1 /etc/hosts; cat /etc/resolv.conf >/dev/null && echo read").ok();
     assert_eq!(ran.stdout, "127.0.0.1\tlocalhost buildkitsandbox\nread\n");
-    assert_eq!(ran.changes(), ["etc/", "tmp/"]);
+    assert_eq!(ran.changes(), ["tmp/"]);
     assert_eq!(fs::read_dir(outside).expect("readable").count(), 0);
     fs::remove_file(bench.lower().join("etc/hosts")).expect("removed");
     symlink("hosts", bench.lower().join("etc/hosts")).expect("a link");
     let cancel = Cancel::new().expect("an event");
     let error = run(&bench.rootfs(), &shell("true"), &|_, _| {}, &cancel).expect_err("a link to itself");
-    assert!(matches!(&error, ExecError::SetUp { what, .. } if what.contains("/etc/hosts")), "{error}");
+    assert!(matches!(&error, ExecError::SetUp { path, .. } if path.contains("/etc/hosts")), "{error}");
 }
 
 fn a_moved_folder_leads_nowhere(bench: &Bench) {
@@ -497,6 +501,67 @@ fn devices(bench: &Bench) {
         .run(&nobody("echo x > /dev/null && head -c 1 /dev/random | wc -c && mktemp /tmp/XXXXXX > /dev/null"))
         .says("1");
     bench.sh("(echo x > /dev/full) 2>/dev/null || echo full").says("full");
+}
+
+/// Opens nodes of a device that is none of the machine's secrets, and of one that is.
+fn other_devices_are_dead(bench: &Bench) {
+    // What is there works for everybody, terminals as well.
+    let usual = "for d in null zero full random urandom; do head -c 0 /dev/$d && (: > /dev/$d) || echo no $d; done
+        (: < /dev/tty) 2>&1 | grep -c 'No such device'; (exec 3<>/dev/ptmx) && (exec 3<>/dev/pts/ptmx) && echo all";
+    bench.sh(usual).says("1\nall");
+    bench.run(&nobody(usual)).says("1\nall");
+    if !in_initial_user_namespace().expect("readable") {
+        bench.sh("mknod /x c 1 5 2>/dev/null || echo refused").says("refused");
+        return;
+    }
+    for (name, kind, major, minor) in [("z", "c", 1, 5), ("d", "b", 7, 0)] {
+        let node = bench.lower().join(name);
+        let mknod = |path: &Path| {
+            let (major, minor) = (major.to_string(), minor.to_string());
+            let status = Command::new(BUSYBOX).args(["mknod", "-m666"]).arg(path).args([kind, &major, &minor]).status();
+            assert!(status.expect("starts").success());
+        };
+        mknod(&node);
+        let cache = bench.path().join(format!("cache-{name}"));
+        fs::create_dir(&cache).expect("a folder");
+        fs::set_permissions(&cache, fs::Permissions::from_mode(0o777)).expect("mode");
+        mknod(&cache.join("old"));
+        let (upper, work) = folders(bench, &format!("bind-{name}"));
+        let stack = |writes| MountSource::Stack { lower: vec![bench.lower()], path: "/".into(), writes };
+        let rootfs = || {
+            let mut rootfs = bench.rootfs();
+            rootfs.mounts = vec![
+                mount("/cache", false, MountSource::Folder { folder: cache.clone(), path: String::new() }),
+                mount("/memory", false, MountSource::Memory { size: None }),
+                mount("/look", true, stack(None)),
+                mount("/rw", false, stack(Some((upper.clone(), work.clone())))),
+            ];
+            rootfs
+        };
+        let script = format!(
+            "for at in / /dev /dev/shm /tmp /cache /memory /rw; do
+                 rm -f $at/made; test $(id -u) != 0 || mknod -m 666 $at/made {kind} {major} {minor} || echo no mknod in $at
+             done
+             for n in /{name} /*/made /dev/shm/made /made /cache/old /look/{name} /rw/{name}; do
+                 test ! -e $n || head -c 1 $n 2>&1 | grep -v 'Permission denied'
+             done; ls /made /cache/old /memory/made 2>/dev/null"
+        );
+        let ran = Bench::run_in(&rootfs(), &shell(&script));
+        assert_eq!(ran.stdout, "/cache/old\n/made\n/memory/made\n", "{}", ran.stderr);
+        // The node is in the layer all the same.
+        let made = fs::symlink_metadata(ran.upper.join("made")).expect("made");
+        assert_eq!(made.rdev(), rustix::fs::makedev(major, minor));
+        let mut below = rootfs();
+        below.lower.insert(0, ran.upper);
+        let ran = Bench::run_in(&below, &nobody(&script));
+        assert_eq!(ran.stdout, "/cache/old\n/made\n", "{}", ran.stderr);
+    }
+    // Who asked for everything has everything.
+    let insecure = ProcessSpec {
+        security: Security::Insecure,
+        ..shell("mknod /x c 1 5; head -c 3 /x | wc -c; rm /dev/null; mknod /dev/y c 1 5; head -c 3 /dev/y | wc -c")
+    };
+    bench.run(&insecure).says("3\n3");
 }
 
 fn shared_memory(bench: &Bench) {
@@ -1252,7 +1317,7 @@ fn mounts_in_mounts(bench: &Bench) {
     let output = Mutex::new(Vec::new());
     let note = |_, bytes: &[u8]| output.lock().expect("no panic").extend_from_slice(bytes);
     "/place/in".clone_into(&mut process.cwd);
-    let (exit, left) = Sandbox::default().run_noting(&rootfs, &process, &note, &cancel).expect("it runs");
+    let Ended { exit, left, .. } = Sandbox::default().run_noting(&rootfs, &process, &note, &cancel).expect("it runs");
     let text = String::from_utf8(output.into_inner().expect("no panic")).expect("text");
     assert_eq!((exit, text.as_str()), (Exit::Code(0), "/place/in\noverin"));
     assert_eq!(fs::read_dir(&rootfs.upper).expect("readable").count(), 1, "there is more than /etc in the layer");

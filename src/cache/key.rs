@@ -324,6 +324,18 @@ pub fn quick_key(copy: Option<&CopyOp>, op: &Digest, source: &SourceId, below: &
     CacheKey(key.finish())
 }
 
+/// Both keys of COPY, ADD and WORKDIR, as far as it is known where they land.
+pub fn both_keys(
+    copy: Option<&CopyOp>,
+    op: &Digest,
+    source: &SourceId,
+    below: &StackId,
+    landing: Option<&Digest>,
+) -> impl Iterator<Item = CacheKey> {
+    let quick = quick_key(copy, op, source, below);
+    std::iter::once(quick).chain(landing.map(|landing| landing_key(copy, op, source, landing)))
+}
+
 /// The landing key of COPY, ADD and WORKDIR: holds only what is found where it lands, so the layer survives a change
 /// of anything else below. `landing` covers the owner ids that names were looked up to.
 pub fn landing_key(copy: Option<&CopyOp>, op: &Digest, source: &SourceId, landing: &Digest) -> CacheKey {

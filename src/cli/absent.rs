@@ -35,8 +35,8 @@ pub(super) fn bring(
             "{shown} has layers that never came here; they come now from {}",
             places(&absent).join(", ")
         ));
-        let registries = network::registries(settings, false, false, cancel)?;
-        registries.bring(store, lease, image, None, &lines).map_err(anyhow::Error::from)?;
+        let registries = network::registries(settings, network::secure(), false, cancel, lines.sayer())?;
+        registries.bring(store, lease, image, None, &*lines).map_err(anyhow::Error::from)?;
         came = true;
     }
     if came {

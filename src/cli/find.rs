@@ -17,6 +17,8 @@ use crate::image::reference::Reference;
 use crate::plan::BaseImage;
 use crate::store::images::{ImageRecord, Lookup};
 use crate::store::lease::Lease;
+use crate::store::origins::Origin;
+use crate::store::sweep::Swept;
 use crate::store::{Store, StoreError, base};
 use crate::sys::idmap::IdMap;
 use crate::sys::{namespace, process};
@@ -36,42 +38,63 @@ pub(crate) fn lease(store: &Store, settings: &Settings) -> Result<Lease, Failure
     let boot = boot_id()?;
     let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
     let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
-    recover(store, &lease, &swept.suspects, settings)?;
+    tell(recover(store, &lease, &swept, || enter_ids(settings).map(drop))?)?;
     Ok(lease)
 }
 
-/// Clears away what dead commands left and what is damaged, for a command that makes nothing: where there are no suspects
-/// this takes no room on the disk.
+/// Clears away what dead commands left and what is damaged, for a command that makes nothing: it takes no room on the disk.
 pub(crate) fn clear(store: &Store, settings: &Settings) -> Result<(), Failure> {
     let boot = boot_id()?;
     let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
     if swept.suspects.is_empty() {
         return Ok(());
     }
-    let lease = store.lease(&boot).map_err(anyhow::Error::from)?;
-    recover(store, &lease, &swept.suspects, settings)
+    let lease = store.lease(&boot).map_err(anyhow::Error::from);
+    let checked = lease.and_then(|lease| recover(store, &lease, &swept, || enter_ids(settings).map(drop)));
+    tell(match checked {
+        // What cannot be checked goes unseen: each of them can be made or brought again.
+        Err(error) if is_full(&error) => removed_damage(&store.discard_suspects(&swept).map_err(anyhow::Error::from)?),
+        other => other?,
+    })
 }
 
-fn recover(store: &Store, lease: &Lease, suspects: &[String], settings: &Settings) -> Result<(), Failure> {
-    if suspects.is_empty() {
-        return Ok(());
+/// Checks what was swept, and removes what is damaged. `ids` lets the process read file trees; it is called if that must be.
+/// What the user is told, if anything.
+pub(crate) fn recover(
+    store: &Store,
+    lease: &Lease,
+    swept: &Swept,
+    ids: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Option<String>> {
+    if swept.suspects.is_empty() {
+        return Ok(None);
     }
-    if store.recovering_takes_ids(suspects) {
-        enter_ids(settings)?;
+    if store.recovering_takes_ids(swept) {
+        ids()?;
     }
-    let gone = store.recover(lease, suspects).map_err(anyhow::Error::from)?;
-    store.forget().map_err(anyhow::Error::from)?;
-    if !gone.is_empty() {
-        let note = format!("{}\n", removed_damage(gone.len()));
-        std::io::stderr().lock().write_all(note.as_bytes())?;
+    Ok(removed_damage(&store.recover(lease, swept)?))
+}
+
+/// What the user is told when damage was removed.
+fn removed_damage(gone: &[String]) -> Option<String> {
+    let (files, were) = if gone.len() == 1 { ("file", "was") } else { ("files", "were") };
+    let count = gone.len();
+    let note = format!("{count} damaged {files} of the store {were} removed, after a power cut or a fault of the disk");
+    (count > 0).then_some(note)
+}
+
+fn tell(note: Option<String>) -> Result<(), Failure> {
+    if let Some(note) = note {
+        writeln!(std::io::stderr().lock(), "{note}")?;
     }
     Ok(())
 }
 
-/// What the user is told when damage was removed.
-pub(crate) fn removed_damage(count: usize) -> String {
-    let (files, were) = if count == 1 { ("file", "was") } else { ("files", "were") };
-    format!("{count} damaged {files} of the store {were} removed, after a power cut or a fault of the disk")
+/// Whether the disk, or what the user may have of it, is full.
+fn is_full(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let errors = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    errors.map(std::io::Error::kind).any(|kind| matches!(kind, StorageFull | QuotaExceeded))
 }
 
 /// Takes a lease for a command that only reads: also where nothing can be written to the store.
@@ -147,11 +170,15 @@ pub(crate) fn lookup(store: &Store, name: &str) -> Result<Option<ImageRecord>, F
                 let same = |known: &String| {
                     Reference::parse(known).is_ok_and(|known| known.familiar_name() == reference.familiar_name())
                 };
+                let repository = format!("{}/{}", reference.registry(), reference.repository());
                 let mut found = None;
-                for image in store.images().map_err(failed)?.into_iter().filter(|image| image.names.iter().any(same)) {
-                    // Its own, or the one that a registry knows it by.
-                    let known = || store.origins_of_image(&image.id);
-                    if image.manifest == digest || known().map_err(failed)?.iter().any(|origin| origin.blob == digest) {
+                for image in store.images().map_err(failed)? {
+                    // Its own, or the one that a registry knows it by, whatever names it has.
+                    let named = image.names.iter().any(same);
+                    let known = |origin: &Origin| origin.blob == digest && (named || origin.repository == repository);
+                    if (named && image.manifest == digest)
+                        || store.origins_of_image(&image.id).map_err(failed)?.iter().any(known)
+                    {
                         found = Some(image);
                         break;
                     }
@@ -201,10 +228,17 @@ pub(crate) fn names(image: &ImageRecord) -> Vec<Reference> {
     image.names.iter().filter_map(|name| Reference::parse(name).ok()).collect()
 }
 
+/// The repositories in which an image without a name is known by its digest.
+pub(crate) fn repositories(store: &Store, image: &ImageRecord) -> Result<Vec<Reference>, Failure> {
+    let known = if image.names.is_empty() { store.origins_of_image(&image.id) } else { Ok(Vec::new()) };
+    let known = known.map_err(anyhow::Error::from)?;
+    Ok(known.iter().filter_map(|origin| Some(Reference::parse(&origin.repository).ok()?.at(origin.blob))).collect())
+}
+
 /// The digest by which an image is known in a repository: that of what was pushed there or pulled from there last, else that
 /// of its manifest here.
 pub(crate) fn digest(store: &Store, image: &ImageRecord, repository: &Reference) -> Result<Digest, Failure> {
-    let name = format!("{}/{}", repository.registry(), repository.repository());
+    let name = repository.full_name();
     let known = store.origins_of_image(&image.id).map_err(anyhow::Error::from)?;
     Ok(known.iter().find(|origin| origin.repository == name).map_or(image.manifest, |origin| origin.blob))
 }

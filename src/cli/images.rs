@@ -75,7 +75,8 @@ pub(super) fn run(args: &ImagesArgs, settings: &Settings) -> Result<ExitCode, Fa
         if !filter.takes_image(image, &store)? {
             continue;
         }
-        let names = find::names(image);
+        let mut names = find::names(image);
+        names.extend(find::repositories(&store, image)?);
         if names.is_empty() {
             rows.push((image, None));
         }
@@ -228,7 +229,7 @@ impl Filter {
 
     /// By a name of the image, and the digest by which it is known under that, where somebody asks for it.
     fn takes(&self, name: Option<&Reference>, digest: Option<&Digest>) -> bool {
-        if self.dangling.is_some_and(|dangling| dangling != name.is_none()) {
+        if self.dangling.is_some_and(|dangling| dangling != name.is_none_or(|name| name.tag().is_none())) {
             return false;
         }
         self.references.is_empty()

@@ -39,7 +39,7 @@ fn isolation(facts: &[Fact]) -> Fact {
     let root = rustix::process::geteuid().is_root();
     if facts.iter().any(|fact| fact.name == "overlay" && fact.ok) {
         Fact { name: "isolation", ok: true, value: "namespace".to_owned(), remedy: None }
-    } else if root {
+    } else if root && facts.iter().any(|fact| fact.name == probe::COPIES && fact.ok) {
         let value = "chroot: RUN has a root directory of its own in a copy of all files, and nothing else".to_owned();
         missing("isolation", value, "see what is missing above; namespaces contain RUN better and copy nothing")
     } else {

@@ -127,8 +127,11 @@ fn describe(store: &Store, record: &ImageRecord, name: &str, wanted: Option<&Pla
         content => content,
     };
     let names = find::names(record);
-    let digests =
-        names.iter().map(|name| Ok(format!("{}@{}", name.familiar_name(), find::digest(store, record, name)?)));
+    let repositories = find::repositories(store, record)?;
+    let digests = names
+        .iter()
+        .chain(&repositories)
+        .map(|name| Ok(format!("{}@{}", name.familiar_name(), find::digest(store, record, name)?)));
     let digests = digests.collect::<Result<BTreeSet<String>, Failure>>()?;
     let root_fs = vec![field("Type", config.rootfs.kind.as_str()), field("Layers", texts(&config.rootfs.diff_ids))];
     let mut fields = vec![

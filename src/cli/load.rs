@@ -17,7 +17,7 @@ use super::settings::Settings;
 use super::stdout::stdout;
 use crate::image::reference::Reference;
 use crate::store::base;
-use crate::store::load::{Loaded, load_only};
+use crate::store::load::{Loaded, load};
 
 /// Loads them.
 pub(super) fn run(args: &LoadArgs, settings: &Settings) -> Result<ExitCode, Failure> {
@@ -38,7 +38,7 @@ pub(super) fn run(args: &LoadArgs, settings: &Settings) -> Result<ExitCode, Fail
     let store = find::store(settings)?;
     let lease = find::lease(&store, settings)?;
     // Layers that came before it failed are in no image.
-    let loaded = load_only(&store, &lease, archive, &place, &find::machine(), &only)
+    let loaded = load(&store, &lease, archive, &place, &find::machine(), &only)
         .inspect_err(|_| store.count_anew())
         .map_err(anyhow::Error::from)?;
     let mut out = stdout();

@@ -11,7 +11,7 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use super::args::{LoginArgs, LogoutArgs};
 use super::failure::Failure;
-use super::network;
+use super::network::{self, Direction, Lines};
 use super::settings::Settings;
 use super::stdout::stdout;
 use crate::registry::{CredentialFile, Credentials};
@@ -26,7 +26,9 @@ const LONGEST: u64 = 64 << 10;
 pub(super) fn login(args: &LoginArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let host = host(args.server.as_deref())?;
     let mut file = file(settings)?;
-    let registries = network::registries(settings, args.insecure, false, None)?;
+    let lines = Lines::new(Direction::Pull, false, settings);
+    let registries =
+        network::registries(settings, network::insecure(args.insecure, &host), false, None, lines.sayer())?;
     let given = args.username.is_some() || args.password.is_some() || args.password_stdin;
     let mut stderr = std::io::stderr();
     if !given && let Some(known) = file.find(&host).map_err(anyhow::Error::from)? {

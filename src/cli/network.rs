@@ -5,23 +5,34 @@
 
 use std::collections::HashMap;
 use std::io::Write as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::settings::{Settings, SettingsError};
 use crate::digest::Digest;
 use crate::registry::pull::{Transfer, Transfers};
-use crate::registry::{Registries, RegistryOptions};
+use crate::registry::{Insecure, Registries, RegistryOptions, Say};
 use crate::sys::cancel::Cancel;
 
 /// Folders of `certs.d` beside the user's own.
 const HOSTS: [&str; 3] = ["/etc/rbuild/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"];
 
+/// `--insecure`, of a command that asks one registry.
+pub(crate) fn insecure(given: bool, host: &str) -> Insecure {
+    Insecure { hosts: given.then(|| host.to_owned()).into_iter().collect(), by: "--insecure" }
+}
+
+/// Nothing, of a command that has no flag for it.
+pub(crate) fn secure() -> Insecure {
+    Insecure { by: "skip_verify = true in its hosts.toml", ..Insecure::default() }
+}
+
 /// Registries by what the user and the machine have set up.
 pub(crate) fn registries(
     settings: &Settings,
-    insecure: bool,
+    insecure: Insecure,
     offline: bool,
     cancel: Option<&Cancel>,
+    say: Say,
 ) -> Result<Registries, SettingsError> {
     let own = settings.config_dir().map(|folder| folder.join("certs.d"));
     let options = RegistryOptions {
@@ -31,6 +42,7 @@ pub(crate) fn registries(
         hosts: own.into_iter().chain(HOSTS.map(Into::into)).collect(),
         insecure,
         offline,
+        say: Some(say),
     };
     Ok(Registries::new(options, cancel.cloned()))
 }
@@ -54,10 +66,10 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    pub(crate) fn new(direction: Direction, quiet: bool, settings: &Settings) -> Self {
+    pub(crate) fn new(direction: Direction, quiet: bool, settings: &Settings) -> Arc<Self> {
         let live = settings.terminal.is_some() && settings.env.get("TERM").is_none_or(|term| term != "dumb");
         let bars = (live && !quiet).then(indicatif::MultiProgress::new);
-        Self { direction, quiet, bars, running: Mutex::default() }
+        Arc::new(Self { direction, quiet, bars, running: Mutex::default() })
     }
 
     pub(crate) fn is_quiet(&self) -> bool {
@@ -74,6 +86,12 @@ impl Lines {
             Some(bars) => drop(bars.println(line)),
             None => drop(writeln!(std::io::stderr(), "{line}")),
         }
+    }
+
+    /// Who else is told something.
+    pub(crate) fn sayer(self: &Arc<Self>) -> Say {
+        let lines = Arc::clone(self);
+        Say::new(move |line| lines.say(line))
     }
 
     fn bar(&self, blob: &Digest, size: u64) {

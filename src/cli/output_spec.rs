@@ -145,15 +145,17 @@ impl OutputKind {
     }
 }
 
+/// The image gets its name with the digest: what goes to a registry by its digest alone has no other.
+const CANONICAL: &str = "name-canonical";
+
 const EPOCH_KEY: &str = "rewrite-timestamp";
 const TYPES: [&str; 7] = ["image", "oci", "docker", "tar", "local", "cacheonly", "registry"];
 
 /// Options of BuildKit that rbuild does not carry out, with the value (if any) that asks for nothing.
-const LATER: [(&str, Option<&str>); 11] = [
+const LATER: [(&str, Option<&str>); 10] = [
     ("unpack", Some("false")),
     ("store", Some("true")),
     ("dangling-name-prefix", None),
-    ("name-canonical", Some("false")),
     ("prefer-nondist-layers", Some("false")),
     ("oci-artifact", Some("false")),
     ("oci-version", None),
@@ -293,8 +295,14 @@ fn from_pairs(pairs: &[(String, String)]) -> Result<OutputSpec, String> {
     };
     let kind = kind(name)?;
     let mut spec = empty(kind);
-    for (key, value) in pairs.iter().filter(|(key, _)| key != "type") {
+    for (key, value) in pairs.iter().filter(|(key, _)| !["type", CANONICAL].contains(&key.as_str())) {
         set(&mut spec, key, value)?;
+    }
+    if let Some((key, value)) = pairs.iter().find(|(key, _)| key == CANONICAL)
+        && yes_no(key, value)?
+        && !spec.by_digest
+    {
+        return Err(format!("not supported yet: {key}={value} without push-by-digest=true"));
     }
     check_compression(&spec)?;
     if !spec.annotations.is_empty() && spec.oci_mediatypes == Some(false) {
@@ -463,7 +471,11 @@ mod tests {
                 "type=image,push=true,push-by-digest=true,registry.insecure=true",
                 OutputSpec { push: true, by_digest: true, insecure: true, ..empty(Image) },
             ),
-            ("type=image,name=a", OutputSpec { names: vec!["a".into()], ..empty(Image) }),
+            (
+                "type=image,push-by-digest=true,name-canonical=true,push=true",
+                OutputSpec { push: true, by_digest: true, ..empty(Image) },
+            ),
+            ("type=image,name-canonical=false,name=a", OutputSpec { names: vec!["a".into()], ..empty(Image) }),
             (
                 r#"type=oci,"name=a:1,b:2",dest=x"#,
                 OutputSpec { names: vec!["a:1".into(), "b:2".into()], ..file(Oci, "x") },
@@ -519,6 +531,7 @@ mod tests {
             ),
             ("type=tar,annotation.a=b", "type=tar has no option annotation.a; it takes dest, rewrite-timestamp"),
             ("type=local,dest=x,mode=delete", "not supported yet: mode=delete"),
+            ("type=image,name-canonical=true", "not supported yet: name-canonical=true without push-by-digest=true"),
             ("type=local", "type=local needs dest=DIR"),
             ("type=local,dest=-", "a directory cannot be written to standard output; type=tar can"),
             ("type=local,dest=", "dest is empty"),

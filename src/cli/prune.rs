@@ -43,9 +43,9 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
     if store.path("trees.format").exists() {
         find::enter_ids(settings)?;
     }
-    find::clear(&store, settings)?;
     let mut out = stdout();
     if args.everything {
+        // What is damaged goes with all else, unread.
         if store.is_busy().map_err(anyhow::Error::from)? {
             return Err(Failure::Error(anyhow!(
                 "other commands are at work on this store; wait for them, and try again"
@@ -55,6 +55,7 @@ pub(super) fn run(args: &PruneArgs, settings: &Settings) -> Result<ExitCode, Fai
         writeln!(out, "Total reclaimed space: {}", size::precise(gone.freed))?;
         return Ok(ExitCode::SUCCESS);
     }
+    find::clear(&store, settings)?;
     let now = find::now();
     let before = args.filters.iter().find_map(|filter| match filter {
         PruneFilter::Until(until) => {

@@ -31,14 +31,16 @@ pub(super) fn run(args: &PullArgs, settings: &Settings) -> Result<ExitCode, Fail
     let platform = platform(args.platform.as_deref(), settings)?;
     let store = find::store(settings)?;
     let lease = find::lease(&store, settings)?;
-    let registries = network::registries(settings, args.insecure, false, None)?;
+    let insecure = network::insecure(args.insecure, reference.registry());
+    let lines = Lines::new(Direction::Pull, args.quiet, settings);
+    let registries = network::registries(settings, insecure, false, None, lines.sayer())?;
     let pull = Pull {
         registries: &registries,
         store: &store,
         lease: &lease,
         wanted: platform.clone().unwrap_or_else(find::machine),
         asked: platform.is_some(),
-        lines: Lines::new(Direction::Pull, args.quiet, settings),
+        lines: &lines,
     };
     if args.all_tags {
         let tags = registries.tags(&reference).map_err(anyhow::Error::from)?;
@@ -46,7 +48,7 @@ pub(super) fn run(args: &PullArgs, settings: &Settings) -> Result<ExitCode, Fail
             return Err(anyhow!("{} has no tags", reference.familiar_name()).into());
         }
         for tag in tags {
-            let name = format!("{}/{}:{tag}", reference.registry(), reference.repository());
+            let name = format!("{}:{tag}", reference.full_name());
             let name = Reference::parse(&name).map_err(anyhow::Error::from)?;
             pull.one(&name).inspect_err(|_| store.count_anew())?;
         }
@@ -76,7 +78,7 @@ struct Pull<'a> {
     wanted: Platform,
     /// The user named the platform.
     asked: bool,
-    lines: Lines,
+    lines: &'a Lines,
 }
 
 impl Pull<'_> {
@@ -93,9 +95,7 @@ impl Pull<'_> {
             return Err(anyhow!("cannot pull {shown}: it is for {found}, not for {}", self.wanted).into());
         }
         self.lines.say(&format!("{from}: Pulling from {}", reference.repository()));
-        self.registries
-            .bring(store, lease, &remote.image, Some(reference), &self.lines)
-            .map_err(anyhow::Error::from)?;
+        self.registries.bring(store, lease, &remote.image, Some(reference), self.lines).map_err(anyhow::Error::from)?;
         let mut record = base::record(store, &remote.image).map_err(anyhow::Error::from)?;
         let name = reference.tag().filter(|_| reference.digest().is_none()).map(|_| reference.to_string());
         let before = name.as_deref().map(|name| store.image_by_name(name)).transpose().map_err(anyhow::Error::from)?;
@@ -108,7 +108,7 @@ impl Pull<'_> {
         };
         record.names.extend(name);
         base::keep(store, lease, &record).map_err(anyhow::Error::from)?;
-        let repository = format!("{}/{}", reference.registry(), reference.repository());
+        let repository = reference.full_name();
         let origin = Origin { blob: remote.top, repository };
         store.add_origin_of_image(&record.id, origin).map_err(anyhow::Error::from)?;
         let mut out = stdout();

@@ -76,18 +76,19 @@ pub(super) fn run(args: &PushArgs, settings: &Settings) -> Result<ExitCode, Fail
             break;
         }
     }
-    let registries = network::registries(settings, args.insecure, false, None)?;
+    let insecure = network::insecure(args.insecure, reference.registry());
     let lines = Lines::new(Direction::Push, args.quiet, settings);
+    let registries = network::registries(settings, insecure, false, None, lines.sayer())?;
     if !tagged && !args.all_tags {
         lines.say("Using default tag: latest");
     }
-    lines.say(&format!("The push refers to repository [{}/{}]", reference.registry(), reference.repository()));
+    lines.say(&format!("The push refers to repository [{}]", reference.full_name()));
     let mut out = stdout();
     for (name, record) in &images {
         let documents = Documents::read(&store, record, wanted.as_ref())?;
         let descriptor = send(&registries, &store, &lease, documents, name, &lines)?;
         if wanted.is_none() {
-            let repository = format!("{}/{}", name.registry(), name.repository());
+            let repository = name.full_name();
             let origin = Origin { blob: descriptor.digest, repository };
             store.add_origin_of_image(&record.id, origin).map_err(anyhow::Error::from)?;
         }

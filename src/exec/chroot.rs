@@ -9,8 +9,9 @@
 //! machine's network, and as root it can send signals to the machine's processes.
 //!
 //! ```text
-//! rbuild ──spawns──▶ rbuild-init ──forks──▶ the command: chroot, files of /etc, devices; user, capabilities, exec
-//!                     takes in what the command leaves, kills it
+//! rbuild ──spawns──▶ rbuild-init ──forks──▶ the watcher ──forks──▶ the command: chroot, files of /etc, devices;
+//!                     the same for the       takes in what the      user, capabilities, exec
+//!                     watcher, if killed     command leaves, kills it
 //! ```
 
 use std::convert::Infallible;
@@ -22,28 +23,68 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use rustix::thread::UnshareFlags;
 
 use super::init::{Woken, become_command, drain, report_of, wait_for};
 use super::place::{self, Kind, only_mtime};
-use super::root::{DEVICES, LINKS, failed, write};
+use super::root::{DEVICES, LINKS, failed, mask, write};
 use super::wire::{Failure, Order, Report};
 use crate::sys::mount::{Restrict, Tree, make_private};
 use crate::sys::namespace::unshare;
 use crate::sys::process::{self, Forked, end, fork};
+use crate::sys::root_dir::Identity;
 
 /// Where the machine's things are put: no layer has anything of what is there afterwards.
 pub(super) const PLACES: [&str; 3] = ["proc", "sys", "dev"];
 
-/// rbuild-init itself: starts the command, reports how it ended, and leaves nothing of it.
+/// rbuild-init itself: has the command started and watched, and leaves nothing of it.
 pub(super) fn supervise(order: &Order, control: &UnixStream) -> io::Result<Infallible> {
     // It must live long enough to kill the others: the end of rbuild is seen on the socket.
     rustix::process::set_parent_process_death_signal(None)?;
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    let watched = subreaper().and_then(|()| match fork()? {
+        Forked::Child => match watch(order, control) {
+            Ok(never) => match never {},
+            Err(error) => fail(control, error),
+        },
+        Forked::Parent(watcher) => rustix::io::retry_on_intr(|| wait_until_ended(watcher)).map_err(io::Error::from),
+    });
+    match watched {
+        Ok(status) => {
+            // It leaves something only if it was killed: by the command, or by the kernel for want of memory.
+            kill_all()?;
+            if let Some(signal) = status.terminating_signal() {
+                Report::Lost(signal).send(control)?;
+            }
+            end(0)
+        }
+        Err(error) => fail(control, error),
+    }
+}
+
+fn fail(control: &UnixStream, error: io::Error) -> ! {
+    end(i32::from(Report::Failed(failed("start the command", "")(error)).send(control).is_err()) + 1)
+}
+
+/// From now on this process inherits what its descendants leave.
+fn subreaper() -> io::Result<()> {
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
+fn wait_until_ended(process: Pid) -> Result<WaitStatus, Errno> {
+    loop {
+        if let Some((_, status)) = rustix::process::waitpid(Some(process), WaitOptions::empty())? {
+            return Ok(status);
+        }
+    }
+}
+
+/// Starts the command, reports how it ended, and leaves nothing of it.
+fn watch(order: &Order, control: &UnixStream) -> io::Result<Infallible> {
+    subreaper()?;
     let mut children = fs::File::from(process::child_events()?);
     let command = match fork()? {
-        Forked::Child => match enter(order).and_then(|()| become_command(order, None, None)) {
+        Forked::Child => match enter(order, control).and_then(|()| become_command(order, None, None)) {
             Ok(code) => end(code),
             Err(failure) => {
                 let told = Report::Failed(failure).send(control);
@@ -72,19 +113,25 @@ pub(super) fn supervise(order: &Order, control: &UnixStream) -> io::Result<Infal
 
 /// Kills all descendants. Those whose parents die become this process's children.
 fn kill_all() -> io::Result<()> {
+    let mut options = WaitOptions::NOHANG;
     loop {
-        let own = own_children()?;
-        for child in &own {
+        match rustix::process::wait(options) {
+            // All that ended are reaped.
+            Ok(None) => {}
+            Ok(Some(_)) | Err(Errno::INTR) => {
+                options = WaitOptions::NOHANG;
+                continue;
+            }
+            Err(Errno::CHILD) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+        for child in &own_children()? {
             match rustix::process::kill_process(*child, Signal::KILL) {
                 Ok(()) | Err(Errno::SRCH) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
-        match rustix::process::wait(WaitOptions::empty()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(Errno::CHILD) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        }
+        options = WaitOptions::empty();
     }
 }
 
@@ -111,87 +158,140 @@ fn own_children() -> io::Result<Vec<Pid>> {
 }
 
 /// Makes the order's folder the root of this process, and puts in what commands expect.
-fn enter(order: &Order) -> Result<(), Failure> {
+fn enter(order: &Order, control: &UnixStream) -> Result<(), Failure> {
     for join in &order.cgroups {
         fs::write(join, "0").map_err(failed("join the control group", join))?;
     }
     rustix::process::umask(Mode::empty());
-    let machine = machine();
     let root = &order.rootfs.upper;
+    let mounts = Mounts::collect(order);
+    if let Some(mounts) = &mounts {
+        mounts.root.attach(root)?;
+    }
     rustix::process::chroot(root).map_err(|errno| failed("chroot", root)(errno.into()))?;
     rustix::process::chdir("/").map_err(|errno| failed("chdir", "/")(errno.into()))?;
+    let mut put_in = Vec::new();
     for name in PLACES {
-        folder(&Path::new("/").join(name))?;
+        // In the layer it stays as it is: whether a folder, a link to one, or full of things.
+        let path = Path::new("/").join(name);
+        remove_all(&path).map_err(failed("remove", &path))?;
+        folder(&path, &mut put_in)?;
     }
-    for (path, tree) in machine {
-        tree.attach(path)?;
-    }
-    devices()?;
+    devices(&mut put_in)?;
     if let Some((name, text)) = &order.process.script {
-        folder(Path::new("/dev/pipes"))?;
+        folder(Path::new("/dev/pipes"), &mut put_in)?;
         write(&Path::new("/dev/pipes").join(name), 0o755, text.as_bytes())?;
     }
     for (path, text) in &order.files {
-        replace(Path::new(path), text.as_bytes())?;
+        replace(Path::new(path), text.as_bytes(), &mut put_in)?;
     }
-    place::make_working_dir(&order.process).map_err(|(path, error)| failed("make the working directory", path)(error))
+    let files: Result<Vec<_>, _> =
+        put_in.iter().map(|path| Identity::of(path).map_err(failed("statx", path))).collect();
+    Report::PutIn(files?).send(control).map_err(failed("send", ""))?;
+    if let Some(mounts) = mounts {
+        mounts.attach()?;
+    }
+    place::make_working_dir(&order.process)
 }
 
-/// The machine's /proc and /sys, where it can be had that this process alone sees them below the new root. A place that
-/// allows no mounts has none to give.
-fn machine() -> Vec<(&'static Path, Tree)> {
-    if unshare(UnshareFlags::NEWNS).is_err() || make_private().is_err() {
-        return Vec::new();
+/// What this process alone sees mounted, where that is allowed.
+struct Mounts {
+    /// The order's folder.
+    root: Tree,
+    proc: Tree,
+    sys: Tree,
+    /// An empty folder.
+    empty: Tree,
+}
+
+impl Mounts {
+    /// A place that allows no mounts has none to give.
+    fn collect(order: &Order) -> Option<Self> {
+        unshare(UnshareFlags::NEWNS).ok()?;
+        make_private().ok()?;
+        if unshare(UnshareFlags::NEWUTS).is_ok() {
+            // Else it has the machine's name, as where that cannot be hidden.
+            let _ = rustix::system::sethostname(order.process.hostname.as_bytes());
+        }
+        let copy = |path: &str, restrict| {
+            Tree::copy(CWD, Path::new(path), true).and_then(|tree| tree.restrict(restrict, true)).ok()
+        };
+        Some(Self {
+            root: Tree::copy(CWD, &order.rootfs.upper, false).ok()?,
+            proc: copy("/proc", Restrict::INERT)?,
+            sys: copy("/sys", Restrict::DATA)?,
+            empty: Tree::of_file_system(("mount tmpfs", "tmpfs"), Restrict::READ_ONLY).ok()?,
+        })
     }
-    let copy = |path: &'static str, restrict| {
-        let tree = Tree::copy(CWD, Path::new(path), true).and_then(|tree| tree.restrict(restrict, true)).ok()?;
-        Some((Path::new(path), tree))
+
+    /// Mounts them, now that the folder is the root. No device but those of /dev can be opened from here on.
+    fn attach(self) -> Result<(), Failure> {
+        let paths = DEVICES.map(|(name, ..)| Path::new("/dev").join(name));
+        let nodes: Result<Vec<_>, _> = paths.iter().map(|path| Tree::copy(CWD, path, false)).collect();
+        self.root.restrict(Restrict::NO_DEVICES, false)?;
+        for (path, node) in paths.iter().zip(nodes?) {
+            node.attach(path)?;
+        }
+        self.proc.attach(Path::new("/proc"))?;
+        self.sys.attach(Path::new("/sys"))?;
+        mask(&self.empty)
+    }
+}
+
+/// Sees to it that a folder is there. What is made for that is added to the list.
+fn folder(path: &Path, put_in: &mut Vec<PathBuf>) -> Result<(), Failure> {
+    place::make(path, Kind::Folder, &mut |stub| {
+        put_in.push(Path::new("/").join(stub.path));
+        Ok(())
+    })
+}
+
+/// Removes what stands at a path, if anything does, and follows no link.
+fn remove_all(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path),
+        _ => fs::remove_file(path),
     };
-    [copy("/proc", Restrict::INERT), copy("/sys", Restrict::DATA)].into_iter().flatten().collect()
-}
-
-fn folder(path: &Path) -> Result<(), Failure> {
-    place::make(path, Kind::Folder, &mut |_| Ok(()))
-        .map_err(|(path, error)| failed("make a place to mount on", path)(error))
-}
-
-/// What stands at a path goes, if it is no folder.
-fn clear(path: &Path) -> Result<(), Failure> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),
-        _ => Ok(()),
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
     }
 }
 
 /// Devices and links in /dev, and a folder for shared memory.
-fn devices() -> Result<(), Failure> {
+fn devices(put_in: &mut Vec<PathBuf>) -> Result<(), Failure> {
     let dev = Path::new("/dev");
     for (name, major, minor) in DEVICES {
         let path = dev.join(name);
-        clear(&path)?;
         let (mode, device) = (Mode::from_raw_mode(0o666), rustix::fs::makedev(major, minor));
         rustix::fs::mknodat(CWD, &path, FileType::CharacterDevice, mode, device)
             .map_err(|errno| failed("mknod", &path)(errno.into()))?;
+        put_in.push(path);
     }
     for (name, target) in LINKS {
         let path = dev.join(name);
-        clear(&path)?;
         std::os::unix::fs::symlink(target, &path).map_err(failed("symlink", &path))?;
+        put_in.push(path);
     }
     let shared = dev.join("shm");
-    folder(&shared)?;
+    folder(&shared, put_in)?;
     rustix::fs::chmod(&shared, Mode::from_raw_mode(0o1777)).map_err(|errno| failed("chmod", &shared)(errno.into()))
 }
 
 /// Puts a file of the machine's in the place of the image's, whose folder keeps its time.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let real = place::real_path(path).map_err(|(path, error)| failed("make a place to mount on", path)(error))?;
+fn replace(path: &Path, bytes: &[u8], put_in: &mut Vec<PathBuf>) -> Result<(), Failure> {
+    let real = place::real_path(path)?;
     let parent: PathBuf = real.parent().unwrap_or(Path::new("/")).to_owned();
-    folder(&parent)?;
+    folder(&parent, put_in)?;
     let before = rustix::fs::stat(&parent).map_err(|errno| failed("stat", &parent)(errno.into()))?;
     // Not written into: it could be another file's second name.
-    clear(&real)?;
+    match fs::remove_file(&real) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &real)(error)),
+        _ => {}
+    }
     write(&real, 0o644, bytes)?;
     rustix::fs::utimensat(CWD, &parent, &only_mtime(&before), AtFlags::SYMLINK_NOFOLLOW)
-        .map_err(|errno| failed("set the time of", &parent)(errno.into()))
+        .map_err(|errno| failed("set the time of", &parent)(errno.into()))?;
+    put_in.push(real);
+    Ok(())
 }

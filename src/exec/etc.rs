@@ -1,7 +1,7 @@
 //! The files of `/etc` that a command finds and no layer holds.
 //!
 //! In: the command's host name and extra hosts, its network, and this machine's resolver set-up. Out: the texts of
-//! `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname`. What always holds: an address that only this machine's own
+//! `/etc/resolv.conf` and `/etc/hosts`. What always holds: an address that only this machine's own
 //! network namespace answers at (systemd-resolved's stub) is replaced by the servers behind it.
 
 use std::io;
@@ -18,7 +18,6 @@ pub(super) fn files(process: &ProcessSpec, private: bool) -> Result<Vec<(String,
     Ok(vec![
         (RESOLV_CONF.to_owned(), if private { network::resolv_conf(&servers) } else { servers }),
         ("/etc/hosts".to_owned(), hosts(&process.hostname, &process.extra_hosts)),
-        ("/etc/hostname".to_owned(), format!("{}\n", process.hostname)),
     ])
 }
 

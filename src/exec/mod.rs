@@ -44,7 +44,7 @@ pub(crate) use mounts::holds_another;
 pub use mounts::{LeftStub, Mount, MountSource, remove_stubs};
 pub use network::PrivateNetwork;
 pub use root::DEFAULT_SHM;
-pub use sandbox::{Sandbox, run};
+pub use sandbox::{Ended, Sandbox, run};
 pub use shell::Terminal;
 
 /// The file system of a command: an overlay, or a folder.
@@ -75,11 +75,11 @@ pub enum Isolation {
 }
 
 /// The folders of the image in which a command in a [copy](RootFs::copied) finds the machine's things. Like
-/// [`FILES_PUT_IN`] they are no part of what it leaves.
+/// [`FILES_PUT_IN`] they are no part of what it leaves; nor is anything else that [`Ended::put_in`] tells of.
 pub const FOLDERS_PUT_IN: [&str; 3] = chroot::PLACES;
 
-/// The files that a command finds and no layer holds.
-pub const FILES_PUT_IN: [&str; 3] = ["etc/resolv.conf", "etc/hosts", "etc/hostname"];
+/// The files that a command finds and no layer holds. As with BuildKit `/etc/hostname` is none of them: it is the image's.
+pub const FILES_PUT_IN: [&str; 2] = ["etc/resolv.conf", "etc/hosts"];
 
 /// A command and its surroundings.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,10 +163,12 @@ pub enum ExecError {
         help: String,
     },
     /// A step of the set-up failed.
-    #[error("cannot set up the sandbox: {what}: {source}{}", remedy::after(.help))]
+    #[error("cannot set up the sandbox: {}: {source}{}", format!("{call} {path}").trim_end(), remedy::after(.help))]
     SetUp {
-        /// The call and the path.
-        what: String,
+        /// The call.
+        call: String,
+        /// On what; may be empty.
+        path: String,
         /// Why it failed.
         source: io::Error,
         /// What to do.
@@ -205,13 +207,12 @@ pub enum ExecError {
 }
 
 impl ExecError {
-    /// Whether this machine does not let this process make namespaces, or mount what the command would see: with a copy
-    /// of its file system it could be run.
+    /// Whether this machine forbids this process to make namespaces, or to mount what the command would see: with a copy
+    /// of its file system it could be run. What fails for another reason is to be mended.
     pub fn is_refusal(&self) -> bool {
-        const CALLS: [&str; 5] = ["unshare", "make private", "mount overlay", "mount tmpfs", "open_tree"];
         match self {
-            Self::SetUp { what, .. } => CALLS.iter().any(|call| what.starts_with(call)),
-            Self::Spawn { source, .. } => matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES)),
+            Self::SetUp { call, source, .. } => remedy::is_refusal(call, source),
+            Self::Spawn { source, .. } => remedy::is_forbidden(source),
             _ => false,
         }
     }

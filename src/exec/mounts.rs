@@ -14,7 +14,8 @@ use rustix::mount::MountFlags;
 
 use super::place::{self, Kind};
 use super::root::{failed, write};
-use super::wire::{Failure, Stub};
+use super::wire::{Failure, Order, Stub};
+use crate::plan::limits::Security;
 use crate::sys::mount::{Overlay, Restrict, Tree, file_system, unmount_later};
 use crate::sys::root_dir::RootDir;
 
@@ -99,13 +100,9 @@ pub(super) struct Mounts {
 
 impl Mounts {
     /// Takes the sources. `at` is a folder in memory, open as `folder`, that nothing of the image reaches; it has an empty
-    /// folder `empty`.
-    pub(super) fn collect(
-        at: &Path,
-        folder: BorrowedFd<'_>,
-        mounts: &[Mount],
-        user_xattr: bool,
-    ) -> Result<Self, Failure> {
+    /// folder `empty`. What all of them are restricted by: `nodes`.
+    pub(super) fn collect(at: &Path, folder: BorrowedFd<'_>, order: &Order, nodes: Restrict) -> Result<Self, Failure> {
+        let mounts = &order.rootfs.mounts;
         let mut taken = Vec::with_capacity(mounts.len());
         if !mounts.is_empty() {
             rustix::fs::mkdirat(folder, "mounts", Mode::from_raw_mode(0o700))
@@ -116,9 +113,9 @@ impl Mounts {
             // What lies in a read-only mount needs a place there first.
             let restrict = |tree: Tree| {
                 if mount.read_only && !holds_another(mounts, number) {
-                    tree.restrict(Restrict::READ_ONLY, false)
+                    tree.restrict(nodes.and(Restrict::READ_ONLY), false)
                 } else {
-                    Ok(tree)
+                    tree.restrict(nodes, false)
                 }
             };
             taken.push(match &mount.source {
@@ -136,7 +133,7 @@ impl Mounts {
                         std::fs::create_dir(&second).map_err(failed("mkdir", &second))?;
                         overlay.push_lower(&second)?;
                     }
-                    overlay.mount(&place, user_xattr)?;
+                    overlay.mount(&place, MountFlags::empty(), order.user_xattr)?;
                     let (tree, kind) = inside(&place, path)?;
                     unmount_later(&place)?;
                     Taken::Tree(restrict(tree)?, kind)
@@ -160,11 +157,8 @@ impl Mounts {
     }
 
     /// Mounts them, now that the image's file system is the root. `announce` hears of places that have to be made.
-    pub(super) fn attach(
-        self,
-        mounts: &[Mount],
-        announce: &mut dyn FnMut(Stub) -> io::Result<()>,
-    ) -> Result<(), Failure> {
+    pub(super) fn attach(self, order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<()>) -> Result<(), Failure> {
+        let mounts = &order.rootfs.mounts;
         let mut attached: Vec<PathBuf> = Vec::with_capacity(mounts.len());
         let mut late = Vec::new();
         for (number, (mount, taken)) in mounts.iter().zip(self.taken).enumerate() {
@@ -188,10 +182,8 @@ impl Mounts {
                     _ => Ok(()),
                 },
             };
-            place::make(target, kind, &mut announce)
-                .map_err(|(path, error)| failed("make a place to mount on", path)(error))?;
-            let real =
-                place::real_path(target).map_err(|(path, error)| failed("make a place to mount on", path)(error))?;
+            place::make(target, kind, &mut announce)?;
+            let real = place::real_path(target)?;
             match taken {
                 Taken::Tree(tree, _) => {
                     tree.attach(target)?;
@@ -202,6 +194,9 @@ impl Mounts {
                 Taken::Memory(size) => {
                     let options = size.map_or_else(String::new, |size| format!("size={size}"));
                     let mut flags = MountFlags::NOSUID;
+                    if order.process.security == Security::Sandbox {
+                        flags |= MountFlags::NODEV;
+                    }
                     if mount.read_only && !holds_another(mounts, number) {
                         flags |= MountFlags::RDONLY;
                     }

@@ -22,6 +22,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, WaitOptions};
 use rustix::thread::UnshareFlags;
@@ -29,6 +31,7 @@ use rustix::thread::UnshareFlags;
 use super::sandbox::spawn;
 use super::shell::{receive, send_with};
 use super::{ExecError, remedy};
+use crate::sys::cancel::Cancel;
 use crate::sys::namespace::{bring_up_loopback, find_program, unshare};
 use crate::sys::process::{self, Forked, end, exec, fork};
 
@@ -60,11 +63,11 @@ struct Keeper {
 
 impl PrivateNetwork {
     /// The namespace; made now if this is the first time. `init` is the program that becomes its keeper; `servers` is the
-    /// resolver's set-up of commands in it.
-    pub(super) fn namespace(&self, init: &Path, servers: &str) -> Result<BorrowedFd<'_>, ExecError> {
+    /// resolver's set-up of commands in it. Whoever wishes to stop gets an error.
+    pub(super) fn namespace(&self, init: &Path, servers: &str, cancel: &Cancel) -> Result<BorrowedFd<'_>, ExecError> {
         let made = self.0.get_or_init(|| {
             let pasta = usable().map_err(|(why, help)| format!("{why}{}", remedy::after(help)))?;
-            Keeper::start(init, &pasta, servers.contains(NAME_SERVER))
+            Keeper::start(init, &pasta, servers.contains(NAME_SERVER), cancel)
         });
         match made {
             Ok(keeper) => Ok(keeper.namespace.as_fd()),
@@ -109,7 +112,7 @@ pub(super) fn resolv_conf(text: &str) -> String {
 }
 
 impl Keeper {
-    fn start(init: &Path, pasta: &Path, forwards: bool) -> Result<Self, String> {
+    fn start(init: &Path, pasta: &Path, forwards: bool, cancel: &Cancel) -> Result<Self, String> {
         let (control, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
         let mut args: Vec<&OsStr> = vec![ARGUMENT.as_ref(), pasta.as_os_str()];
         args.extend(forwards.then_some(OsStr::new(FORWARD)));
@@ -119,11 +122,20 @@ impl Keeper {
         let mut said = Vec::new();
         let mut buffer = [0; 4096];
         loop {
+            let mut fds = [
+                PollFd::from_borrowed_fd(control.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(cancel.fd(), PollFlags::IN),
+            ];
+            rustix::io::retry_on_intr(|| poll(&mut fds, None)).map_err(|errno| errno.to_string())?;
+            if !fds[1].revents().is_empty() {
+                // Its keeper sees the end of the socket, and ends at once.
+                break;
+            }
             match receive(&control, &mut buffer) {
                 Ok((_, Some(namespace))) => return Ok(Self { namespace, control: Some(control), process }),
                 Ok((0, None)) => break,
                 Ok((length, None)) => said.extend_from_slice(&buffer[..length]),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(_) => break,
             }
         }
@@ -170,9 +182,9 @@ pub(super) fn keep(mut arguments: impl Iterator<Item = OsString>) -> io::Result<
         Ok(()) => send_with(&control, &[0], File::open("/proc/self/ns/net")?.as_fd()).map_err(io::Error::from),
         Err(error) => {
             kill(child)?;
-            let mut text = format!("{error}\n");
-            File::from(errors).read_to_string(&mut text)?;
-            return control.write_all(text.as_bytes());
+            let mut text = format!("{error}\n").into_bytes();
+            text.extend(read_what_is_there(&errors)?);
+            return control.write_all(&text);
         }
     };
     let ended = told.and_then(|()| wait_for_end(&control, errors));
@@ -182,17 +194,35 @@ pub(super) fn keep(mut arguments: impl Iterator<Item = OsString>) -> io::Result<
 
 /// Enters the new namespace and lets the child go.
 fn leave(gone: &OwnedFd) -> io::Result<()> {
-    unshare(UnshareFlags::NEWNET)?;
-    bring_up_loopback()?;
+    let failed = |call| {
+        move |error: io::Error| {
+            let help = if remedy::is_forbidden(&error) { remedy::NOT_ALLOWED } else { "" };
+            io::Error::other(format!("{call}: {error}{}", remedy::after(help)))
+        }
+    };
+    unshare(UnshareFlags::NEWNET).map_err(failed("unshare"))?;
+    bring_up_loopback().map_err(failed("bring up lo"))?;
     // `pasta` gives up most of its own, and could then not look at a process that has more.
-    process::set_capabilities(0)?;
+    process::set_capabilities(0).map_err(failed("capset"))?;
     rustix::io::write(gone, &[1])?;
     Ok(())
 }
 
+/// What `pasta` said. A child of it may have the other end of the pipe, and is not waited for.
+fn read_what_is_there(errors: &OwnedFd) -> io::Result<Vec<u8>> {
+    rustix::fs::fcntl_setfl(errors, OFlags::NONBLOCK)?;
+    let mut said = vec![0; 4096];
+    match rustix::io::read(errors, &mut said) {
+        Ok(length) => said.truncate(length),
+        Err(Errno::AGAIN) => said.clear(),
+        Err(errno) => return Err(errno.into()),
+    }
+    Ok(said)
+}
+
 fn kill(child: Pid) -> io::Result<()> {
     match rustix::process::kill_process(child, Signal::KILL) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        Ok(()) | Err(Errno::SRCH) => {}
         Err(errno) => return Err(errno.into()),
     }
     rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(child), WaitOptions::empty()))?;

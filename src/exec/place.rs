@@ -17,7 +17,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::wire::Stub;
+use super::root::failed;
+use super::wire::{Failure, Stub};
 use super::{ExecError, ProcessSpec};
 
 /// What has to be at a place.
@@ -29,28 +30,34 @@ pub(super) enum Kind {
 
 /// Sees to it that `path` (absolute, links are followed) can be mounted on; this process is in the sandbox's root.
 /// `announce` is told of everything right before it is made.
-pub(super) fn make(
-    path: &Path,
-    kind: Kind,
-    announce: &mut dyn FnMut(Stub) -> io::Result<()>,
-) -> Result<(), (PathBuf, io::Error)> {
-    let missing = missing(path, kind)?;
+pub(super) fn make(path: &Path, kind: Kind, announce: &mut dyn FnMut(Stub) -> io::Result<()>) -> Result<(), Failure> {
+    let missing = missing(path, kind).map_err(no_place)?;
     let last = missing.len().saturating_sub(1);
     for (index, path) in missing.into_iter().enumerate() {
         let kind = if index == last { kind } else { Kind::Folder };
-        make_one(&path, kind, announce).map_err(|error| (path, error))?;
+        make_one(&path, kind, announce).map_err(|error| no_place((path, error)))?;
     }
     Ok(())
 }
 
+fn no_place((path, error): (PathBuf, io::Error)) -> Failure {
+    failed("make a place to mount on", path)(error)
+}
+
+/// Where `path` leads: all links resolved, what is missing kept as it is written.
+pub(super) fn real_path(path: &Path) -> Result<PathBuf, Failure> {
+    resolve(path).map_err(no_place)
+}
+
 /// Sees to it that a command's working directory is there. What is missing belongs to the command's user and stays in the
 /// layer, as BuildKit has it.
-pub(super) fn make_working_dir(process: &ProcessSpec) -> Result<(), (PathBuf, io::Error)> {
+pub(super) fn make_working_dir(process: &ProcessSpec) -> Result<(), Failure> {
+    let refused = |(path, error)| failed("make the working directory", path)(error);
     let owner = (Some(Uid::from_raw(process.uid)), Some(Gid::from_raw(process.gid)));
-    for path in missing(Path::new(&process.cwd), Kind::Folder)? {
+    for path in missing(Path::new(&process.cwd), Kind::Folder).map_err(refused)? {
         rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755))
             .and_then(|()| rustix::fs::chownat(CWD, &path, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW))
-            .map_err(|errno| (path, errno.into()))?;
+            .map_err(|errno| refused((path, errno.into())))?;
     }
     Ok(())
 }
@@ -63,7 +70,7 @@ fn missing(path: &Path, kind: Kind) -> Result<Vec<PathBuf>, (PathBuf, io::Error)
         Err(Errno::NOENT) => {}
         Err(errno) => return Err((path.to_owned(), errno.into())),
     }
-    let real = real_path(path)?;
+    let real = resolve(path)?;
     let mut missing = Vec::new();
     for ancestor in real.ancestors() {
         let kind = if ancestor == real { kind } else { Kind::Folder };
@@ -112,8 +119,7 @@ pub(super) fn only_mtime(stat: &Stat) -> Timestamps {
     }
 }
 
-/// Where `path` leads: all links resolved, what is missing kept as it is written.
-pub(super) fn real_path(path: &Path) -> Result<PathBuf, (PathBuf, io::Error)> {
+fn resolve(path: &Path) -> Result<PathBuf, (PathBuf, io::Error)> {
     const MOST_LINKS: usize = 40;
     let mut real = PathBuf::from("/");
     let mut links = 0;

@@ -12,11 +12,13 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use rustix::thread::UnshareFlags;
 
 use super::init::INIT_NAME;
-use super::{Sandbox, cgroup, emulator, network, seccomp};
+use super::{Sandbox, cgroup, emulator, network, remedy, seccomp};
 use crate::sys::idmap::{IdMap, user_name};
 use crate::sys::mount::{Overlay, file_system, make_private, unmount};
 use crate::sys::namespace::{enter_user_namespace, find_program, in_initial_user_namespace, unshare};
@@ -24,6 +26,9 @@ use crate::sys::process::close_from;
 
 /// The first argument of rbuild-init for a trial.
 pub(super) const ARGUMENT: &str = "probe";
+
+/// The name of the fact that says whether `--isolation chroot` is possible; only where namespaces are not.
+pub const COPIES: &str = "copies for RUN";
 
 /// One thing about the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,7 +193,7 @@ fn trial(sandbox: &Sandbox, root: bool, store: Option<&Path>) -> Vec<Fact> {
         Err(error) => return vec![Fact::of_error("sandbox", &format!("{}: {error}", sandbox.init.display()))],
     };
     let mut words = said.split('\0');
-    let (spaces, overlay, error) = (words.next().unwrap_or(""), words.next().unwrap_or(""), words.next().unwrap_or(""));
+    let [spaces, overlay, error, copies] = [(); 4].map(|()| words.next().unwrap_or(""));
     let mut facts = Vec::new();
     if !root {
         facts.push(if spaces.is_empty() { Fact::good(SPACES, "allowed") } else { Fact::of_error(SPACES, &spaces) });
@@ -200,11 +205,18 @@ fn trial(sandbox: &Sandbox, root: bool, store: Option<&Path>) -> Vec<Fact> {
     } else if !error.is_empty() {
         facts.push(Fact::of_error("overlay", &error));
     }
+    if root && overlay.is_empty() {
+        facts.push(match copies {
+            "" => Fact::good(COPIES, "possible"),
+            why => Fact::of_error(COPIES, &why),
+        });
+    }
     facts
 }
 
-/// The process of [`trial`]: writes what hindered the namespaces, the kind of overlay that works, and what hindered
-/// that, each empty where it does not apply, with NUL bytes between them.
+/// The process of [`trial`]: writes what hindered the namespaces, the kind of overlay that works, what hindered that, and
+/// what would hinder a command in a copy of its file system, each empty where it does not apply, with NUL bytes between
+/// them.
 pub(super) fn init(store: Option<&Path>, mut out: impl Write) -> io::Result<()> {
     close_from(3)?;
     let (mut spaces, mut overlay, mut error) = (String::new(), String::new(), String::new());
@@ -215,15 +227,16 @@ pub(super) fn init(store: Option<&Path>, mut out: impl Write) -> io::Result<()> 
             Err(why) => error = why,
         },
     }
-    out.write_all(format!("{spaces}\0{overlay}\0{error}\0").as_bytes())?;
+    let copies = if overlay.is_empty() { try_copy(store).err().unwrap_or_default() } else { String::new() };
+    out.write_all(format!("{spaces}\0{overlay}\0{error}\0{copies}\0").as_bytes())?;
     // This process ends without running what would do that.
     out.flush()
 }
 
 fn enter() -> Result<(), String> {
     if rustix::process::geteuid().is_root() {
-        unshare(UnshareFlags::NEWNS).map_err(|error| format!("unshare: {error}\n{}", super::remedy::NOT_ALLOWED))?;
-        return make_private().map_err(|error| format!("{error}\n{}", super::remedy::NOT_ALLOWED));
+        unshare(UnshareFlags::NEWNS).map_err(|error| format!("unshare: {error}\n{}", remedy::NOT_ALLOWED))?;
+        return make_private().map_err(|error| format!("{error}\n{}", remedy::NOT_ALLOWED));
     }
     let map = IdMap::of_caller().map_err(|error| error.to_string())?;
     enter_user_namespace(&map).map_err(|error| error.to_string())
@@ -242,8 +255,8 @@ fn try_overlay(store: Option<&Path>) -> Result<&'static str, String> {
     }
     fs::write(lower.join("file"), "").map_err(place)?;
     let user = !in_initial_user_namespace().map_err(|error| error.to_string())?;
-    Overlay::open(&[lower], &upper, &work).and_then(|overlay| overlay.mount(&upper, user)).map_err(|error| {
-        format!("{error}\nthe store needs a file system that overlay can write to (ext4, xfs, btrfs, tmpfs), and Linux 5.11 for an ordinary user")
+    Overlay::open(&[lower], &upper, &work).and_then(|overlay| overlay.mount(&upper, MountFlags::empty(), user)).map_err(|error| {
+        format!("{error}\nthe store needs a file system that overlay can write to (ext4, xfs, btrfs, tmpfs), and Linux 5.12")
     })?;
     let removed = fs::remove_file(upper.join("file"));
     unmount(&upper).map_err(|error| error.to_string())?;
@@ -255,6 +268,25 @@ fn try_overlay(store: Option<&Path>) -> Result<&'static str, String> {
     }
     folder.close().map_err(place)?;
     Ok(if user { "works (marks in user.overlay.*)" } else { "works (marks in trusted.overlay.*)" })
+}
+
+/// Tries what `--isolation chroot` takes: another root directory, and devices where the store is.
+fn try_copy(store: Option<&Path>) -> Result<(), String> {
+    let at = store.unwrap_or(Path::new("/tmp"));
+    let place = |error: io::Error| format!("cannot write to {}: {error}", at.display());
+    let folder = tempfile::Builder::new().prefix("probe-").tempdir_in(at).map_err(place)?;
+    let failed = |call: &'static str| {
+        move |errno: Errno| {
+            let help = remedy::for_copies(call, errno.raw_os_error()).unwrap_or_default();
+            format!("{call}: {}{}", io::Error::from(errno), remedy::after(help))
+        }
+    };
+    let node = folder.path().join("null");
+    rustix::fs::mknodat(CWD, &node, FileType::CharacterDevice, Mode::from_raw_mode(0o666), rustix::fs::makedev(1, 3))
+        .map_err(failed("mknod"))?;
+    rustix::fs::open(&node, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed("open"))?;
+    folder.close().map_err(place)?;
+    rustix::process::chroot("/").map_err(failed("chroot"))
 }
 
 #[cfg(test)]

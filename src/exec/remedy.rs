@@ -2,6 +2,8 @@
 //!
 //! In: the call, the kernel's reason, and the order. Out: one sentence, or nothing where the reason says it all.
 
+use std::io;
+
 use super::wire::{Failure, Order};
 
 /// `text` on a line of its own, or nothing.
@@ -11,10 +13,53 @@ pub(super) fn after(text: &str) -> String {
 
 pub(super) const NOT_ALLOWED: &str = "rbuild may not make namespaces and mounts here: on a machine of its own it needs root or subordinate ids (`rbuild info` says which); in a container, start that with --privileged, or with --cap-add SYS_ADMIN --security-opt seccomp=unconfined --security-opt apparmor=unconfined";
 
+/// The calls that make namespaces and mounts.
+const FOR_NAMESPACES: [&str; 8] = [
+    "unshare",
+    "make private the mounts below",
+    "mount overlay",
+    "mount tmpfs",
+    "open_tree",
+    "mount_setattr",
+    "move_mount",
+    "pivot_root",
+];
+
+/// Whether it is the right that is missing.
+pub(super) fn is_forbidden(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+}
+
+/// Whether `call` failed since no namespaces or mounts may be made here.
+pub(super) fn is_refusal(call: &str, error: &io::Error) -> bool {
+    FOR_NAMESPACES.contains(&call) && is_forbidden(error)
+}
+
+/// What `--isolation chroot` takes.
+pub(super) fn for_copies(call: &str, errno: i32) -> Option<&'static str> {
+    match (call, errno) {
+        ("chroot", libc::EPERM) => Some(
+            "--isolation chroot takes the right to change the root directory: in a container, CAP_SYS_CHROOT, which Docker's have",
+        ),
+        ("mknod", libc::EPERM) => Some(
+            "--isolation chroot takes the right to make device nodes: in a container, CAP_MKNOD, which Docker's have",
+        ),
+        ("open", libc::EACCES) => {
+            Some("the store's file system allows no devices (nodev): put the store on another one with --root")
+        }
+        _ => None,
+    }
+}
+
 /// What to do about `failure`.
 pub(super) fn of(failure: &Failure, order: &Order) -> String {
     let process = &order.process;
     let (call, errno) = (failure.call.as_str(), failure.errno);
+    if order.rootfs.copied
+        && let Some(help) = for_copies(call, errno)
+    {
+        return help.to_owned();
+    }
     let unmapped = |what, id| {
         format!(
             "{what} {id} is not among the ids of this user namespace: give the user more of them in /etc/subuid and /etc/subgid, or choose another USER"
@@ -26,7 +71,7 @@ pub(super) fn of(failure: &Failure, order: &Order) -> String {
         }
         ("mount overlay", libc::ENODEV) => "this kernel has no overlay file system: `modprobe overlay`".to_owned(),
         ("mount overlay", libc::EPERM | libc::EACCES) if order.user_xattr => {
-            "an ordinary user can mount an overlay from kernel 5.11 on, where AppArmor or a seccomp filter does not forbid it".to_owned()
+            "an ordinary user can mount an overlay from kernel 5.12 on, where AppArmor or a seccomp filter does not forbid it".to_owned()
         }
         ("mount overlay", libc::EINVAL) => {
             format!(
@@ -50,15 +95,6 @@ pub(super) fn of(failure: &Failure, order: &Order) -> String {
         ("join the control group", libc::EACCES | libc::EPERM) => {
             "limits take control groups that are this user's: run rbuild as root, or where they are delegated (with systemd: `systemd-run --user --scope -p Delegate=yes rbuild …`)".to_owned()
         }
-        ("chroot", libc::EPERM) => {
-            "--isolation chroot takes the right to change the root directory: in a container, CAP_SYS_CHROOT, which Docker's have".to_owned()
-        }
-        ("mknod", libc::EPERM) if order.rootfs.copied => {
-            "--isolation chroot takes the right to make device nodes: in a container, CAP_MKNOD, which Docker's have".to_owned()
-        }
-        ("open", libc::EACCES) if order.rootfs.copied => {
-            "the store's file system allows no devices (nodev): put the store on another one with --root".to_owned()
-        }
         ("setgroups", libc::EINVAL) => unmapped("one of the groups", format!("{:?}", process.groups)),
         ("setgid", libc::EINVAL) => unmapped("group", process.gid.to_string()),
         ("give a file of a mount to its user", libc::EINVAL) => {
@@ -71,9 +107,36 @@ pub(super) fn of(failure: &Failure, order: &Order) -> String {
         ("make a place to mount on", libc::ENOTDIR) => {
             format!("the image has something else than a folder at {}", failure.path)
         }
-        ("unshare" | "make private the mounts below" | "mount tmpfs" | "mount overlay", libc::EPERM | libc::EACCES) => {
-            NOT_ALLOWED.to_owned()
-        }
+        (call, errno) if is_refusal(call, &io::Error::from_raw_os_error(errno)) => NOT_ALLOWED.to_owned(),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::ExecError;
+
+    #[test]
+    fn only_what_is_forbidden_is_a_refusal() {
+        for (call, errno, expected) in [
+            ("unshare", libc::EPERM, true),
+            ("mount overlay", libc::EACCES, true),
+            ("pivot_root", libc::EPERM, true),
+            // A limit, a store on an overlay, a kernel without.
+            ("unshare", libc::ENOSPC, false),
+            ("mount overlay", libc::EINVAL, false),
+            ("mount overlay", libc::ENODEV, false),
+            ("open_tree", libc::ENOENT, false),
+            // Nothing of namespaces.
+            ("join the control group", libc::EACCES, false),
+            ("unshare the bread", libc::EPERM, false),
+            ("mknod", libc::EPERM, false),
+        ] {
+            let source = io::Error::from_raw_os_error(errno);
+            let (call, path, help) = (call.to_owned(), String::new(), String::new());
+            let error = ExecError::SetUp { call, path, source, help };
+            assert_eq!(error.is_refusal(), expected, "{error}");
+        }
     }
 }

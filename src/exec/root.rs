@@ -19,6 +19,7 @@ use rustix::thread::UnshareFlags;
 use super::RootFs;
 use super::mounts::Mounts;
 use super::place::{self, Kind};
+use super::remedy::is_forbidden;
 use super::wire::{Failure, Order, Stub};
 use crate::plan::limits::Security;
 use crate::plan::step::Network;
@@ -92,23 +93,23 @@ pub(super) fn enter(order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<
     if overlay.is_bottomless() {
         overlay.push_lower(&work.join("empty"))?;
     }
-    overlay.mount(upper, order.user_xattr)?;
+    let flags = match order.process.security {
+        Security::Sandbox => MountFlags::NODEV,
+        Security::Insecure => MountFlags::empty(),
+    };
+    overlay.mount(upper, flags, order.user_xattr)?;
     drop(overlay);
     pivot(upper)?;
     // From here on every path is one of the image's, links and all, and cannot lead out of it.
     parts.attach(order, announce)?;
     let cwd = &order.process.cwd;
-    let make_cwd = || {
-        place::make_working_dir(&order.process)
-            .map_err(|(path, error)| failed("make the working directory", path)(error))
-    };
     // A mount may bring the working directory; else it is the image's, whatever is mounted in it.
     if !mounts.iter().any(|mount| Path::new(cwd).starts_with(&mount.target)) {
-        make_cwd()?;
+        place::make_working_dir(&order.process)?;
     }
     if !mounts.is_empty() {
-        more.attach(mounts, announce)?;
-        make_cwd()?;
+        more.attach(order, announce)?;
+        place::make_working_dir(&order.process)?;
     }
     Ok(())
 }
@@ -123,7 +124,7 @@ struct Parts {
     sys: Tree,
     cgroups: Cgroups,
     dev: Tree,
-    /// The machine's device nodes, where none can be made.
+    /// Device nodes that are mounted one by one.
     devices: Vec<(&'static str, Tree)>,
     /// `/dev/pipes`.
     pipes: Option<Tree>,
@@ -160,7 +161,13 @@ impl Parts {
         for (name, target) in LINKS {
             rustix::fs::symlinkat(target, &folder, Path::new("dev").join(name)).map_err(fail("symlink", name))?;
         }
-        let devices = make_devices(folder.as_fd())?;
+        let (nodes, devices) = match order.process.security {
+            Security::Sandbox => {
+                make_folder("nodes")?;
+                (Restrict::NO_DEVICES, make_devices(folder.as_fd(), Path::new("nodes"))?)
+            }
+            Security::Insecure => (Restrict::NOTHING, make_devices(folder.as_fd(), Path::new("dev"))?),
+        };
         let copy = |name: &Path, restrict| Tree::copy(folder.as_fd(), name, false)?.restrict(restrict, false);
         let mut pipes = None;
         if let Some((name, text)) = &order.process.script {
@@ -178,19 +185,16 @@ impl Parts {
             Security::Sandbox => Restrict::DATA,
             Security::Insecure => Restrict::INERT,
         })?;
-        let dev = copy(Path::new("dev"), Restrict::NO_SUID)?;
+        let dev = copy(Path::new("dev"), Restrict::NO_SUID.and(nodes))?;
         let empty = copy(Path::new("empty"), Restrict::READ_ONLY)?;
-        let more = Mounts::collect(at, folder.as_fd(), &order.rootfs.mounts, order.user_xattr)?;
+        let more = Mounts::collect(at, folder.as_fd(), order, nodes)?;
         Ok((Self { proc: proc()?, sys, cgroups, dev, devices, pipes, files, empty }, more))
     }
 
     /// Mounts them, now that the image's file system is the root.
     fn attach(self, order: &Order, announce: &mut dyn FnMut(Stub) -> io::Result<()>) -> Result<(), Failure> {
-        let mut place = |path: &Path, kind| {
-            place::make(path, kind, announce).map_err(|(path, error)| failed("make a place to mount on", path)(error))
-        };
         for (path, tree) in [("/proc", &self.proc), ("/sys", &self.sys), ("/dev", &self.dev)] {
-            place(Path::new(path), Kind::Folder)?;
+            place::make(Path::new(path), Kind::Folder, announce)?;
             tree.attach(Path::new(path))?;
         }
         let cgroup = Path::new("/sys/fs/cgroup");
@@ -221,51 +225,48 @@ impl Parts {
             done => done?,
         }
         if order.process.security == Security::Sandbox {
-            self.mask()?;
-            for path in READ_ONLY.map(Path::new) {
-                if let Some(tree) = Tree::copy_if_there(CWD, path, true)? {
-                    tree.restrict(Restrict::READ_ONLY, true)?.attach(path)?;
-                }
-            }
+            mask(&self.empty)?;
         }
         for ((path, _), tree) in order.files.iter().zip(&self.files) {
-            place(Path::new(path), Kind::File)?;
+            place::make(Path::new(path), Kind::File, announce)?;
             tree.attach(Path::new(path))?;
-        }
-        Ok(())
-    }
-
-    fn mask(&self) -> Result<(), Failure> {
-        let mut used = false;
-        for path in MASKED.map(Path::new) {
-            match rustix::fs::stat(path) {
-                Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                    if used {
-                        Tree::copy(self.empty.as_fd(), Path::new(""), false)?.attach(path)?;
-                    } else {
-                        self.empty.attach(path)?;
-                        used = true;
-                    }
-                }
-                Ok(_) => Tree::copy(CWD, Path::new("/dev/null"), false)?.attach(path)?,
-                // EACCES: a copied /proc or /sys hides it from us already.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => {}
-                Err(errno) => return Err(failed("stat", path)(errno.into())),
-            }
         }
         Ok(())
     }
 }
 
-fn refused(error: &MountError) -> bool {
-    matches!(error.source.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+/// Hides what tells of the machine in /proc and /sys by an `empty` folder, and makes what changes it read-only.
+pub(super) fn mask(empty: &Tree) -> Result<(), Failure> {
+    let mut used = false;
+    for path in MASKED.map(Path::new) {
+        match rustix::fs::stat(path) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                if used {
+                    Tree::copy(empty.as_fd(), Path::new(""), false)?.attach(path)?;
+                } else {
+                    empty.attach(path)?;
+                    used = true;
+                }
+            }
+            Ok(_) => Tree::copy(CWD, Path::new("/dev/null"), false)?.attach(path)?,
+            // EACCES: a copied /proc or /sys hides it from us already.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => {}
+            Err(errno) => return Err(failed("stat", path)(errno.into())),
+        }
+    }
+    for path in READ_ONLY.map(Path::new) {
+        if let Some(tree) = Tree::copy_if_there(CWD, path, true)? {
+            tree.restrict(Restrict::READ_ONLY, true)?.attach(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// A /proc of the sandbox's own processes. Where that of the machine is masked (in a container), the kernel does not
 /// allow an unmasked one, and the machine's is used.
 fn proc() -> Result<Tree, MountError> {
     match Tree::of_file_system(("mount proc", "proc"), Restrict::INERT) {
-        Err(error) if refused(&error) => Tree::copy(CWD, Path::new("/proc"), true),
+        Err(error) if is_forbidden(&error.source) => Tree::copy(CWD, Path::new("/proc"), true),
         done => done,
     }
 }
@@ -275,7 +276,7 @@ fn proc() -> Result<Tree, MountError> {
 fn sys(restrict: Restrict) -> Result<(Tree, Cgroups), MountError> {
     const CGROUP2_MAGIC: i128 = 0x6367_7270;
     let fresh = match Tree::of_file_system(("mount sysfs", "sysfs"), restrict) {
-        Err(error) if refused(&error) => {
+        Err(error) if is_forbidden(&error.source) => {
             let copy = Tree::copy(CWD, Path::new("/sys"), true)?.restrict(restrict, true)?;
             return Ok((copy, Cgroups::Nothing));
         }
@@ -290,27 +291,28 @@ fn sys(restrict: Restrict) -> Result<(Tree, Cgroups), MountError> {
     Ok((fresh, cgroups))
 }
 
-/// Makes the device nodes in `dev` of `folder`. Where that is not allowed (in a user namespace), makes empty files to
-/// mount on, and returns copies of the machine's nodes.
-fn make_devices(folder: BorrowedFd<'_>) -> Result<Vec<(&'static str, Tree)>, Failure> {
-    let mut borrowed = Vec::new();
+/// Makes the device nodes in the folder `at` of `folder`. Where that is not `dev`, in which no node can be opened, and where
+/// none can be made (in a user namespace), makes empty files in `dev` to mount on, and returns what is to be mounted:
+/// those nodes, or copies of the machine's.
+fn make_devices(folder: BorrowedFd<'_>, at: &Path) -> Result<Vec<(&'static str, Tree)>, Failure> {
+    let dev = Path::new("dev");
+    let make = |node: &Path, kind, device| rustix::fs::mknodat(folder, node, kind, Mode::from_raw_mode(0o666), device);
+    let mut mounted = Vec::new();
     for (name, major, minor) in DEVICES {
-        let node = Path::new("dev").join(name);
-        let make = |kind, device| rustix::fs::mknodat(folder, &node, kind, Mode::from_raw_mode(0o666), device);
-        if borrowed.is_empty() {
-            match make(FileType::CharacterDevice, rustix::fs::makedev(major, minor)) {
-                Ok(()) => continue,
-                Err(Errno::PERM) => {}
-                Err(errno) => return Err(failed("mknod", name)(errno.into())),
-            }
-        }
-        // A machine that is itself a container may lack one; then the command does, too.
-        if let Some(tree) = Tree::copy_if_there(CWD, &Path::new("/dev").join(name), false)? {
-            make(FileType::RegularFile, 0).map_err(|errno| failed("mknod", name)(errno.into()))?;
-            borrowed.push((name, tree));
+        let node = at.join(name);
+        let tree = match make(&node, FileType::CharacterDevice, rustix::fs::makedev(major, minor)) {
+            Ok(()) if at == dev => continue,
+            Ok(()) => Some(Tree::copy(folder, &node, false)?),
+            // A machine that is itself a container may lack one; then the command does, too.
+            Err(Errno::PERM) => Tree::copy_if_there(CWD, &Path::new("/dev").join(name), false)?,
+            Err(errno) => return Err(failed("mknod", name)(errno.into())),
+        };
+        if let Some(tree) = tree {
+            make(&dev.join(name), FileType::RegularFile, 0).map_err(|errno| failed("mknod", name)(errno.into()))?;
+            mounted.push((name, tree));
         }
     }
-    Ok(borrowed)
+    Ok(mounted)
 }
 
 /// Terminals of the sandbox's own. Group 5 is `tty` everywhere; a namespace without it does without it.

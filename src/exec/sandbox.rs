@@ -13,7 +13,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 
@@ -30,6 +30,7 @@ use crate::plan::step::Network;
 use crate::sys::cancel::Cancel;
 use crate::sys::mount::{Restrict, Tree};
 use crate::sys::namespace::in_initial_user_namespace;
+use crate::sys::root_dir::Identity;
 
 /// Runs commands. The program at `init` must call [`super::init_hook`] first thing.
 #[derive(Debug, Clone)]
@@ -63,6 +64,17 @@ impl Default for Sandbox {
     }
 }
 
+/// How a command ended, and what is left of what was made for it.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub exit: Exit,
+    /// In mounted folders of this machine, for mounts inside of them.
+    pub left: Vec<LeftStub>,
+    /// In a [copy](RootFs::copied).
+    pub put_in: Vec<Identity>,
+}
+
 /// Runs a command in a sandbox whose init is this very program. See [`Sandbox::run`].
 pub fn run(
     rootfs: &RootFs,
@@ -83,27 +95,37 @@ impl Sandbox {
         output: &(dyn Fn(Stream, &[u8]) + Sync),
         cancel: &Cancel,
     ) -> Result<Exit, ExecError> {
-        self.run_noting(rootfs, process, output, cancel).map(|(exit, _)| exit)
+        self.run_noting(rootfs, process, output, cancel).map(|ended| ended.exit)
     }
 
-    /// The same; also tells what was made in mounted folders of this machine for mounts inside of them.
+    /// The same; also tells what is left of what was made for the command.
     pub fn run_noting(
         &self,
         rootfs: &RootFs,
         process: &ProcessSpec,
         output: &(dyn Fn(Stream, &[u8]) + Sync),
         cancel: &Cancel,
-    ) -> Result<(Exit, Vec<LeftStub>), ExecError> {
+    ) -> Result<Ended, ExecError> {
+        let canceled = || Ended { exit: Exit::Canceled, left: Vec::new(), put_in: Vec::new() };
         if cancel.is_canceled() {
-            return Ok((Exit::Canceled, Vec::new()));
+            return Ok(canceled());
         }
-        let mut running = self.start(rootfs, process, false)?;
+        let mut running = match self.start(rootfs, process, false, cancel) {
+            Err(ExecError::Network(_)) if cancel.is_canceled() => return Ok(canceled()),
+            started => started?,
+        };
         let listened = running.heard.listen(&mut running.init, &running.control, output, cancel);
         running.end(rootfs, listened, cancel)
     }
 
     /// Starts the init and gives it its order.
-    pub(super) fn start(&self, rootfs: &RootFs, process: &ProcessSpec, terminal: bool) -> Result<Running, ExecError> {
+    pub(super) fn start(
+        &self,
+        rootfs: &RootFs,
+        process: &ProcessSpec,
+        terminal: bool,
+        cancel: &Cancel,
+    ) -> Result<Running, ExecError> {
         check(process)?;
         if !rustix::process::geteuid().is_root() {
             return Err(ExecError::NotRoot);
@@ -115,7 +137,7 @@ impl Sandbox {
         let files = etc::files(process, private.is_some());
         let files = files.map_err(|(path, source)| ExecError::Read { path: path.to_owned(), source })?;
         let servers = files.first().map_or("", |(_, text)| text.as_str());
-        let network = private.map(|network| network.namespace(&self.init, servers)).transpose()?;
+        let network = private.map(|network| network.namespace(&self.init, servers, cancel)).transpose()?;
         let cgroup = Cgroup::make(&self.resources, process.cgroup_parent.as_deref())?;
         let confined = self.filter && process.security == Security::Sandbox;
         let order = Order {
@@ -166,7 +188,7 @@ impl Running {
         rootfs: &RootFs,
         listened: Result<(), ExecError>,
         cancel: &Cancel,
-    ) -> Result<(Exit, Vec<LeftStub>), ExecError> {
+    ) -> Result<Ended, ExecError> {
         // Whatever happened, nothing in there lives longer than this call.
         drop(self.control);
         let waited = self.init.wait();
@@ -188,14 +210,17 @@ impl Running {
                 Err(ExecError::NoShell(self.order.process.args))
             }
             Some(Report::Failed(failure)) => Err(ExecError::SetUp {
-                what: format!("{} {}", failure.call, failure.path).trim_end().to_owned(),
                 source: io::Error::from_raw_os_error(failure.errno),
                 help: remedy::of(&failure, &self.order),
+                call: failure.call,
+                path: failure.path,
             }),
             Some(Report::Lost(signal)) => Err(ExecError::Lost(format!("signal {signal}"))),
-            Some(Report::Stub(_) | Report::Terminal) | None => Err(ExecError::Lost(status.to_string())),
+            Some(Report::Stub(_) | Report::Terminal | Report::PutIn(_)) | None => {
+                Err(ExecError::Lost(status.to_string()))
+            }
         };
-        exit.map(|exit| (exit, self.heard.left))
+        exit.map(|exit| Ended { exit, left: self.heard.left, put_in: self.heard.put_in })
     }
 }
 
@@ -219,10 +244,7 @@ fn check(process: &ProcessSpec) -> Result<(), ExecError> {
 /// Starts the init with `control` as its standard input.
 pub(super) fn spawn(init: &Path, control: OwnedFd, args: &[&OsStr]) -> Result<Child, ExecError> {
     let error = |source: io::Error| {
-        let help = match source.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => remedy::NOT_ALLOWED.to_owned(),
-            _ => String::new(),
-        };
+        let help = if remedy::is_forbidden(&source) { remedy::NOT_ALLOWED.to_owned() } else { String::new() };
         ExecError::Spawn { program: init.display().to_string(), source, help }
     };
     let program = unwritable(init).map_err(error)?;
@@ -273,6 +295,7 @@ fn unwritable(program: &Path) -> io::Result<OwnedFd> {
 pub(super) struct Heard {
     stubs: Vec<Stub>,
     left: Vec<LeftStub>,
+    put_in: Vec<Identity>,
     /// The last word, or the first failure.
     verdict: Option<Report>,
     /// The other end of the command's terminal.
@@ -282,7 +305,7 @@ pub(super) struct Heard {
 }
 
 impl Heard {
-    /// Passes on output until all three channels are closed.
+    /// Passes on output until reports end and what was written is read.
     fn listen(
         &mut self,
         init: &mut Child,
@@ -303,7 +326,14 @@ impl Heard {
             ];
             let mut fds: Vec<_> =
                 channels.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
-            rustix::io::retry_on_intr(|| poll(&mut fds, None)).map_err(|errno| talk("poll")(errno.into()))?;
+            // When all that watch over the command are gone, what it wrote is there. Who still has a pipe open, in a copy
+            // and with both watchers killed, is not waited for.
+            let wait = if open { None } else { Some(&Timespec { tv_sec: 0, tv_nsec: 0 }) };
+            let ready =
+                rustix::io::retry_on_intr(|| poll(&mut fds, wait)).map_err(|errno| talk("poll")(errno.into()))?;
+            if ready == 0 {
+                break;
+            }
             let mut events = fds.iter().map(|fd| !fd.revents().is_empty());
             let ready = channels.map(|channel| channel.is_some() && events.next() == Some(true));
             if ready[0] && !pass_on(stdout.as_mut(), Stream::Stdout, &mut buffer, output)? {
@@ -350,6 +380,7 @@ impl Heard {
                 }
                 Report::Stub(stub) => self.stubs.push(stub),
                 Report::Terminal => {}
+                Report::PutIn(files) => self.put_in.extend(files),
                 report => {
                     if !matches!(self.verdict, Some(Report::Failed(_))) {
                         self.verdict = Some(report);

@@ -48,9 +48,9 @@ impl Sandbox {
         terminal: Terminal<'_>,
         cancel: &Cancel,
     ) -> Result<(Exit, Vec<LeftStub>), ExecError> {
-        let mut running = self.start(rootfs, process, true)?;
+        let mut running = self.start(rootfs, process, true, cancel)?;
         let joined = join(&running.control, &mut running.heard, terminal, cancel);
-        running.end(rootfs, joined, cancel)
+        running.end(rootfs, joined, cancel).map(|ended| (ended.exit, ended.left))
     }
 }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::{Mount, MountSource, ProcessSpec, RootFs};
 use crate::plan::limits::{Security, Ulimit};
 use crate::plan::step::Network;
+use crate::sys::root_dir::Identity;
 
 /// All that the sandbox has to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,7 +21,7 @@ pub(super) struct Order {
     pub(super) rootfs: RootFs,
     /// The command.
     pub(super) process: ProcessSpec,
-    /// What `/etc/resolv.conf`, `/etc/hosts` and `/etc/hostname` hold.
+    /// What `/etc/resolv.conf` and `/etc/hosts` hold.
     pub(super) files: Vec<(String, String)>,
     /// Overlay's marks are `user.overlay.*`.
     pub(super) user_xattr: bool,
@@ -51,6 +52,8 @@ pub(super) enum Report {
     Lost(i32),
     /// The other end of the command's terminal comes with this.
     Terminal,
+    /// What was put into a copy of the file system for the command.
+    PutIn(Vec<Identity>),
 }
 
 /// A file or folder that is there only for something to be mounted on it.
@@ -217,6 +220,14 @@ impl Report {
             Self::Signaled(signal) => out.tagged(4, *signal),
             Self::Lost(signal) => out.tagged(5, *signal),
             Self::Terminal => out.number(6),
+            Self::PutIn(files) => {
+                out.number(7);
+                out.list(files, |out, Identity { inode, born }| {
+                    [inode.0, inode.1, born.0.cast_unsigned(), u64::from(born.1)]
+                        .into_iter()
+                        .for_each(|n| out.number(n));
+                });
+            }
         }
         let length = (out.0.len() - 8) as u64;
         out.0[..8].copy_from_slice(&length.to_le_bytes());
@@ -241,6 +252,10 @@ impl Report {
             4 => Self::Signaled(input.id()?.cast_signed()),
             5 => Self::Lost(input.id()?.cast_signed()),
             6 => Self::Terminal,
+            7 => Self::PutIn(input.list(|input| {
+                let inode = (input.number()?, input.number()?);
+                Ok(Identity { inode, born: (input.number()?.cast_signed(), input.id()?) })
+            })?),
             _ => return Err(malformed()),
         };
         bytes.drain(..8 + length);
@@ -468,6 +483,7 @@ mod tests {
             Report::Signaled(9),
             Report::Lost(-3),
             Report::Terminal,
+            Report::PutIn(vec![Identity { inode: (u64::MAX, 2), born: (-3, 4) }]),
         ];
         let mut bytes = Vec::new();
         for report in &reports {

@@ -116,6 +116,25 @@ fn requests_go_through_the_proxy() {
     assert!(asked.contains("proxy-authorization: basic bwu6chc="), "{asked}");
 }
 
+/// What cannot be reached is the proxy, and says so; one that lets TLS alone pass is told of.
+#[test]
+fn a_proxy_that_fails_is_named() {
+    let get = |variable: &str, proxy: &str, url: &str| {
+        let proxies = vec![(variable.to_owned(), proxy.to_owned())];
+        let http = Http::new(HttpOptions { proxies, ..HttpOptions::default() });
+        http.send(Request::new("GET", url)).map(|response| response.status).unwrap_err().to_string()
+    };
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let error = get("HTTPS_PROXY", &format!("me:pw@{closed}"), "https://example.org/x");
+    assert!(error.contains(&format!("the proxy http://{closed}: cannot connect: ")), "{error}");
+    let error = get("https_proxy", "http://no.such.host.invalid", "https://example.org/x");
+    assert!(error.contains("the proxy http://no.such.host.invalid: there is no host of that name"), "{error}");
+    let (proxy, server) = serve(vec!["HTTP/1.1 403 Forbidden\r\n\r\n".into()]);
+    let error = get("http_proxy", &proxy, "http://example.org/x");
+    assert!(error.contains("port 80") && error.contains("NO_PROXY"), "{error}");
+    server.join().unwrap();
+}
+
 #[test]
 fn certificates_that_cannot_be_used_are_named() {
     let folder = tempfile::tempdir().unwrap();

@@ -156,6 +156,11 @@ impl Reference {
         &self.repository
     }
 
+    /// Registry and repository, whole: `docker.io/library/nginx`.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.registry, self.repository)
+    }
+
     /// The tag.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()

@@ -45,16 +45,16 @@ const MAX_NAME: usize = 255;
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
     /// It could not be read.
-    #[error("cannot read the layer")]
+    #[error("cannot read the tar")]
     Read(#[from] io::Error),
     /// It ends in the middle of something.
-    #[error("the layer is cut short: it ends after {at} bytes")]
+    #[error("the tar is cut short: it ends after {at} bytes")]
     Truncated {
         /// Its length.
         at: u64,
     },
     /// Something in it is no header.
-    #[error("the layer is no tar: {why} at byte {at}")]
+    #[error("this is no tar: {why} at byte {at}")]
     Header {
         /// Where.
         at: u64,
@@ -62,7 +62,7 @@ pub enum ScanError {
         why: &'static str,
     },
     /// An entry that no image can have.
-    #[error("{} in the layer {why}", show(.path))]
+    #[error("{} in the tar {why}", show(.path))]
     Entry {
         /// Its path, as the tar has it.
         path: Vec<u8>,
@@ -70,7 +70,7 @@ pub enum ScanError {
         why: &'static str,
     },
     /// More than is ever needed.
-    #[error("the layer has more than {MAX_ENTRIES} entries")]
+    #[error("the tar has more than {MAX_ENTRIES} entries")]
     TooMany,
     /// The index has no room.
     #[error(transparent)]

@@ -62,6 +62,18 @@ impl FoundRef<'_> {
     }
 }
 
+/// A hard link to nothing: it may name a file of its own layer, or of one below.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("/{} is a hard link to /{}, which is no file of the image", String::from_utf8_lossy(.path), String::from_utf8_lossy(.target))]
+pub struct BrokenLink {
+    /// The layer that has it: an index into [`LayerStack::layers`].
+    pub layer: usize,
+    /// Its path.
+    pub path: Vec<u8>,
+    /// What it names.
+    pub target: Vec<u8>,
+}
+
 /// Why a path has no end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
@@ -83,6 +95,21 @@ impl LayerStack {
             stack.layers.push(layer);
         }
         Ok(stack)
+    }
+
+    /// The lowest hard link that leads nowhere. No layer tells by itself.
+    pub fn broken_link(&self) -> Option<BrokenLink> {
+        for (height, layer) in self.layers.iter().enumerate() {
+            for (position, link) in layer.entries().enumerate() {
+                if let KindRef::HardLink { target } = link.kind
+                    && layer.data_position(position).is_none()
+                    && self.lookup_below(height + 1, link.path).is_none()
+                {
+                    return Some(BrokenLink { layer: height, path: link.path.to_vec(), target: target.to_vec() });
+                }
+            }
+        }
+        None
     }
 
     /// What is at `path`; "" is the root. Links in it are not followed: see [`Self::resolve`].

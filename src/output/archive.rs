@@ -19,6 +19,9 @@ use super::{Destination, OutputError};
 
 const BLOCK: u64 = 512;
 
+/// How the names of unfinished files begin.
+pub(super) const UNFINISHED: &str = ".rbuild-";
+
 /// The file that an archive goes to.
 #[derive(Debug)]
 pub(super) struct Sink {
@@ -78,7 +81,7 @@ impl Sink {
             return Ok(Self { place, out: Out::Unnamed { file: File::from(file), path } });
         }
         let file = tempfile::Builder::new()
-            .prefix(".rbuild-")
+            .prefix(UNFINISHED)
             .permissions(fs::Permissions::from_mode(0o666))
             .tempfile_in(folder)
             .map_err(OutputError::io("make a file in", folder))?;
@@ -102,7 +105,7 @@ impl Sink {
                 let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
                 let own = format!("/proc/self/fd/{}", file.as_raw_fd());
                 let named = tempfile::Builder::new()
-                    .prefix(".rbuild-")
+                    .prefix(UNFINISHED)
                     .make_in(folder, |name| Ok(linkat(CWD, own.as_str(), CWD, name, AtFlags::SYMLINK_FOLLOW)?));
                 named.map_err(failed)?.into_temp_path().persist(&path).map_err(|error| failed(error.error))
             }

@@ -64,8 +64,7 @@ pub(super) fn layer_blob(
         if !lease.uses_blob(store, &listed.digest)? {
             return Err(store.missing(format!("the blob {} of layer {layer}", listed.digest)).into());
         }
-        let mut descriptor = Descriptor::new(family.layer(encoding), listed.digest, listed.size);
-        descriptor.annotations.clone_from(&listed.annotations);
+        let descriptor = as_listed(listed, family, encoding);
         return Ok(LayerBlob { descriptor, source: Source::Stored });
     }
     let encoding = match compression {
@@ -93,12 +92,14 @@ pub(super) fn absent_blob(
     let Some(Kind::Layer(encoding)) = Kind::of(&listed.media_type).filter(|_| !wish.force) else { return Ok(None) };
     let uncompressed = listed.digest == layer.0;
     let here = if uncompressed { lease.uses_layer(store, layer)? } else { lease.uses_blob(store, &listed.digest)? };
-    if here {
-        return Ok(None);
-    }
-    let mut descriptor = Descriptor::new(wish.family.layer(encoding), listed.digest, listed.size);
+    Ok((!here).then(|| as_listed(listed, wish.family, encoding)))
+}
+
+/// The descriptor of a layer's blob that stays as it is, in a manifest of this family.
+fn as_listed(listed: &Descriptor, family: Family, encoding: Encoding) -> Descriptor {
+    let mut descriptor = Descriptor::new(family.layer(encoding), listed.digest, listed.size);
     descriptor.annotations.clone_from(&listed.annotations);
-    Ok(Some(descriptor))
+    descriptor
 }
 
 /// The blob that this encoder made of the layer, if it is here; it stays as long as the command runs.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::archive::{ArchiveWriter, Counted, Sink};
+use super::archive::{ArchiveWriter, Counted, Sink, UNFINISHED};
 use super::blobs::{Source, Wish, layer_blob};
 use super::{Destination, Output, OutputError, OutputImage, OutputIndex, OutputKind, Subject};
 use crate::digest::{DiffId, Digest};
@@ -206,7 +206,11 @@ impl Target {
             Destination::Stdout | Destination::Stream(_) => Err(OutputError::FolderToStdout),
             Destination::Path(path) => {
                 fs::create_dir_all(path).map_err(OutputError::io("make", path))?;
-                let empty = fs::read_dir(path).map_err(OutputError::io("list", path))?.next().is_none();
+                // What somebody began who was killed does not count.
+                let unfinished =
+                    |entry: fs::DirEntry| entry.file_name().as_encoded_bytes().starts_with(UNFINISHED.as_bytes());
+                let mut entries = fs::read_dir(path).map_err(OutputError::io("list", path))?;
+                let empty = entries.all(|entry| entry.is_ok_and(unfinished));
                 if !empty && !path.join("oci-layout").is_file() {
                     return Err(OutputError::NoLayout { path: path.clone(), why: "it holds other things".into() });
                 }
@@ -296,9 +300,11 @@ impl Target {
             }
             Self::Folder(folder) => {
                 let document = |name: &String, bytes: &Vec<u8>| put(&folder, name, |out| whole(out, bytes));
-                // `index.json` is the last by its place, not by its name: with it the image appears. The others come
-                // first: what fails halfway leaves a layout, which the next try takes.
-                let (index, others): (Vec<_>, Vec<_>) = documents.iter().partition(|(name, _)| *name == "index.json");
+                // `oci-layout` is the first: what fails halfway leaves a layout, which the next try takes. `index.json` is
+                // the last: with it the image appears.
+                let (index, mut others): (Vec<_>, Vec<_>) =
+                    documents.iter().partition(|(name, _)| *name == "index.json");
+                others.sort_by_key(|(name, _)| *name != "oci-layout");
                 for (name, bytes) in others {
                     document(name, bytes)?;
                 }
@@ -349,7 +355,7 @@ fn put(
 ) -> Result<(), OutputError> {
     let path = folder.join(name);
     let mut file = tempfile::Builder::new()
-        .prefix(".rbuild-")
+        .prefix(UNFINISHED)
         .permissions(fs::Permissions::from_mode(0o666))
         .tempfile_in(folder)
         .map_err(OutputError::io("make a file in", folder))?;

@@ -28,6 +28,7 @@ use crate::image::manifest::{Descriptor, Family, Manifest};
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::layer::compress::Compression;
+use crate::layer::stack::BrokenLink;
 use crate::layer::write::WriteError;
 use crate::registry::RegistryError;
 use crate::store::lease::Lease;
@@ -250,6 +251,14 @@ pub enum OutputError {
         layer: DiffId,
         /// Why not.
         source: io::Error,
+    },
+    /// A hard link leads nowhere.
+    #[error("the layer {layer}: {link}")]
+    Link {
+        /// Of which layer.
+        layer: DiffId,
+        /// Which one.
+        link: BrokenLink,
     },
     /// An entry has no form in a tar.
     #[error(transparent)]

@@ -7,24 +7,22 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::blobs::{LayerBlob, Source, Wish, absent_blob, known_compressed, layer_blob};
-use super::{OutputError, OutputImage};
+use super::{OutputError, OutputImage, check_layers};
 use crate::digest::{DiffId, Digest};
 use crate::image::manifest::{Descriptor, Encoding, Family, Kind, Manifest};
 use crate::image::reference::Reference;
 use crate::layer::compress::Compression;
 use crate::registry::pull::Transfers;
 use crate::registry::push::{BlobSource, Push};
-use crate::registry::{Registries, RegistryError};
+use crate::registry::{AT_ONCE, Registries, RegistryError};
 use crate::store::lease::Lease;
 use crate::store::origins::Origin;
 use crate::store::{Store, StoreError};
-
-/// Layers at once.
-const AT_ONCE: usize = 4;
+use crate::sys::threads::at_once;
 
 /// Where an image goes, and in what form.
 pub struct Target<'a> {
@@ -158,8 +156,8 @@ impl Layers {
     }
 }
 
-/// Sends a layer to all repositories ahead of its image, with half of the processors at most: `listed` is how the image's manifest, of this family unless the
-/// target wants another, will list it.
+/// Sends a layer to all repositories ahead of its image, with half of the processors at most: `listed` is how the image's
+/// manifest, of this family unless the target wants another, will list it.
 pub fn send_ahead(
     target: &Target<'_>,
     store: &Store,
@@ -170,9 +168,7 @@ pub fn send_ahead(
 ) -> Result<(), OutputError> {
     let wish = Wish { gently: Some(&target.layers.gently), ..target.wish(family) };
     for names in target.repositories().values() {
-        // Proof: an entry is made with the first of its names.
-        let push = target.registries.push(names[0], target.listener)?;
-        send_layer(target, store, lease, wish, (&push, names[0]), (diff_id, listed))?;
+        Sending::new(target, names, store, lease, wish)?.layer(diff_id, listed)?;
     }
     Ok(())
 }
@@ -190,23 +186,19 @@ enum From {
     Elsewhere(Vec<Reference>),
 }
 
-/// Pushes it.
+/// Pushes an image.
 pub fn push(target: &Target<'_>, image: &OutputImage, store: &Store, lease: &Lease) -> Result<Descriptor, OutputError> {
-    let (diff_ids, layers) = (image.diff_ids.len(), image.manifest.layers.len());
-    if diff_ids != layers {
-        return Err(OutputError::Layers { diff_ids, layers });
-    }
+    check_layers(image)?;
     let wish = target.wish(image.manifest.family());
     let config = Descriptor::of(wish.family.config(), &image.config);
+    let layers: Vec<(&DiffId, &Descriptor)> = image.diff_ids.iter().zip(&image.manifest.layers).collect();
     let mut descriptor = None;
     for names in target.repositories().values() {
-        // Proof: an entry is made with the first of its names.
-        let first = names[0];
-        let push = target.registries.push(first, target.listener)?;
-        let listed = send_layers(target, image, store, lease, wish, &push, first)?;
-        push.blob(&config, &BlobSource::Bytes(&image.config), &[])?;
+        let sending = Sending::new(target, names, store, lease, wish)?;
+        let listed = at_once(AT_ONCE, &layers, |(diff_id, listed)| sending.layer(diff_id, listed))?;
+        sending.push.blob(&config, &BlobSource::Bytes(&image.config), &[])?;
         let (bytes, as_descriptor) = manifest(target, image, wish.family, config.clone(), listed);
-        target.name(&push, names, &as_descriptor, &bytes)?;
+        target.name(&sending.push, names, &as_descriptor, &bytes)?;
         descriptor = Some(as_descriptor);
     }
     descriptor.ok_or(OutputError::NoName)
@@ -236,150 +228,110 @@ fn manifest(
     (bytes, descriptor)
 }
 
-/// Sends the layers of an image that are not there, several at once. How the manifest lists them.
-fn send_layers(
-    target: &Target<'_>,
-    image: &OutputImage,
-    store: &Store,
-    lease: &Lease,
-    wish: Wish<'_>,
-    push: &Push<'_>,
-    to: &Reference,
-) -> Result<Vec<Descriptor>, OutputError> {
-    let layers: Vec<(&DiffId, &Descriptor)> = image.diff_ids.iter().zip(&image.manifest.layers).collect();
-    let sent: Vec<OnceLock<Descriptor>> = layers.iter().map(|_| OnceLock::new()).collect();
-    let next = AtomicUsize::new(0);
-    let failure = Mutex::new(None);
-    let work = || {
-        while let Some((layer, sent)) = {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            layers.get(number).zip(sent.get(number))
-        } {
-            match send_layer(target, store, lease, wish, (push, to), *layer) {
-                // Proof: each number is given once.
-                Ok(descriptor) => drop(sent.set(descriptor)),
-                Err(error) => {
-                    next.store(layers.len(), Ordering::Relaxed);
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                }
+/// Layers on their way to one repository.
+struct Sending<'a> {
+    target: &'a Target<'a>,
+    store: &'a Store,
+    lease: &'a Lease,
+    wish: Wish<'a>,
+    push: Push<'a>,
+    /// Registry and repository.
+    place: String,
+}
+
+impl<'a> Sending<'a> {
+    /// To the repository of these names.
+    fn new(
+        target: &'a Target<'a>,
+        names: &[&Reference],
+        store: &'a Store,
+        lease: &'a Lease,
+        wish: Wish<'a>,
+    ) -> Result<Self, OutputError> {
+        // Proof: an entry of `Target::repositories` is made with the first of its names.
+        let to = names[0];
+        let push = target.registries.push(to, target.listener)?;
+        Ok(Self { target, store, lease, wish, push, place: format!("{}/{}", to.registry(), to.repository()) })
+    }
+
+    /// Sees to it that a layer is there. How a manifest lists it.
+    fn layer(&self, diff_id: &DiffId, listed: &Descriptor) -> Result<Descriptor, OutputError> {
+        let layers = self.target.layers;
+        let state = layers.state((*diff_id, listed.digest, self.wish.family));
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let LayerState { ready, there } = &mut *state;
+        let ready = match ready {
+            Some(ready) => ready,
+            None => {
+                let ahead = || layers.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+                let _one = self.wish.gently.map(|_| ahead());
+                ready.insert(self.prepare(diff_id, listed)?)
+            }
+        };
+        if !there.contains(&self.place) {
+            self.send(diff_id, ready)?;
+            there.push(self.place.clone());
+        }
+        Ok(ready.descriptor.clone())
+    }
+
+    fn prepare(&self, diff_id: &DiffId, listed: &Descriptor) -> Result<Ready, OutputError> {
+        let Self { target, store, lease, wish, .. } = *self;
+        let absent = absent_blob(store, lease, diff_id, listed, wish)?;
+        let gone = absent.is_some();
+        if let Some(descriptor) = absent {
+            let mut from = store.origins_of_blob(diff_id, &listed.digest)?;
+            if let Some(base) = (target.elsewhere)(diff_id) {
+                from.insert(0, base);
+            }
+            if !from.is_empty() {
+                return Ok(Ready { descriptor, from: From::Elsewhere(from) });
             }
         }
-    };
-    // Joined here: who enters a user namespace later must be alone in the process.
-    std::thread::scope(|scope| {
-        for _ in 1..AT_ONCE.min(layers.len()) {
-            scope.spawn(work);
-        }
-        work();
-    });
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        None => Ok(sent.into_iter().filter_map(OnceLock::into_inner).collect()),
-        Some(error) => Err(error),
+        let packed = matches!(Kind::of(&listed.media_type), Some(Kind::Layer(Encoding::Gzip | Encoding::Zstd)));
+        // A blob that is gone, or an uncompressed one: the layer in another form will do.
+        let uncompressed = Descriptor::new(wish.family.layer(Encoding::Tar), diff_id.0, listed.size);
+        let listed = if gone || !packed { &uncompressed } else { listed };
+        let LayerBlob { descriptor, source } = layer_blob(store, lease, diff_id, listed, wish)?;
+        let from = match source {
+            Source::Stored => From::Blob,
+            Source::Tar(_) => From::Tar,
+        };
+        Ok(Ready { descriptor, from })
     }
-}
 
-/// Sees to it that a layer is in a repository. How a manifest lists it.
-fn send_layer(
-    target: &Target<'_>,
-    store: &Store,
-    lease: &Lease,
-    wish: Wish<'_>,
-    (push, to): (&Push<'_>, &Reference),
-    (diff_id, listed): (&DiffId, &Descriptor),
-) -> Result<Descriptor, OutputError> {
-    let state = target.layers.state((*diff_id, listed.digest, wish.family));
-    let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-    let LayerState { ready, there } = &mut *state;
-    let ready = match ready {
-        Some(ready) => ready,
-        None => {
-            let ahead = || target.layers.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-            let _one = wish.gently.map(|_| ahead());
-            ready.insert(prepare(target, store, lease, diff_id, listed, wish)?)
+    fn send(&self, diff_id: &DiffId, layer: &Ready) -> Result<(), OutputError> {
+        let Self { store, lease, push, place, .. } = self;
+        let blob = &layer.descriptor;
+        let known = store.origins(diff_id)?.into_iter().rev();
+        let origins: Vec<String> =
+            known.filter(|origin| origin.blob == blob.digest).map(|origin| origin.repository).collect();
+        match &layer.from {
+            From::Blob => {
+                let open = || Ok(Box::new(lease.heeding(store.open_listed_blob(blob)?)) as Box<dyn Read>);
+                push.blob(blob, &BlobSource::Open(&open), &origins)?;
+            }
+            From::Tar => {
+                let open =
+                    || Ok(Box::new(lease.heeding(store.listed_tar(diff_id, blob.size, lease)?)) as Box<dyn Read>);
+                push.blob(blob, &BlobSource::Open(&open), &origins)?;
+            }
+            From::Elsewhere(places) => pass_through(push, blob, places)?,
         }
-    };
-    let place = format!("{}/{}", to.registry(), to.repository());
-    if !there.contains(&place) {
-        send(store, lease, diff_id, ready, push, &place)?;
-        there.push(place);
+        store.add_origin(diff_id, Origin { blob: blob.digest, repository: place.clone() })?;
+        Ok(())
     }
-    Ok(ready.descriptor.clone())
-}
-
-fn prepare(
-    target: &Target<'_>,
-    store: &Store,
-    lease: &Lease,
-    diff_id: &DiffId,
-    listed: &Descriptor,
-    wish: Wish<'_>,
-) -> Result<Ready, OutputError> {
-    let absent = absent_blob(store, lease, diff_id, listed, wish)?;
-    let gone = absent.is_some();
-    if let Some(descriptor) = absent {
-        let mut from = store.origins_of_blob(diff_id, &listed.digest)?;
-        if let Some(base) = (target.elsewhere)(diff_id) {
-            from.insert(0, base);
-        }
-        if !from.is_empty() {
-            return Ok(Ready { descriptor, from: From::Elsewhere(from) });
-        }
-    }
-    let packed = matches!(Kind::of(&listed.media_type), Some(Kind::Layer(Encoding::Gzip | Encoding::Zstd)));
-    // A blob that is gone, or an uncompressed one: the layer in another form will do.
-    let uncompressed = Descriptor::new(wish.family.layer(Encoding::Tar), diff_id.0, listed.size);
-    let listed = if gone || !packed { &uncompressed } else { listed };
-    let LayerBlob { descriptor, source } = layer_blob(store, lease, diff_id, listed, wish)?;
-    let from = match source {
-        Source::Stored => From::Blob,
-        Source::Tar(_) => From::Tar,
-    };
-    Ok(Ready { descriptor, from })
-}
-
-fn send(
-    store: &Store,
-    lease: &Lease,
-    diff_id: &DiffId,
-    layer: &Ready,
-    push: &Push<'_>,
-    place: &str,
-) -> Result<(), OutputError> {
-    let blob = &layer.descriptor;
-    let known = store.origins(diff_id)?.into_iter().rev();
-    let mut origins: Vec<String> =
-        known.filter(|origin| origin.blob == blob.digest).map(|origin| origin.repository).collect();
-    match &layer.from {
-        From::Blob => {
-            let open = || Ok(Box::new(lease.heeding(store.open_blob(&blob.digest)?)) as Box<dyn Read>);
-            push.blob(blob, &BlobSource::Open(&open), &origins)?;
-        }
-        From::Tar => {
-            let open = || Ok(Box::new(lease.heeding(store.tar_file(diff_id, lease)?)) as Box<dyn Read>);
-            push.blob(blob, &BlobSource::Open(&open), &origins)?;
-        }
-        From::Elsewhere(places) => {
-            origins = places.iter().map(|from| format!("{}/{}", from.registry(), from.repository())).collect();
-            pass_through(push, blob, places, &origins)?;
-        }
-    }
-    store.add_origin(diff_id, Origin { blob: blob.digest, repository: place.to_owned() })?;
-    Ok(())
 }
 
 /// Sends a blob that another repository has. Where a registry is not reached, its other repositories are not asked.
-fn pass_through(
-    push: &Push<'_>,
-    blob: &Descriptor,
-    places: &[Reference],
-    origins: &[String],
-) -> Result<(), OutputError> {
+fn pass_through(push: &Push<'_>, blob: &Descriptor, places: &[Reference]) -> Result<(), OutputError> {
+    let origins: Vec<String> = places.iter().map(|from| format!("{}/{}", from.registry(), from.repository())).collect();
     let (mut first, mut unreached) = (None, Vec::new());
     for from in places {
         if unreached.contains(&from.registry()) {
             continue;
         }
-        match push.blob(blob, &BlobSource::Remote(from), origins) {
+        match push.blob(blob, &BlobSource::Remote(from), &origins) {
             Ok(()) => return Ok(()),
             Err(error @ (RegistryError::Stopped | RegistryError::Store(_))) => return Err(error.into()),
             Err(error) => {

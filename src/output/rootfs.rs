@@ -1,8 +1,9 @@
 //! The merged root file system of an image, entry by entry.
 //!
 //! In: an image whose layers are in the store. Out: its entries in component-wise order, parents first, and the data of
-//! its files. What always holds: what comes out of a file has the digest that the layer says; nothing is unpacked first; what a process in the image would see is what comes out;
-//! hard links stay hard links where their file is visible under several names.
+//! its files. What always holds: what comes out of a file has the digest that the layer says; nothing is unpacked first;
+//! what a process in the image would see is what comes out; hard links stay hard links where their file is visible under
+//! several names, and one that leads nowhere is an error.
 
 use std::io::{self, Read as _, Write};
 use std::sync::Arc;
@@ -35,6 +36,10 @@ impl<'a> RootFs<'a> {
         }
         let stack =
             LayerStack::new(indexes).map_err(|error| store.damaged(&store.path("layers"), error.to_string()))?;
+        // A base need not be checked before all of it is read.
+        if let Some(link) = stack.broken_link() {
+            return Err(OutputError::Link { layer: diff_ids[link.layer], link });
+        }
         Ok(Self { store, lease, diff_ids, stack })
     }
 
@@ -73,14 +78,14 @@ impl Data<'_> {
             Some(data) => data,
             none => none.insert(store.layer_data(&diff_ids[layer], lease)?),
         };
-        let reader = data.open(&stack.layers[layer], position).map_err(StoreError::io("read a file of", &folder))?;
+        let reader = data.open(&stack.layers[layer], position).map_err(StoreError::read("read a file of", &folder))?;
         let mut reader = HashingReader::new(lease.heeding(reader).take(size));
         let mut to = Counted::new(to);
         let copied = io::copy(&mut reader, &mut to);
         if let Some(error) = to.error {
             return Err(failed(error));
         }
-        copied.map_err(StoreError::io("read a file of", &folder))?;
+        copied.map_err(StoreError::read("read a file of", &folder))?;
         if reader.finish().1 == sha256 {
             return Ok(());
         }

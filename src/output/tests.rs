@@ -72,7 +72,8 @@ impl Place {
         let path = self.path("base.tar");
         fs::write(&path, tar.into_inner().unwrap()).unwrap();
         let file = fs::File::open(&path).unwrap();
-        let loaded = load(&self.store, &self.lease, file, "base.tar", &Platform::new("linux", "amd64", "")).unwrap();
+        let loaded =
+            load(&self.store, &self.lease, file, "base.tar", &Platform::new("linux", "amd64", ""), &[]).unwrap();
         let mut image = base_image(&self.store, &loaded[0].record).unwrap();
 
         let path = self.lease.fresh_path();
@@ -382,7 +383,8 @@ fn archives_come_back_in() {
         let written = place.write(&place.archive(kind, "out.tar"), &image, None).unwrap();
         let other = Place::new();
         let file = fs::File::open(place.path("out.tar")).unwrap();
-        let loaded = load(&other.store, &other.lease, file, "out.tar", &Platform::new("linux", "amd64", "")).unwrap();
+        let loaded =
+            load(&other.store, &other.lease, file, "out.tar", &Platform::new("linux", "amd64", ""), &[]).unwrap();
         assert_eq!(loaded.len(), 1);
         assert_eq!(loaded[0].record.id.0, Digest::of(&image.config));
         assert_eq!(loaded[0].record.manifest, written.manifest.unwrap().digest);
@@ -545,6 +547,51 @@ fn umoci_unpacks_layouts() {
     assert!(!bundle.join("rootfs/d/gone").exists());
     for name in ["bin", "d", "f"] {
         fs::set_permissions(bundle.join("rootfs").join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+#[test]
+fn a_file_that_a_tree_lost_is_noted() {
+    let place = Place::new();
+    let path = place.path("tar");
+    let mut writer = LayerWriter::new(fs::File::create(&path).unwrap());
+    for name in ["d", "d/f"] {
+        let kind = match name {
+            "d" => EntryKind::Directory,
+            _ => EntryKind::File { size: 1, sha256: Digest::of(b"f") },
+        };
+        let body = if name == "d" { Body::None } else { Body::Bytes(b"f") };
+        let mut entry = Entry { path: name.into(), kind, mode: 0o755, uid: 0, gid: 0, mtime: OLD, capability: None };
+        writer.push(&mut entry, body).unwrap();
+    }
+    let (_, index) = writer.finish().unwrap();
+    let tree = place.path("tree");
+    fs::create_dir_all(tree.join("d")).unwrap();
+    fs::write(tree.join("d/f"), "f").unwrap();
+    place.store.put_layer(&place.lease, &index, Form::Tree(tree)).unwrap();
+    let layer = index.diff_id();
+    let mut image = place.image(Compression::None);
+    image.diff_ids = vec![layer];
+    image.manifest.layers.truncate(1);
+    let write = |kind| place.write(&place.archive(kind, "out"), &image, None);
+    write(OutputKind::Tar).unwrap();
+    fs::remove_file(place.path("out")).unwrap();
+    let folder = place.store.path("layers").join(layer.0.hex());
+    // First the file is not there, then the folder is none.
+    let harms: [fn(&Path) -> std::io::Result<()>; 2] = [
+        |tree| fs::remove_file(tree.join("d/f")),
+        |tree| fs::remove_dir(tree.join("d")).and_then(|()| fs::write(tree.join("d"), "")),
+    ];
+    for harm in harms {
+        harm(&folder.join("tree")).unwrap();
+        for kind in [OutputKind::Tar, OutputKind::Local { split: false }] {
+            drop(fs::remove_file(place.store.path("suspects")));
+            let error = write(kind).unwrap_err().to_string();
+            assert!(error.contains("is damaged: its file d/f is not there; the next"), "{kind:?}: {error}");
+            let noted = fs::read_to_string(place.store.path("suspects")).unwrap();
+            assert!(noted.contains(&format!("layers/{}", layer.0.hex())), "{kind:?}: {noted}");
+            drop(fs::remove_dir_all(place.path("out")));
+        }
     }
 }
 

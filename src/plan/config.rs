@@ -91,6 +91,14 @@ impl Folded {
         child
     }
 
+    /// Bytes of its longest parts, those that variables can make long.
+    pub(super) fn size(&self) -> usize {
+        let ContainerConfig { env, labels, .. } = &self.config.config;
+        let history = self.history.iter().map(|entry| entry.created_by.len());
+        let labels = labels.values().map(String::len);
+        history.chain(labels).chain(env.iter().map(String::len)).sum()
+    }
+
     /// Adds an entry that stands for the layer of `step`, or for none.
     pub(super) fn commit(&mut self, created_by: String, step: Option<StepId>) {
         self.history.push(PlannedHistory { created_by, step });

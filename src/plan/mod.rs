@@ -37,7 +37,7 @@ use crate::image::platform::Platform;
 
 pub use graph::{StageGraph, base_requests, graph};
 use limits::{Allowed, RunLimits};
-pub(crate) use mounts::{bytes, literal};
+pub(crate) use mounts::{bytes, literal, written};
 use step::{Network, Plan};
 use trigger::Trigger;
 
@@ -142,6 +142,22 @@ pub struct BaseImage {
     pub layers: Vec<Descriptor>,
     /// What it runs on.
     pub platform: Platform,
+}
+
+impl BaseImage {
+    /// An image without layers and without a word of configuration.
+    pub fn nothing(name: &str, platform: &Platform) -> Self {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let config = ImageConfig {
+            os: platform.os.clone(),
+            architecture: platform.architecture.clone(),
+            variant: some(&platform.variant),
+            ..ImageConfig::default()
+        };
+        let image_id = config.image_id();
+        let (manifest, layers, platform) = (None, Vec::new(), platform.clone());
+        Self { name: name.to_owned(), config, image_id, manifest, layers, platform }
+    }
 }
 
 /// What a name stands for.

@@ -106,15 +106,17 @@ impl Planner<'_> {
 
     /// The mount with all its variables replaced.
     fn expand_mount(&mut self, place: Place<'_>, state: &State, mount: &Mount) -> Result<Mount, Told> {
-        let mut unset = Vec::new();
+        let (mut unset, mut size) = (Vec::new(), 0);
         let expanded = mount.expand(&mut |word| match state.variables.expand(&word.text, place.escape) {
             Ok(expanded) => {
                 unset.push((word.span, expanded.unset));
+                size += expanded.text.len();
                 Ok(expanded.text)
             }
             Err(error) => Err(Diagnostic::error(word.span, error.message)),
         });
         for (span, names) in unset {
+            self.spend(place, span, std::mem::take(&mut size))?;
             self.note_unset(place, state, span, &names);
         }
         expanded.map_err(|error| {
@@ -128,6 +130,11 @@ impl Planner<'_> {
         if target == "/" {
             let error = Diagnostic::error(word.span, format!("invalid mount target {:?}", word.text));
             self.tell(place, error.help("nothing can be mounted over the root of the image: choose a folder in it"));
+            return Err(Told);
+        }
+        if let Some(own) = KERNELS.iter().find(|own| within(&target, own)).or((target == "/dev").then_some(&"/dev")) {
+            let error = Diagnostic::error(word.span, format!("invalid mount target {:?}", word.text));
+            self.tell(place, error.help(format!("{own} is the kernel's while a command runs: choose another folder")));
             return Err(Told);
         }
         Ok(target)
@@ -253,6 +260,13 @@ impl Planner<'_> {
     }
 }
 
+/// Where nothing of an image is while a command runs, and nothing can be put.
+const KERNELS: [&str; 2] = ["/proc", "/sys"];
+
+fn within(path: &str, folder: &str) -> bool {
+    path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// A path cleaned as text, relative as it was written.
 fn clean_relative(path: &str) -> String {
     if path.starts_with('/') {
@@ -267,6 +281,13 @@ pub(crate) fn literal(path: &str) -> String {
     let special: BTreeSet<char> = ['*', '?', '[', '\\'].into();
     let escape = |letter: char| special.contains(&letter).then_some('\\').into_iter().chain([letter]);
     path.chars().flat_map(escape).collect()
+}
+
+/// The path that [`literal`] made a pattern of.
+pub(crate) fn written(pattern: &str) -> String {
+    let mut letters = pattern.chars();
+    let next = || letters.next().and_then(|letter| if letter == '\\' { letters.next() } else { Some(letter) });
+    std::iter::from_fn(next).collect()
 }
 
 /// A number of bytes: `64m`, `1g`, `512k`, `1024`, `1.5GB`; units are powers of 1024, as Docker's are.

@@ -67,10 +67,19 @@ pub struct GitSource {
 impl GitSource {
     /// The host that has it.
     pub fn host(&self) -> &str {
+        let host = self.host_and_port();
+        match host.rsplit_once(']') {
+            // `[::1]:5000`
+            Some((address, _)) => &host[..=address.len()],
+            None => host.split(':').next().unwrap_or_default(),
+        }
+    }
+
+    /// The same with the port, where the URL names one.
+    pub fn host_and_port(&self) -> &str {
         let rest = self.repository.split_once("://").map_or(self.repository.as_str(), |(_, rest)| rest);
         let authority = rest.split('/').next().unwrap_or_default();
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        host.split(':').next().unwrap_or_default()
+        authority.rsplit_once('@').map_or(authority, |(_, host)| host)
     }
 
     /// Whether it names its commit by the whole hash.

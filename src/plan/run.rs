@@ -71,6 +71,7 @@ impl Planner<'_> {
         line.push_str(&args.join(" "));
         line.push_str(" # buildkit");
         let op = RunOp { security, mounts, ..self.run_op(state, args, script, network) };
+        self.spend(place, place.span(), line.len() + op.env.iter().map(String::len).sum::<usize>())?;
         let step = self.step(place, state, Op::Run(op));
         state.folded.commit(line, Some(step));
         Ok(())

@@ -16,6 +16,9 @@ use super::PlanOptions;
 /// The ARG that fixes the times of an image.
 pub const SOURCE_DATE_EPOCH: &str = "SOURCE_DATE_EPOCH";
 
+/// The most bytes that the ARGs before the first FROM may have: variables in them can double a value line by line.
+const MOST_GLOBAL: usize = 8 << 20;
+
 /// The search path of images that set none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -241,7 +244,7 @@ pub(super) fn global_arguments(
     target: &str,
 ) -> (Variables, Vec<Diagnostic>) {
     let mut variables = platform_arguments(options, target);
-    let mut diagnostics = Vec::new();
+    let (mut diagnostics, mut size) = (Vec::new(), 0);
     for instruction in instructions {
         let InstructionKind::Arg(declarations) = &instruction.kind else { continue };
         for ArgDeclaration { name, default, .. } in declarations {
@@ -249,7 +252,14 @@ pub(super) fn global_arguments(
                 variables.set(&name.text, &value);
             } else if let Some(default) = default {
                 match variables.expand(&default.text, escape) {
-                    Ok(expanded) => variables.set(&name.text, &expanded.text),
+                    Ok(expanded) if size + expanded.text.len() > MOST_GLOBAL => {
+                        let message = format!("the ARGs before FROM are larger than {} MiB", MOST_GLOBAL >> 20);
+                        diagnostics.push(Diagnostic::error(default.span, message));
+                    }
+                    Ok(expanded) => {
+                        size += expanded.text.len();
+                        variables.set(&name.text, &expanded.text);
+                    }
                     Err(error) => diagnostics.push(Diagnostic::error(default.span, error.message)),
                 }
             }

@@ -31,7 +31,13 @@ pub(super) struct Planner<'a> {
     pub(super) diagnostics: Vec<Diagnostic>,
     /// The stages that are done.
     pub(super) done: Vec<Option<State>>,
+    /// Bytes of what variables were replaced by until now, environments of commands among them.
+    spent: usize,
 }
+
+/// The most bytes that variables may make of a file. A few doublings of a value in a handful of lines are gigabytes;
+/// what a kernel takes for one command are two megabytes.
+const MOST_SPENT: usize = 64 << 20;
 
 /// Where a stage stands.
 #[derive(Clone)]
@@ -84,7 +90,7 @@ pub(super) struct Told;
 impl<'a> Planner<'a> {
     pub(super) fn new(graph: &'a StageGraph, bases: &'a Bases, options: &'a PlanOptions) -> Self {
         let plan = Plan { contexts: vec![PlannedContext { name: None }], ..Plan::default() };
-        Self { graph, bases, options, plan, diagnostics: Vec::new(), done: vec![None; graph.stages.len()] }
+        Self { graph, bases, options, plan, diagnostics: Vec::new(), done: vec![None; graph.stages.len()], spent: 0 }
     }
 
     /// Plans a stage all of whose inputs are planned.
@@ -149,7 +155,11 @@ impl<'a> Planner<'a> {
             Origin::Stage(earlier) => {
                 // Proof: stages are planned in order, and what a stage needs is reached and earlier.
                 let parent = self.done[*earlier].as_ref().expect("an earlier stage is planned");
-                return State { folded: parent.folded.child(), epoch_told: false, ..parent.clone() };
+                let state = State { folded: parent.folded.child(), epoch_told: false, ..parent.clone() };
+                if let Some(message) = self.count(state.folded.size()) {
+                    self.diagnostics.push(Diagnostic::error(stage.span, message));
+                }
+                return state;
             }
             Origin::Scratch => (Stack::Scratch, None, Folded::scratch(&stage.platform)),
             Origin::Outside(outside) => {
@@ -307,13 +317,34 @@ impl<'a> Planner<'a> {
 
     /// Expands one word.
     pub(super) fn expand(&mut self, place: Place<'_>, state: &State, word: &Word) -> Result<String, Told> {
+        if self.spent > MOST_SPENT {
+            return Err(Told);
+        }
         match state.variables.expand(&word.text, place.escape) {
             Ok(expanded) => {
+                self.spend(place, word.span, expanded.text.len())?;
                 self.note_unset(place, state, word.span, &expanded.unset);
                 Ok(expanded.text)
             }
             Err(error) => self.fail(place, word.span, error.message),
         }
+    }
+
+    /// Counts bytes that variables gave. An error, told once, where there are too many.
+    pub(super) fn spend(&mut self, place: Place<'_>, span: Span, bytes: usize) -> Result<(), Told> {
+        match self.count(bytes) {
+            Some(message) => self.fail(place, span, message),
+            None if self.spent > MOST_SPENT => Err(Told),
+            None => Ok(()),
+        }
+    }
+
+    /// The same; what to tell, if it is now that there are too many.
+    fn count(&mut self, bytes: usize) -> Option<String> {
+        let before = self.spent;
+        self.spent = before.saturating_add(bytes);
+        (before <= MOST_SPENT && self.spent > MOST_SPENT)
+            .then(|| format!("variables make more than {} MiB of this file", MOST_SPENT >> 20))
     }
 
     fn expand_pairs(

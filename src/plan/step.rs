@@ -119,6 +119,17 @@ pub struct Step {
     pub no_cache: bool,
 }
 
+impl Plan {
+    /// The steps of a stack, topmost first.
+    pub fn steps_of(&self, stack: Stack) -> impl Iterator<Item = StepId> + '_ {
+        let step = |stack| match stack {
+            Stack::Step(step) => Some(step),
+            Stack::Base(_) | Stack::Scratch => None,
+        };
+        std::iter::successors(step(stack), move |id| step(self.steps[id.0].parent))
+    }
+}
+
 /// What a step does to the file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {

@@ -6,10 +6,11 @@
 use std::io::Read;
 
 use super::blob::BlobStream;
-use super::client::Call;
+use super::client::{Call, Endpoint};
 use super::pull::{Quiet, accept, scope};
 use super::{Registries, RegistryError};
 use crate::digest::Digest;
+use crate::http::Response;
 use crate::image::manifest::Descriptor;
 use crate::image::reference::Reference;
 
@@ -23,20 +24,22 @@ impl Registries {
         let scopes = [scope(reference.repository(), "pull")];
         let headers = vec![("accept", accept())];
         let call = Call { method: "GET", path: &path, headers, body: None, scopes: &scopes, what: &what };
-        let (endpoint, response) = match registry.ask(|endpoint| endpoint.host.resolve, &call) {
-            Err(error) if error.is_not_found() => return Ok(None),
-            asked => asked?,
-        };
-        let told: Option<Digest> = response.header("docker-content-digest").and_then(|digest| digest.parse().ok());
-        let bytes = response.into_bytes(limit).map_err(|error| endpoint.no_answer(&what, error))?;
         let fail = |why: String| RegistryError::content(&what, why);
-        let bytes = bytes.ok_or_else(|| fail(format!("what is there has more than {limit} bytes")))?;
-        let found = Digest::of(&bytes);
-        match told.filter(|told| *told != found) {
-            None => Ok(Some(bytes)),
-            Some(told) => {
-                Err(fail(format!("{} sent a manifest with the digest {found}, not {told}", endpoint.host.name)))
+        let take = |endpoint: &Endpoint, response: Response| {
+            let told: Option<Digest> = response.header("docker-content-digest").and_then(|digest| digest.parse().ok());
+            let bytes = response.into_bytes(limit).map_err(|error| endpoint.no_answer(&what, error))?;
+            let bytes = bytes.ok_or_else(|| fail(format!("what is there has more than {limit} bytes")))?;
+            let found = Digest::of(&bytes);
+            match told.filter(|told| *told != found) {
+                None => Ok(Some(bytes)),
+                Some(told) => {
+                    Err(fail(format!("{} sent a manifest with the digest {found}, not {told}", endpoint.host.name)))
+                }
             }
+        };
+        match registry.ask(|endpoint| endpoint.host.resolve, &call, limit, take) {
+            Err(error) if error.is_not_found() => Ok(None),
+            asked => asked,
         }
     }
 
@@ -48,8 +51,22 @@ impl Registries {
         let scopes = [scope(reference.repository(), "pull,push")];
         let headers = vec![("accept", accept())];
         let call = Call { method: "HEAD", path: &path, headers, body: None, scopes: &scopes, what: &what };
-        match registry.ask(|endpoint| endpoint.host.push, &call) {
-            Ok(_) => Ok(true),
+        match registry.ask(|endpoint| endpoint.host.push, &call, 0, |_, _| Ok(())) {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the repository has that blob.
+    pub fn has_blob(&self, reference: &Reference, blob: &Digest) -> Result<bool, RegistryError> {
+        let what = format!("look for the blob {blob} of {}", reference.familiar_name());
+        let registry = self.registry(reference.registry(), &what)?;
+        let path = format!("{}/blobs/{blob}", reference.repository());
+        let scopes = [scope(reference.repository(), "pull")];
+        let call = Call { method: "HEAD", path: &path, headers: Vec::new(), body: None, scopes: &scopes, what: &what };
+        match registry.ask(|endpoint| endpoint.host.pull, &call, 0, |_, _| Ok(())) {
+            Ok(()) => Ok(true),
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),
         }

@@ -2,15 +2,17 @@
 //!
 //! In: where it is, its digest and size. Out: a reader. What always holds: the end is reached only when as many bytes came
 //! as the descriptor says and their digest was right; where the connection breaks the rest is asked for, of the same server
-//! or the next one, and only so often without progress.
+//! or the next one, and only so often without progress; where what came was wrong its reader may begin anew with the next.
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::client::{ATTEMPTS, Call, Endpoint};
+use super::client::{ATTEMPTS, ATTEMPTS_BEFORE_NEXT, Call, Endpoint};
 use super::pull::{Transfer, Transfers, scope};
 use super::{Registry, RegistryError};
 use crate::digest::Hasher;
+use crate::http::Response;
 use crate::image::manifest::Descriptor;
 
 /// An attempt after so many bytes counts as the first one again.
@@ -24,10 +26,15 @@ pub(super) struct BlobStream<'a> {
     blob: &'a Descriptor,
     what: &'a str,
     listener: &'a dyn Transfers,
+    /// Raised when it is no longer wanted.
+    stop: Option<&'a AtomicBool>,
+    /// The server that is asked.
     endpoint: usize,
     reader: Option<Box<dyn Read + Send>>,
     offset: u64,
     hasher: Option<Hasher>,
+    /// All came, and not the right bytes.
+    wrong: bool,
     failures: u32,
     failed_at: u64,
 }
@@ -47,13 +54,39 @@ impl<'a> BlobStream<'a> {
             blob,
             what,
             listener,
+            stop: None,
             endpoint: 0,
             reader: None,
             offset: 0,
             hasher: Some(Hasher::new()),
+            wrong: false,
             failures: 0,
             failed_at: 0,
         }
+    }
+
+    /// It ends when `stop` is raised.
+    pub(super) fn until(mut self, stop: &'a AtomicBool) -> Self {
+        self.stop = Some(stop);
+        self
+    }
+
+    /// After its reader failed: where the bytes were wrong it begins anew with the next server; `false` where it does not.
+    pub(super) fn begins_anew(&mut self) -> bool {
+        let Some(next) = self.next() else { return false };
+        // The digest tells at the end.
+        drop(io::copy(self, &mut io::sink()));
+        if !self.wrong {
+            return false;
+        }
+        (self.endpoint, self.reader, self.offset, self.hasher) = (next, None, 0, Some(Hasher::new()));
+        (self.wrong, self.failures, self.failed_at) = (false, 0, 0);
+        true
+    }
+
+    /// The server after this one.
+    fn next(&self) -> Option<usize> {
+        self.registry.servers(self.endpoint + 1, |endpoint| endpoint.host.pull).next().map(|(number, ..)| number)
     }
 
     fn fail(&self, why: impl std::fmt::Display) -> RegistryError {
@@ -64,36 +97,38 @@ impl<'a> BlobStream<'a> {
     fn open(&mut self) -> Result<Box<dyn Read + Send>, RegistryError> {
         let mut last = None;
         let registry = Arc::clone(&self.registry);
-        while let Some(endpoint) = registry.endpoints.get(self.endpoint) {
-            if endpoint.host.pull {
-                match self.ask(endpoint) {
-                    Ok(reader) => return Ok(reader),
-                    Err(RegistryError::Stopped) => return Err(RegistryError::Stopped),
-                    Err(error) => last = Some(error),
-                }
+        for (number, endpoint, followed) in registry.servers(self.endpoint, |endpoint| endpoint.host.pull) {
+            self.endpoint = number;
+            match self.ask(endpoint, followed) {
+                Ok(reader) => return Ok(reader),
+                Err(RegistryError::Stopped) => return Err(RegistryError::Stopped),
+                Err(error) => last = Some(error),
             }
-            self.endpoint += 1;
         }
         Err(last.unwrap_or_else(|| self.fail("no server has it")))
     }
 
-    fn ask(&self, endpoint: &Endpoint) -> Result<Box<dyn Read + Send>, RegistryError> {
+    fn ask(&self, endpoint: &Endpoint, followed: bool) -> Result<Box<dyn Read + Send>, RegistryError> {
         let mut headers = Vec::new();
         if self.offset > 0 {
             headers.push(("range", format!("bytes={}-{}", self.offset, self.blob.size.saturating_sub(1))));
         }
-        let call = Call { method: "GET", path: &self.path, headers, body: None, scopes: &self.scopes, what: self.what };
-        let response = endpoint.call(&call)?;
+        let mut call =
+            Call { method: "GET", path: &self.path, headers, body: None, scopes: &self.scopes, what: self.what };
+        let begins = format!("bytes {}-", self.offset);
+        let is_asked_for =
+            |response: &Response| response.header("content-range").is_some_and(|range| range.starts_with(&begins));
+        let mut response = endpoint.call_of(&call, followed, None)?;
+        if self.offset > 0 && (response.status == 416 || response.status == 206 && !is_asked_for(&response)) {
+            // It has no parts, or other ones: the whole again.
+            call.headers.clear();
+            response = endpoint.call_of(&call, followed, None)?;
+        }
         let left = self.blob.size - self.offset;
         let (skip, length) = match response.status {
             200 => (self.offset, self.blob.size),
-            206 => {
-                let begins = format!("bytes {}-", self.offset);
-                if !response.header("content-range").is_some_and(|range| range.starts_with(&begins)) {
-                    return Err(self.fail(format!("{} sends another part than was asked for", endpoint.host.name)));
-                }
-                (0, left)
-            }
+            206 if is_asked_for(&response) => (0, left),
+            206 => return Err(self.fail(format!("{} sends another part than was asked for", endpoint.host.name))),
             404 if !self.blob.urls.is_empty() => {
                 return Err(self.fail(
                     "it is a foreign layer, which the registry does not keep; push the image again with it (docker's allow-nondistributable-artifacts)",
@@ -120,6 +155,9 @@ impl Read for BlobStream<'_> {
         if buffer.is_empty() {
             return Ok(0);
         }
+        if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+            return Err(io::Error::other(RegistryError::Stopped));
+        }
         loop {
             let left = self.blob.size - self.offset;
             if left == 0 {
@@ -127,6 +165,7 @@ impl Read for BlobStream<'_> {
                 let found = self.hasher.take().map(Hasher::finish);
                 return match found {
                     Some(found) if found != self.blob.digest => {
+                        self.wrong = true;
                         Err(io::Error::other(self.fail(format!("what came has the digest {found}"))))
                     }
                     _ => Ok(0),
@@ -155,6 +194,12 @@ impl Read for BlobStream<'_> {
                     }
                     self.failures += 1;
                     self.failed_at = self.offset;
+                    let next = if self.failures >= ATTEMPTS_BEFORE_NEXT { self.next() } else { None };
+                    if let Some(next) = next {
+                        self.registry.endpoints[self.endpoint].give_up();
+                        (self.endpoint, self.failures) = (next, 0);
+                        continue;
+                    }
                     if self.failures >= ATTEMPTS {
                         let why =
                             result.err().map_or_else(|| "the answer ended early".to_owned(), |error| error.to_string());

@@ -5,12 +5,12 @@
 //! goes on where it was; what comes is checked before it appears.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::blob::BlobStream;
 use super::pull::{Transfer, Transfers, unwrap_io};
-use super::{Registries, RegistryError};
+use super::{AT_ONCE, Registries, RegistryError};
 use crate::image::manifest::Descriptor;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;
@@ -19,9 +19,7 @@ use crate::store::arrive::{ArrivalError, Expected, arrive, arrived};
 use crate::store::lease::Lease;
 use crate::store::load::links;
 use crate::store::origins::Origin;
-
-/// Blobs at once.
-const AT_ONCE: usize = 4;
+use crate::sys::threads::at_once;
 
 impl Registries {
     /// Brings layers of an image that are not in the store: all from one repository, or, where none is given, each from where
@@ -34,7 +32,8 @@ impl Registries {
         from: Option<&Reference>,
         listener: &dyn Transfers,
     ) -> Result<(), RegistryError> {
-        let bring = Bring { registries: self, store, lease, image, from, listener };
+        let failed = AtomicBool::new(false);
+        let bring = Bring { registries: self, store, lease, image, from, listener, failed: &failed };
         let mut wanted: Vec<(&Descriptor, Expected)> = Vec::new();
         for (layer, diff_id) in image.layers.iter().zip(&image.config.rootfs.diff_ids) {
             let expected = Expected { blob: Some((layer.digest, layer.size)), diff_id: *diff_id };
@@ -50,26 +49,20 @@ impl Registries {
                 wanted.push((layer, expected));
             }
         }
-        if wanted.is_empty() {
+        // What another time brought may have been refused then.
+        let known = || image.manifest.as_ref().map_or(Ok(false), |manifest| store.knows_content(&manifest.digest));
+        if wanted.is_empty() && known()? {
             return Ok(());
         }
-        let next = AtomicUsize::new(0);
-        let failure = Mutex::new(None);
-        let work = || {
-            while let Some((layer, expected)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(error) = bring.layer(layer, expected) {
-                    next.store(wanted.len(), Ordering::Relaxed);
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..AT_ONCE.min(wanted.len()) {
-                scope.spawn(work);
-            }
-            work();
+        let first = Mutex::new(None);
+        let came = at_once(AT_ONCE, &wanted, |(layer, expected)| {
+            bring.layer(layer, expected).map_err(|error| {
+                first.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                // Nobody waits for the others.
+                failed.store(true, Ordering::Relaxed);
+            })
         });
-        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        if let (Err(()), Some(error)) = (came, first.into_inner().unwrap_or_else(PoisonError::into_inner)) {
             return Err(error);
         }
         links(store, &image.config.rootfs.diff_ids)?
@@ -85,6 +78,8 @@ struct Bring<'a> {
     image: &'a BaseImage,
     from: Option<&'a Reference>,
     listener: &'a dyn Transfers,
+    /// One of them did not come.
+    failed: &'a AtomicBool,
 }
 
 impl Bring<'_> {
@@ -139,9 +134,16 @@ impl Bring<'_> {
         let (store, lease, listener) = (self.store, self.lease, self.listener);
         let registry = self.registries.registry(from.registry(), what)?;
         listener.transfer(&layer.digest, Transfer::Begins { size: layer.size });
-        let mut stream = BlobStream::new(registry, from.repository(), layer, what, listener);
+        let mut stream = BlobStream::new(registry, from.repository(), layer, what, listener).until(self.failed);
         let fail = |why: String| RegistryError::content(what, format!("the layer {}: {why}", layer.digest));
-        let came = arrive(store, lease, &mut lease.heeding(&mut stream), expected);
+        let came = loop {
+            match arrive(store, lease, &mut lease.heeding(&mut stream), expected) {
+                Ok(arrived) => break Ok(arrived),
+                Err(error @ ArrivalError::Store(_)) => break Err(error),
+                Err(_) if stream.begins_anew() => {}
+                Err(error) => break Err(error),
+            }
+        };
         match came {
             Ok(_) => {
                 let repository = format!("{}/{}", from.registry(), from.repository());

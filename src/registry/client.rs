@@ -5,18 +5,18 @@
 //! `Authorization` goes to the server that asked for it and not along redirects to others.
 
 use std::collections::HashMap;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use super::RegistryError;
 use super::challenge::{self, Challenge};
 use super::credentials::{Credentials, basic};
 use super::hosts::Host;
-use crate::http::{Body, Cause, Http, HttpError, HttpOptions, Request, Response, join, same_host, shown};
+use super::{RegistryError, RegistryOptions, Say, printable};
+use crate::http::{Body, Cause, Http, HttpError, Request, Response, join, same_host, shown};
 use crate::sys::cancel::Cancel;
 
 /// How often a request is sent in all when it fails in a way that may pass.
@@ -25,11 +25,16 @@ pub(super) const ATTEMPTS: u32 = 5;
 /// The first pause; each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The longest pause that a server may ask for.
+/// The longest pause that a server may ask for, and the longest of which nothing is said.
 const LONGEST: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_secs(2);
+
+/// How often a request is sent to a server after which another one can be asked, and how long its connection may take.
+pub(super) const ATTEMPTS_BEFORE_NEXT: u32 = 2;
+const CONNECT_BEFORE_NEXT: Duration = Duration::from_secs(5);
 
 /// Bytes of an answer that holds no image: tokens, errors, lists.
-const SMALL: usize = 1 << 20;
+pub(super) const SMALL: usize = 1 << 20;
 
 const REDIRECTS: usize = 10;
 
@@ -55,8 +60,15 @@ pub(crate) struct Endpoint {
     credentials: Option<Credentials>,
     http: Http,
     cancel: Option<Cancel>,
+    /// How users allow what is not secure.
+    allow: &'static str,
     /// It was found to speak plain HTTP, where that is allowed.
     plain: AtomicBool,
+    /// It answered over TLS: whatever breaks from then on, nothing goes to it in the clear.
+    secure: AtomicBool,
+    /// Another server can be asked, and this one did not answer.
+    given_up: AtomicBool,
+    say: Option<Say>,
     /// By scopes.
     authorizations: Mutex<HashMap<String, String>>,
 }
@@ -66,20 +78,28 @@ impl Endpoint {
         host: Host,
         of: &str,
         credentials: Option<Credentials>,
-        http: &HttpOptions,
+        options: &RegistryOptions,
         cancel: Option<Cancel>,
+        followed: bool,
     ) -> Self {
-        let mut options = http.clone();
-        options.more_roots.extend(host.roots.iter().cloned());
-        options.identity.clone_from(&host.identity);
-        options.verify = !host.skip_verify;
+        let mut http = options.http.clone();
+        http.more_roots.extend(host.roots.iter().cloned());
+        http.identity.clone_from(&host.identity);
+        http.verify = !host.skip_verify;
+        if followed {
+            http.connect = CONNECT_BEFORE_NEXT;
+        }
         Self {
             host,
             of: of.to_owned(),
             credentials,
-            http: Http::new(options),
+            http: Http::new(http),
             cancel,
+            allow: options.insecure.by,
             plain: AtomicBool::new(false),
+            secure: AtomicBool::new(false),
+            given_up: AtomicBool::new(false),
+            say: options.say.clone(),
             authorizations: Mutex::default(),
         }
     }
@@ -104,22 +124,63 @@ impl Endpoint {
 
     /// Sends it until it is answered for good.
     pub(super) fn call(&self, call: &Call<'_>) -> Result<Response, RegistryError> {
+        self.call_within(call, ATTEMPTS, None)
+    }
+
+    /// The same of a server after which another one is asked if it is `followed`; with the body of a small answer, which may
+    /// break off as well.
+    pub(super) fn call_of(
+        &self,
+        call: &Call<'_>,
+        followed: bool,
+        limit: Option<usize>,
+    ) -> Result<Response, RegistryError> {
+        let answer = self.call_within(call, if followed { ATTEMPTS_BEFORE_NEXT } else { ATTEMPTS }, limit);
+        let failed = match &answer {
+            Ok(response) => may_pass(response.status),
+            Err(error) => matches!(error, RegistryError::Http { .. } | RegistryError::Busy { .. }),
+        };
+        if failed && followed {
+            self.give_up();
+        }
+        answer
+    }
+
+    /// Takes note that it is of no use for now.
+    pub(super) fn give_up(&self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it is of no use while another one can be asked.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
+    fn call_within(&self, call: &Call<'_>, attempts: u32, limit: Option<usize>) -> Result<Response, RegistryError> {
         let mut met = false;
         let mut attempt = 1;
+        // Where another server follows nobody waits for this one.
+        let impatient = attempts < ATTEMPTS;
         loop {
             self.check_canceled()?;
-            match self.once(call, None) {
+            let answer = self.once(call, None);
+            let answer = answer.and_then(|response| match limit {
+                Some(limit) if (200..300).contains(&response.status) => response.with_body(limit),
+                _ => Ok(response),
+            });
+            match answer {
                 Err(error) if self.falls_back(&error) => {}
-                Err(error) if error.is_passing() && attempt < ATTEMPTS => {
+                Err(error) if impatient && matches!(error.cause, Cause::Silent(_)) => {
+                    return Err(self.no_answer(call.what, error));
+                }
+                Err(error) if error.is_passing() && attempt < attempts => {
                     self.pause(attempt, None)?;
                     attempt += 1;
                 }
                 Err(error) => return Err(self.no_answer(call.what, error)),
-                Ok(response) if response.status == 401 && !met && self.owns(&response.url) => {
-                    met = true;
-                    self.meet(&response, call)?;
-                }
-                Ok(response) if may_pass(response.status) && attempt < ATTEMPTS => {
+                Ok(response) if response.status == 401 && !met && self.meet(&response, call)? => met = true,
+                Ok(response) if impatient && retry_after(&response) > Some(SHORT) => return Ok(response),
+                Ok(response) if may_pass(response.status) && attempt < attempts => {
                     self.pause(attempt, retry_after(&response))?;
                     attempt += 1;
                 }
@@ -133,17 +194,16 @@ impl Endpoint {
         let first = self.url(call.path);
         if let Some((reader, size)) = stream {
             let headers = self.headers(call, &first);
-            return self.http.send(Request {
-                method: call.method,
-                url: &first,
-                headers,
-                body: Body::Sized(reader, size),
-            });
+            let body = Body::Sized(reader, size);
+            let response = self.http.send(Request { method: call.method, url: &first, headers, body })?;
+            self.note(&response);
+            return Ok(response);
         }
         let mut url = first.clone();
         for _ in 0..=REDIRECTS {
             let (headers, body) = (self.headers(call, &url), call.body.map_or(Body::Empty, Body::Bytes));
             let response = self.http.send(Request { method: call.method, url: &url, headers, body })?;
+            self.note(&response);
             let next = match (response.status, response.header("location")) {
                 (301 | 302 | 303 | 307 | 308, Some(location)) => join(&url, location),
                 _ => return Ok(response),
@@ -152,6 +212,13 @@ impl Endpoint {
             url = next.ok_or_else(|| HttpError { url: url.clone(), cause: no_url() })?;
         }
         Err(HttpError { url: first, cause: Cause::Redirects })
+    }
+
+    /// Takes note of how the server answers.
+    fn note(&self, response: &Response) {
+        if response.url.starts_with("https:") && self.owns(&response.url) {
+            self.secure.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The headers of a call to that URL: what is secret goes to this server alone.
@@ -165,12 +232,21 @@ impl Endpoint {
         headers
     }
 
-    /// Whether plain HTTP is to be tried after that error.
+    /// Whether plain HTTP is to be tried after that error: it says that the server speaks no TLS. One that might be anything
+    /// does not say so.
     fn falls_back(&self, error: &HttpError) -> bool {
-        let no_tls = matches!(&error.cause, Cause::Tls(why) if why.contains("plain HTTP")) || error.is_passing();
+        let no_tls = match &error.cause {
+            Cause::Tls(why) => why.contains("plain HTTP"),
+            // Of a port that was named, plain HTTP would find the same.
+            Cause::Connect(error) => {
+                error.kind() == io::ErrorKind::ConnectionRefused && !crate::http::names_port(&self.host.base)
+            }
+            _ => false,
+        };
         // Not again: what is asked from then on begins with http.
         let falls = self.host.plain_allowed
             && no_tls
+            && !self.secure.load(Ordering::Relaxed)
             && error.url.starts_with("https:")
             && same_host(&format!("{}/", self.host.base), &error.url);
         if falls {
@@ -180,18 +256,37 @@ impl Endpoint {
     }
 
     pub(super) fn no_answer(&self, what: &str, error: HttpError) -> RegistryError {
-        let insecure_helps = matches!(error.cause, Cause::Tls(_)) && !self.host.skip_verify && self.owns(&error.url);
-        RegistryError::Http { what: what.to_owned(), error, insecure_helps }
+        let help = match &error.cause {
+            Cause::Tls(why) if self.owns(&error.url) => match &self.host.identity {
+                // The server does not trust us, not we the server.
+                None if crate::http::wants_identity(why) => format!(
+                    "the server wants a certificate of yours: put client.cert and client.key into certs.d/{}",
+                    self.of
+                ),
+                Some(_) if crate::http::wants_identity(why) => "it does not take your certificate".to_owned(),
+                _ if !self.host.skip_verify => format!("if that is meant so, allow it by {}", self.allow),
+                _ => String::new(),
+            },
+            _ => String::new(),
+        };
+        RegistryError::Http { what: what.to_owned(), error, help }
     }
 
     pub(super) fn check_canceled(&self) -> Result<(), RegistryError> {
         if self.cancel.as_ref().is_some_and(Cancel::is_canceled) { Err(RegistryError::Stopped) } else { Ok(()) }
     }
 
-    /// Waits before the next attempt.
+    /// Waits before the next attempt: as long as the server asks for, unless that is too long.
     pub(super) fn pause(&self, attempt: u32, asked: Option<Duration>) -> Result<(), RegistryError> {
         let usual = PAUSE * 2_u32.pow(attempt.min(10) - 1);
-        let end = Instant::now() + asked.unwrap_or(usual).min(LONGEST);
+        let wait = asked.unwrap_or(usual);
+        if wait > LONGEST {
+            return Err(RegistryError::Busy { host: self.host.name.clone(), wait });
+        }
+        if let Some(say) = self.say.as_ref().filter(|_| wait > SHORT) {
+            say.line(&format!("waiting {} s, as {} asks", wait.as_secs(), self.host.name));
+        }
+        let end = Instant::now() + wait;
         loop {
             self.check_canceled()?;
             let left = end.saturating_duration_since(Instant::now());
@@ -202,12 +297,16 @@ impl Endpoint {
         }
     }
 
-    /// Gets what the next attempt shows instead of nothing.
-    fn meet(&self, response: &Response, call: &Call<'_>) -> Result<(), RegistryError> {
+    /// Gets what the next attempt shows instead of what was not enough; `false` where another server asks for it.
+    pub(super) fn meet(&self, response: &Response, call: &Call<'_>) -> Result<bool, RegistryError> {
+        if !self.owns(&response.url) {
+            return Ok(false);
+        }
         let challenges: Vec<Challenge> =
             response.headers("www-authenticate").filter_map(challenge::parse).flatten().collect();
         let wanted = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
         let authorization = match (wanted("bearer"), wanted("basic"), &self.credentials) {
+            (Some(_), _, Some(Credentials::RegistryToken(token))) => Some(format!("Bearer {token}")),
             (Some(challenge), ..) => Some(format!("Bearer {}", self.token(challenge, call)?)),
             (None, Some(_), Some(Credentials::Password { user, password })) => Some(basic(user, password)),
             _ => None,
@@ -218,7 +317,7 @@ impl Endpoint {
             Some(authorization) => known.insert(key, authorization),
             None => known.remove(&key),
         };
-        Ok(())
+        Ok(true)
     }
 
     /// A token from the server that a challenge names.
@@ -275,7 +374,10 @@ impl Endpoint {
             if let Some(secret) = &secret {
                 request = request.header("authorization", secret.clone());
             }
-            match self.http.send(request) {
+            let answer = self.http.send(request);
+            let answer = answer
+                .and_then(|response| if response.status == 200 { response.with_body(SMALL) } else { Ok(response) });
+            match answer {
                 Err(error) if error.is_passing() && attempt < ATTEMPTS => self.pause(attempt, None)?,
                 Err(error) => return Err(self.no_answer(call.what, error)),
                 Ok(response) if may_pass(response.status) && attempt < ATTEMPTS => {
@@ -286,7 +388,7 @@ impl Endpoint {
             attempt += 1;
         };
         if response.status != 200 {
-            return Err(self.refused(call.what, response));
+            return Err(self.refused_by(call.what, response, true));
         }
         let bytes = response.into_bytes(SMALL).map_err(|error| self.no_answer(call.what, error))?;
         let answer: Option<Answer> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
@@ -299,8 +401,8 @@ impl Endpoint {
 
     /// Says hello as the user.
     pub(super) fn check(&self, what: &str) -> Result<(), RegistryError> {
-        let response =
-            self.call(&Call { method: "GET", path: "", headers: Vec::new(), body: None, scopes: &[], what })?;
+        let call = Call { method: "GET", path: "", headers: Vec::new(), body: None, scopes: &[], what };
+        let response = self.call(&call)?;
         match response.status {
             200..=299 => Ok(()),
             _ => Err(self.refused(what, response)),
@@ -313,8 +415,13 @@ impl Endpoint {
         bytes.ok_or_else(|| RegistryError::content(what, format!("the answer has more than {SMALL} bytes")))
     }
 
-    /// A no, in the registry's words.
+    /// A no, in the registry's words, or those of the server that it sent on to.
     pub(super) fn refused(&self, what: &str, response: Response) -> RegistryError {
+        let own = self.owns(&response.url);
+        self.refused_by(what, response, own)
+    }
+
+    fn refused_by(&self, what: &str, response: Response, own: bool) -> RegistryError {
         #[derive(Deserialize)]
         struct Errors {
             #[serde(default)]
@@ -329,7 +436,7 @@ impl Endpoint {
             #[serde(default)]
             message: String,
         }
-        let status = response.status;
+        let (status, url) = (response.status, shown(&response.url));
         let said: Option<Errors> =
             response.into_bytes(SMALL).ok().flatten().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let words = said.map_or_else(String::new, |said| {
@@ -342,9 +449,15 @@ impl Endpoint {
             if all.is_empty() { said.details } else { all }
         });
         // What a server says is shown, but not let loose on the terminal.
-        let words: String = words.chars().filter(|c| !c.is_control()).take(500).collect();
+        let words: String = printable(&words).chars().take(500).collect();
         let words = if words.is_empty() { format!("status {status}") } else { words };
         let name = &self.host.name;
+        if !own {
+            // No login here helps there.
+            let host = url.split('/').nth(2).unwrap_or_default();
+            let why = format!("{name} sends to {host}, which says no ({words})");
+            return RegistryError::Refused { what: what.to_owned(), status, why, help: String::new() };
+        }
         let login = if name == "docker.io" { "rbuild login".to_owned() } else { format!("rbuild login {name}") };
         let (told, help) = match (status, &self.credentials) {
             (401 | 403, None) => {

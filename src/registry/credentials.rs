@@ -42,6 +42,8 @@ pub enum Credentials {
     },
     /// A token with which the token server gives others.
     IdentityToken(String),
+    /// A token that is shown to the registry as it is.
+    RegistryToken(String),
 }
 
 impl std::fmt::Debug for Credentials {
@@ -49,6 +51,7 @@ impl std::fmt::Debug for Credentials {
         f.write_str(match self {
             Self::Password { .. } => "Password",
             Self::IdentityToken(_) => "IdentityToken",
+            Self::RegistryToken(_) => "RegistryToken",
         })
     }
 }
@@ -113,6 +116,9 @@ impl CredentialFile {
 
     fn entry(&self, host: &str, entry: &Value) -> Result<Option<Credentials>, RegistryError> {
         let text = |key: &str| entry.get(key).and_then(Value::as_str).filter(|value| !value.is_empty());
+        if let Some(token) = text("registrytoken") {
+            return Ok(Some(Credentials::RegistryToken(token.to_owned())));
+        }
         if let Some(token) = text("identitytoken") {
             return Ok(Some(Credentials::IdentityToken(token.to_owned())));
         }
@@ -213,6 +219,10 @@ impl CredentialFile {
             let (username, secret) = match credentials {
                 Credentials::Password { user, password } => (user.clone(), password.clone()),
                 Credentials::IdentityToken(token) => (TOKEN_USER.to_owned(), token.clone()),
+                Credentials::RegistryToken(_) => {
+                    let why = "it keeps no tokens of registries".to_owned();
+                    return Err(RegistryError::Helper { name: format!("docker-credential-{helper}"), why });
+                }
             };
             let said = Said { server_url: server(host).to_owned(), username, secret };
             let input = serde_json::to_vec(&said).unwrap_or_default();
@@ -221,6 +231,8 @@ impl CredentialFile {
                 let why = format!("it does not keep them: {}", String::from_utf8_lossy(&said).trim());
                 return Err(RegistryError::Helper { name: format!("docker-credential-{helper}"), why });
             }
+            // What an earlier login left in the file is no longer right, and anybody could read it.
+            self.forget_entry(host)?;
             return Ok(false);
         }
         let entry = match credentials {
@@ -228,6 +240,7 @@ impl CredentialFile {
                 json!({"auth": STANDARD.encode(format!("{user}:{password}"))})
             }
             Credentials::IdentityToken(token) => json!({"identitytoken": token}),
+            Credentials::RegistryToken(token) => json!({"registrytoken": token}),
         };
         let auths = self.document.entry("auths").or_insert_with(|| json!({}));
         if !auths.is_object() {
@@ -246,13 +259,17 @@ impl CredentialFile {
                 self.run_helper(&helper, "erase", server(host).as_bytes())?;
             }
         }
-        if let Some(auths) = self.document.get_mut("auths").and_then(Value::as_object_mut) {
-            let before = auths.len();
-            auths.retain(|key, _| host_of(key) != host_of(server(host)));
-            if auths.len() != before {
-                known = true;
-                self.write()?;
-            }
+        Ok(self.forget_entry(host)? || known)
+    }
+
+    /// Takes credentials out of the file; whether there were any.
+    fn forget_entry(&mut self, host: &str) -> Result<bool, RegistryError> {
+        let Some(auths) = self.document.get_mut("auths").and_then(Value::as_object_mut) else { return Ok(false) };
+        let before = auths.len();
+        auths.retain(|key, _| host_of(key) != host_of(server(host)));
+        let known = auths.len() != before;
+        if known {
+            self.write()?;
         }
         Ok(known)
     }
@@ -309,6 +326,7 @@ mod tests {
             None => "none".into(),
             Some(Credentials::Password { user, password }) => format!("{user}:{password}"),
             Some(Credentials::IdentityToken(token)) => format!("token {token}"),
+            Some(Credentials::RegistryToken(token)) => format!("registry's token {token}"),
         }
     }
 
@@ -317,7 +335,7 @@ mod tests {
         // me:pw, you:p:w
         let (_folder, file) = file(
             r#"{"auths": {"https://index.docker.io/v1/": {"auth": "bWU6cHc="}, "https://a.org/v2/": {"auth": "eW91OnA6dw=="},
-                "b.org:5000": {"identitytoken": "t"}, "c.org": {}, "d.org": {"auth": "%"}, "e.org": {"username": "u", "password": "p"}}}"#,
+                "b.org:5000": {"identitytoken": "t"}, "f.org": {"registrytoken": "r", "auth": "bWU6cHc="}, "c.org": {}, "d.org": {"auth": "%"}, "e.org": {"username": "u", "password": "p"}}}"#,
         );
         for (host, expected) in [
             ("docker.io", "me:pw"),
@@ -326,6 +344,7 @@ mod tests {
             ("b.org", "none"),
             ("c.org", "none"),
             ("e.org", "u:p"),
+            ("f.org", "registry's token r"),
         ] {
             assert_eq!(shown(file.find(host).unwrap()), expected, "{host}");
         }
@@ -352,8 +371,9 @@ mod tests {
 
     #[test]
     fn helpers_are_asked() {
-        let (folder, mut file) =
-            file(r#"{"credsStore": "all", "credHelpers": {"own.org": "own", "gone.org": "gone"}, "auths": {"x": {}}}"#);
+        let (folder, mut file) = file(
+            r#"{"credsStore": "all", "credHelpers": {"own.org": "own", "gone.org": "gone"}, "auths": {"x": {}, "own.org": {"auth": "bWU6cHc="}}}"#,
+        );
         let log = folder.path().join("log");
         for (name, answer) in [("all", "pw"), ("own", "tok")] {
             let user = if name == "own" { TOKEN_USER } else { "me" };
@@ -374,6 +394,8 @@ mod tests {
         let gone = file.find("gone.org").unwrap_err().to_string();
         assert!(gone.contains("docker-credential-gone: there is no such program"), "{gone}");
         assert!(!file.keep("own.org", &Credentials::IdentityToken("t".into())).unwrap(), "not in the file");
+        let text = fs::read_to_string(folder.path().join("config.json")).unwrap();
+        assert!(text.contains("\"x\"") && !text.contains("bWU6cHc="), "an old password stays: {text}");
         let log = fs::read_to_string(log).unwrap();
         assert!(log.contains("all get https://index.docker.io/v1/\nown get own.org\n"), "{log}");
         assert!(log.contains("own store {\"ServerURL\":\"own.org\""), "{log}");

@@ -19,10 +19,11 @@ mod hosts;
 pub mod pull;
 pub mod push;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 pub use self::credentials::{CredentialFile, Credentials};
 
@@ -31,6 +32,9 @@ use crate::digest::DiffId;
 use crate::http::{HttpError, HttpOptions};
 use crate::store::StoreError;
 use crate::sys::cancel::Cancel;
+
+/// Blobs that move at once, here or there.
+pub(crate) const AT_ONCE: usize = 4;
 
 /// How registries are reached.
 #[derive(Debug, Clone)]
@@ -43,24 +47,56 @@ pub struct RegistryOptions {
     pub search: Option<OsString>,
     /// The `certs.d` folders; the first that has a host decides.
     pub hosts: Vec<PathBuf>,
-    /// Plain HTTP and certificates that nobody trusts are allowed.
-    pub insecure: bool,
+    /// What need not be secure.
+    pub insecure: Insecure,
     /// Nothing may be asked.
     pub offline: bool,
+    /// Is told of waits that the user may wonder about.
+    pub say: Option<Say>,
+}
+
+/// Who is told something in one line, from any thread.
+#[derive(Clone)]
+pub struct Say(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl Say {
+    /// Tells it to `listener`.
+    pub fn new(listener: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(listener))
+    }
+
+    fn line(&self, line: &str) {
+        (self.0)(line);
+    }
+}
+
+impl std::fmt::Debug for Say {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Say")
+    }
+}
+
+/// Where plain HTTP and certificates that nobody trusts are allowed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Insecure {
+    /// The registries, as names have them.
+    pub hosts: BTreeSet<String>,
+    /// How users allow one, said to those who may have forgotten it.
+    pub by: &'static str,
 }
 
 /// Why a registry did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// There was no answer.
-    #[error("cannot {what}: {error}{}", if *insecure_helps { "; if that is meant so, allow it by --insecure" } else { "" })]
+    #[error("cannot {what}: {error}{}{}", if help.is_empty() { "" } else { "; " }, help)]
     Http {
         /// What was tried.
         what: String,
         /// Why not.
         error: HttpError,
-        /// Whether the server would be reached without TLS or without trust.
-        insecure_helps: bool,
+        /// What to do.
+        help: String,
     },
     /// The answer was no.
     #[error("cannot {what}: {why}{}{}", if help.is_empty() { "" } else { "; " }, help)]
@@ -73,6 +109,14 @@ pub enum RegistryError {
         why: String,
         /// What to do.
         help: String,
+    },
+    /// The server wants to be left alone, for longer than anybody waits.
+    #[error("{host} takes no more requests for now: it asks to wait {} seconds; try again then", wait.as_secs())]
+    Busy {
+        /// The server.
+        host: String,
+        /// How long.
+        wait: Duration,
     },
     /// What came is not what it should be.
     #[error("cannot {what}: {why}")]
@@ -129,8 +173,13 @@ impl RegistryError {
     }
 
     fn content(what: impl Into<String>, why: impl Into<String>) -> Self {
-        Self::Content { what: what.into(), why: why.into() }
+        Self::Content { what: what.into(), why: printable(&why.into()) }
     }
+}
+
+/// What a server says, as it may be shown: not let loose on the terminal.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 /// All registries, as far as they were asked for.
@@ -147,6 +196,23 @@ pub(crate) struct Registry {
     pub(crate) endpoints: Vec<Endpoint>,
 }
 
+impl Registry {
+    /// The servers for something from that number on, each with its number, and whether another one follows; those that
+    /// were given up are left out as long as one does.
+    fn servers(
+        &self,
+        from: usize,
+        serves: impl Fn(&Endpoint) -> bool + Copy,
+    ) -> impl Iterator<Item = (usize, &Endpoint, bool)> {
+        let numbered = self.endpoints.iter().enumerate().skip(from).filter(move |(_, endpoint)| serves(endpoint));
+        let with_next = numbered.map(move |(number, endpoint)| {
+            let followed = self.endpoints[number + 1..].iter().any(serves);
+            (number, endpoint, followed)
+        });
+        with_next.filter(|(_, endpoint, followed)| !followed || !endpoint.is_given_up())
+    }
+}
+
 impl Registries {
     /// Opens nothing yet. Waits and transfers end when `cancel` is raised.
     pub fn new(options: RegistryOptions, cancel: Option<Cancel>) -> Self {
@@ -160,8 +226,9 @@ impl Registries {
             credentials: None,
             search: None,
             hosts: Vec::new(),
-            insecure: false,
+            insecure: Insecure::default(),
             offline: true,
+            say: None,
         };
         Self::new(options, None)
     }
@@ -175,7 +242,8 @@ impl Registries {
             return Ok(Arc::clone(known));
         }
         let mut endpoints = Vec::new();
-        for found in hosts::hosts(&self.options.hosts, host, self.options.insecure)? {
+        let mut hosts = self.hosts(host)?.into_iter();
+        while let Some(found) = hosts.next() {
             let find = |name: &str| -> Result<Option<Credentials>, RegistryError> {
                 Ok(self.credentials()?.map(|file| file.find(name)).transpose()?.flatten())
             };
@@ -183,11 +251,17 @@ impl Registries {
                 None if found.stands_in && found.name != host => find(host)?,
                 found => found,
             };
-            endpoints.push(Endpoint::new(found, host, credentials, &self.options.http, self.cancel.clone()));
+            let followed = hosts.len() > 0;
+            endpoints.push(Endpoint::new(found, host, credentials, &self.options, self.cancel.clone(), followed));
         }
         let registry = Arc::new(Registry { host: host.to_owned(), endpoints });
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Arc::clone(known.entry(host.to_owned()).or_insert(registry)))
+    }
+
+    /// The servers that stand for that registry.
+    fn hosts(&self, host: &str) -> Result<Vec<hosts::Host>, RegistryError> {
+        hosts::hosts(&self.options.hosts, host, self.options.insecure.hosts.contains(host))
     }
 
     fn credentials(&self) -> Result<Option<&CredentialFile>, RegistryError> {
@@ -205,9 +279,8 @@ impl Registries {
         if self.options.offline {
             return Err(RegistryError::Offline { what });
         }
-        let found = hosts::hosts(&self.options.hosts, host, self.options.insecure)?;
         // The one that images would go to.
-        let Some(own) = found.into_iter().find(|host| host.stands_in && host.push) else { return Ok(()) };
-        Endpoint::new(own, host, Some(credentials.clone()), &self.options.http, self.cancel.clone()).check(&what)
+        let Some(own) = self.hosts(host)?.into_iter().find(|host| host.stands_in && host.push) else { return Ok(()) };
+        Endpoint::new(own, host, Some(credentials.clone()), &self.options, self.cancel.clone(), false).check(&what)
     }
 }

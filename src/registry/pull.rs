@@ -7,8 +7,8 @@ use std::io::{self, Read};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::blob::BlobStream;
-use super::client::{Call, Endpoint};
-use super::{Registries, Registry, RegistryError};
+use super::client::{Call, Endpoint, SMALL};
+use super::{Registries, Registry, RegistryError, printable};
 use crate::digest::{Digest, ImageId};
 use crate::http::{Response, join};
 use crate::image::config::{ImageConfig, MAX_CONFIG_SIZE};
@@ -22,6 +22,9 @@ use crate::store::lease::Lease;
 /// The deepest nesting of indexes, and the most documents that are read to find one image.
 const MAX_DEPTH: usize = 4;
 const MAX_DOCUMENTS: usize = 64;
+
+/// Platforms that are listed to who asked for another one.
+const MAX_OFFERED: usize = 8;
 
 /// Pages of a list of tags.
 const MAX_PAGES: usize = 1000;
@@ -88,17 +91,23 @@ pub(super) fn accept() -> String {
 }
 
 impl Registry {
-    /// Asks one server after the other; the answer of the first that has it, and its server.
-    pub(super) fn ask<'a>(
-        &'a self,
-        serves: impl Fn(&Endpoint) -> bool,
+    /// Asks one server after the other for something of at most `limit` bytes: what `take` makes of the first answer that
+    /// it can make something of.
+    pub(super) fn ask<T>(
+        &self,
+        serves: impl Fn(&Endpoint) -> bool + Copy,
         call: &Call<'_>,
-    ) -> Result<(&'a Endpoint, Response), RegistryError> {
+        limit: usize,
+        take: impl Fn(&Endpoint, Response) -> Result<T, RegistryError>,
+    ) -> Result<T, RegistryError> {
         let mut last = None;
-        for endpoint in self.endpoints.iter().filter(|endpoint| serves(endpoint)) {
-            match endpoint.call(call) {
-                Ok(response) if (200..300).contains(&response.status) => return Ok((endpoint, response)),
-                Ok(response) => last = Some(endpoint.refused(call.what, response)),
+        for (_, endpoint, followed) in self.servers(0, serves) {
+            let answer = endpoint.call_of(call, followed, Some(limit)).and_then(|response| match response.status {
+                200..=299 => take(endpoint, response),
+                _ => Err(endpoint.refused(call.what, response)),
+            });
+            match answer {
+                Ok(taken) => return Ok(taken),
                 Err(RegistryError::Stopped) => return Err(RegistryError::Stopped),
                 Err(error) => last = Some(error),
             }
@@ -118,12 +127,12 @@ impl Registries {
         let scopes = [scope(reference.repository(), "pull")];
         let headers = vec![("accept", accept())];
         let call = Call { method: "HEAD", path: &path, headers, body: None, scopes: &scopes, what: &what };
-        let head = registry.ask(|endpoint| endpoint.host.resolve, &call);
-        match head {
-            Ok((_, response)) => {
-                let told = response.header("docker-content-digest").and_then(|digest| digest.parse().ok());
-                told.map_or_else(|| self.fetch(reference, &what).map(|fetched| Digest::of(&fetched.bytes)), Ok)
-            }
+        let told = |_: &Endpoint, response: Response| {
+            Ok(response.header("docker-content-digest").and_then(|digest| digest.parse().ok()))
+        };
+        match registry.ask(|endpoint| endpoint.host.resolve, &call, 0, told) {
+            Ok(Some(digest)) => Ok(digest),
+            Ok(None) => self.fetch(reference, &what).map(|fetched| Digest::of(&fetched.bytes)),
             // A HEAD has no words.
             Err(RegistryError::Refused { .. }) => {
                 self.fetch(reference, &what).map(|fetched| Digest::of(&fetched.bytes))
@@ -143,21 +152,24 @@ impl Registries {
             Some(_) => endpoint.host.pull,
             None => endpoint.host.resolve,
         };
-        let asked = registry.ask(serves, &call);
-        let (endpoint, response) = asked.map_err(|error| Self::explain(error, reference, &registry))?;
-        let media_type = response.header("content-type").unwrap_or_default().to_owned();
-        let told: Option<Digest> = response.header("docker-content-digest").and_then(|digest| digest.parse().ok());
-        let bytes = response.into_bytes(MAX_MANIFEST_SIZE).map_err(|error| endpoint.no_answer(what, error))?;
         let fail = |why: String| RegistryError::content(what, why);
-        let bytes = bytes.ok_or_else(|| fail(format!("its manifest has more than {MAX_MANIFEST_SIZE} bytes")))?;
-        let found = Digest::of(&bytes);
-        if let Some(expected) = reference.digest().or(told).filter(|expected| *expected != found) {
-            return Err(fail(format!(
-                "{} sent a manifest with the digest {found}, not {expected}",
-                endpoint.host.name
-            )));
-        }
-        Ok(Fetched { media_type, bytes })
+        let take = |endpoint: &Endpoint, response: Response| {
+            let media_type = response.header("content-type").unwrap_or_default().to_owned();
+            let told: Option<Digest> = response.header("docker-content-digest").and_then(|digest| digest.parse().ok());
+            let bytes = response.into_bytes(MAX_MANIFEST_SIZE).map_err(|error| endpoint.no_answer(what, error))?;
+            let bytes = bytes.ok_or_else(|| fail(format!("its manifest has more than {MAX_MANIFEST_SIZE} bytes")))?;
+            let (found, name) = (Digest::of(&bytes), &endpoint.host.name);
+            if let Some(expected) = reference.digest().or(told).filter(|expected| *expected != found) {
+                return Err(fail(format!("{name} sent a manifest with the digest {found}, not {expected}")));
+            }
+            // A mirror may have a page for those who look at it.
+            if endpoint.host.mirror {
+                Document::parse(&bytes).map_err(|error| fail(format!("{name}: {found}: {error}")))?;
+            }
+            Ok(Fetched { media_type, bytes })
+        };
+        let asked = registry.ask(serves, &call, MAX_MANIFEST_SIZE, take);
+        asked.map_err(|error| Self::explain(error, reference, &registry))
     }
 
     /// Says which tags there are where one is not.
@@ -185,7 +197,7 @@ impl Registries {
                     }
                     _ => "check the name and the tag".to_owned(),
                 };
-                RegistryError::Refused { what, status: 404, why, help }
+                RegistryError::Refused { what, status: 404, why, help: printable(&help) }
             }
             error => error,
         }
@@ -204,14 +216,21 @@ impl Registries {
         let what = format!("list the tags of {}", reference.familiar_name());
         let scopes = [scope(reference.repository(), "pull")];
         let call = Call { method: "GET", path, headers: Vec::new(), body: None, scopes: &scopes, what: &what };
-        let (endpoint, response) = registry.ask(|endpoint| endpoint.host.resolve, &call)?;
-        let next = response.header("link").and_then(|link| {
-            let (url, rest) = link.trim().strip_prefix('<')?.split_once('>')?;
-            rest.contains("next").then(|| join(&response.url, url))?
-        });
-        let page: Page = serde_json::from_slice(&endpoint.small(&what, response)?)
-            .map_err(|error| RegistryError::content(&what, format!("the answer is no list of tags: {error}")))?;
-        Ok((page.tags.unwrap_or_default(), next))
+        registry.ask(
+            |endpoint| endpoint.host.resolve,
+            &call,
+            SMALL,
+            |endpoint, response| {
+                let next = response.header("link").and_then(|link| {
+                    let (url, rest) = link.trim().strip_prefix('<')?.split_once('>')?;
+                    rest.contains("next").then(|| join(&response.url, url))?
+                });
+                let page: Page = serde_json::from_slice(&endpoint.small(&what, response)?).map_err(|error| {
+                    RegistryError::content(&what, format!("the answer is no list of tags: {error}"))
+                })?;
+                Ok((page.tags.unwrap_or_default(), next))
+            },
+        )
     }
 
     /// All tags of a repository.
@@ -280,10 +299,8 @@ fn manifest_path(reference: &Reference) -> String {
 
 /// The error that went through a reader.
 pub(super) fn unwrap_io(error: io::Error, what: &str) -> RegistryError {
-    match error.downcast::<RegistryError>() {
-        Ok(error) => error,
-        Err(error) => RegistryError::content(what, error.to_string()),
-    }
+    let found = error.downcast().or_else(|error| error.downcast().map(RegistryError::Store));
+    found.unwrap_or_else(|error| RegistryError::content(what, error.to_string()))
 }
 
 /// On the way from a reference to one image.
@@ -408,14 +425,17 @@ impl Search<'_> {
             None if leaves.len() == 1 && leaves[0].platform.is_none() => Ok(leaves.swap_remove(0)),
             None if leaves.is_empty() => Err(self.fail("its index lists no image")),
             None => {
-                let mut offered: Vec<String> = platforms.iter().map(Platform::to_string).collect();
+                let name = |platform: &Platform| match platform.to_string() {
+                    name if name.is_empty() => "unknown".to_owned(),
+                    name => name,
+                };
+                let mut offered: Vec<String> = platforms.iter().map(name).collect();
                 offered.sort();
                 offered.dedup();
-                Err(self.fail(format!(
-                    "there is no image for {} in it, only for {}",
-                    self.platform,
-                    offered.join(", ")
-                )))
+                let more = if offered.len() > MAX_OFFERED { ", …" } else { "" };
+                offered.truncate(MAX_OFFERED);
+                let offered = offered.join(", ");
+                Err(self.fail(format!("there is no image for {} in it, only for {offered}{more}", self.platform)))
             }
         }
     }
@@ -436,10 +456,14 @@ impl Search<'_> {
             self.store.read_blob(&listed.digest, MAX_CONFIG_SIZE as u64)?
         } else {
             let registry = self.registries.registry(self.reference.registry(), self.what)?;
+            let mut stream = BlobStream::new(registry, self.reference.repository(), listed, self.what, &Quiet);
             let mut bytes = Vec::new();
-            BlobStream::new(registry, self.reference.repository(), listed, self.what, &Quiet)
-                .read_to_end(&mut bytes)
-                .map_err(|error| unwrap_io(error, self.what))?;
+            while let Err(error) = stream.read_to_end(&mut bytes) {
+                if !stream.begins_anew() {
+                    return Err(unwrap_io(error, self.what));
+                }
+                bytes.clear();
+            }
             self.store.put_blob(self.lease, &bytes)?;
             bytes
         };

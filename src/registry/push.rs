@@ -6,7 +6,6 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::blob::BlobStream;
 use super::client::{ATTEMPTS, Call, Endpoint, encode, may_pass, retry_after};
@@ -41,6 +40,8 @@ pub struct Push<'a> {
     registries: &'a Registries,
     /// The repository.
     target: Reference,
+    /// To write there.
+    scopes: [String; 1],
     what: String,
     listener: &'a dyn Transfers,
 }
@@ -62,8 +63,10 @@ enum Mounted {
 /// What became of an upload.
 enum Sent {
     Done,
-    /// A new one may go well, after a pause.
-    Again(RegistryError, Option<Duration>),
+    /// The connection broke: a new one may go well.
+    Broken(RegistryError),
+    /// A no.
+    Refused(Response),
 }
 
 impl Registries {
@@ -75,7 +78,8 @@ impl Registries {
             let why = format!("hosts.toml names no server of {} that takes images", registry.host);
             return Err(RegistryError::content(what, why));
         }
-        Ok(Push { registry, registries: self, target: target.clone(), what, listener })
+        let scopes = [scope(target.repository(), "pull,push")];
+        Ok(Push { registry, registries: self, target: target.clone(), scopes, what, listener })
     }
 }
 
@@ -99,6 +103,10 @@ impl Push<'_> {
         }
     }
 
+    fn call<'c>(&'c self, method: &'c str, path: &'c str) -> Call<'c> {
+        Call { method, path, headers: Vec::new(), body: None, scopes: &self.scopes, what: &self.what }
+    }
+
     fn tell(&self, blob: &Descriptor, source: &BlobSource<'_>, event: Transfer<'_>) {
         // Documents are no layers.
         if !matches!(source, BlobSource::Bytes(_)) {
@@ -108,17 +116,8 @@ impl Push<'_> {
 
     /// Puts a blob into the repository. `origins` are repositories (with their registries) that have it.
     pub fn blob(&self, blob: &Descriptor, source: &BlobSource<'_>, origins: &[String]) -> Result<(), RegistryError> {
-        self.put_blob(blob, source, origins).map_err(|error| self.explain(error))
-    }
-
-    fn put_blob(&self, blob: &Descriptor, source: &BlobSource<'_>, origins: &[String]) -> Result<(), RegistryError> {
         let endpoint = self.endpoint()?;
-        let repository = self.target.repository();
-        let scopes = [scope(repository, "pull,push")];
-        let path = format!("{repository}/blobs/{}", blob.digest);
-        let call =
-            |method, path| Call { method, path, headers: Vec::new(), body: None, scopes: &scopes, what: &self.what };
-        let head = endpoint.call(&call("HEAD", &path))?;
+        let head = endpoint.call(&self.call("HEAD", &format!("{}/blobs/{}", self.target.repository(), blob.digest)))?;
         match head.status {
             200..=299 => {
                 self.tell(blob, source, Transfer::Exists);
@@ -132,22 +131,35 @@ impl Push<'_> {
             Mounted::Not(session) => session,
         };
         self.tell(blob, source, Transfer::Begins { size: blob.size });
-        let mut attempt = 1;
+        let (mut attempt, mut met) = (1, false);
         loop {
             let open = match session.take() {
                 Some(open) => open,
-                None => self
-                    .session(endpoint, "")?
-                    .ok_or_else(|| RegistryError::content(&self.what, "an upload ended before it began"))?,
+                None => self.session(endpoint)?,
             };
-            match self.upload(endpoint, &open, blob, source)? {
+            let (error, pause) = match self.upload(endpoint, &open, blob, source)? {
                 Sent::Done => {
                     self.tell(blob, source, Transfer::Done);
                     return Ok(());
                 }
-                Sent::Again(error, _) if attempt >= ATTEMPTS => return Err(error),
-                Sent::Again(_, pause) => endpoint.pause(attempt, pause)?,
+                Sent::Broken(error) => (error, None),
+                Sent::Refused(response) => {
+                    let (status, pause) = (response.status, retry_after(&response));
+                    // A token may end within an upload.
+                    let challenged = status == 401 && !met && endpoint.meet(&response, &self.call("POST", ""))?;
+                    met |= challenged;
+                    let error = endpoint.refused(&self.what, response);
+                    // 404 and 416: the server lost what it had, or how much of it.
+                    if !challenged && !may_pass(status) && !matches!(status, 404 | 416) {
+                        return Err(error);
+                    }
+                    (error, pause)
+                }
+            };
+            if attempt >= ATTEMPTS {
+                return Err(error);
             }
+            endpoint.pause(attempt, pause)?;
             attempt += 1;
         }
     }
@@ -158,52 +170,42 @@ impl Push<'_> {
         let here = origins.iter().filter_map(|origin| origin.strip_prefix(self.target.registry())?.strip_prefix('/'));
         let mut session = None;
         for from in here.filter(|from| *from != own).take(MOUNTS) {
-            let scopes = [scope(own, "pull,push"), scope(from, "pull")];
+            let [scope_here] = &self.scopes;
+            let scopes = [scope_here.clone(), scope(from, "pull")];
             let query = encode(&[("mount", &blob.digest.to_string()), ("from", from)]);
             let path = format!("{own}/blobs/uploads/?{query}");
-            let call = Call {
-                method: "POST",
-                path: &path,
-                headers: Vec::new(),
-                body: Some(&[]),
-                scopes: &scopes,
-                what: &self.what,
+            let response = match endpoint.call(&Call { body: Some(&[]), scopes: &scopes, ..self.call("POST", &path) }) {
+                Ok(response) => response,
+                Err(RegistryError::Stopped) => return Err(RegistryError::Stopped),
+                // No answer: there will be none to the next one either.
+                Err(RegistryError::Http { .. }) => break,
+                // There is no token for both.
+                Err(_) => continue,
             };
-            let response = endpoint.call(&call)?;
             match response.status {
                 201 => {
                     self.listener.transfer(&blob.digest, Transfer::Mounted { from });
                     return Ok(Mounted::There);
                 }
                 202 => session = session_of(&response),
-                // Not allowed to read there, or it does not mount: the blob is sent.
+                // Not allowed to read there, or it does not mount.
                 _ => {}
             }
         }
+        // The blob is sent.
         Ok(Mounted::Not(session))
     }
 
-    fn session(&self, endpoint: &Endpoint, query: &str) -> Result<Option<Session>, RegistryError> {
-        let repository = self.target.repository();
-        let scopes = [scope(repository, "pull,push")];
-        let path = format!("{repository}/blobs/uploads/{query}");
-        let call = Call {
-            method: "POST",
-            path: &path,
-            headers: Vec::new(),
-            body: Some(&[]),
-            scopes: &scopes,
-            what: &self.what,
-        };
-        let response = endpoint.call(&call)?;
+    /// Begins an upload.
+    fn session(&self, endpoint: &Endpoint) -> Result<Session, RegistryError> {
+        let path = format!("{}/blobs/uploads/", self.target.repository());
+        let response = endpoint.call(&Call { body: Some(&[]), ..self.call("POST", &path) })?;
         match response.status {
-            202 => session_of(&response).map(Some).ok_or_else(|| {
-                RegistryError::content(
-                    &self.what,
-                    format!("{} begins an upload and does not say where", endpoint.host.name),
-                )
+            202 => session_of(&response).ok_or_else(|| {
+                let why = format!("{} begins an upload and does not say where", endpoint.host.name);
+                RegistryError::content(&self.what, why)
             }),
-            _ => Err(endpoint.refused(&self.what, response)),
+            _ => Err(self.explain(endpoint.refused(&self.what, response))),
         }
     }
 
@@ -231,7 +233,6 @@ impl Push<'_> {
         blob: &Descriptor,
         source: &BlobSource<'_>,
     ) -> Result<Sent, RegistryError> {
-        let scopes = [scope(self.target.repository(), "pull,push")];
         let octets = || ("content-type", "application/octet-stream".to_owned());
         let what = match source {
             BlobSource::Remote(from) => {
@@ -246,74 +247,60 @@ impl Push<'_> {
             cancel: self.registries.cancel.as_ref(),
             failure: None,
         };
+        let send = |reader: &mut Counted<'_>, call: &Call<'_>, length| {
+            let mut piece = (&mut *reader).take(length);
+            match endpoint.once(call, Some((&mut piece, length))) {
+                Ok(response) => Ok(Ok(response)),
+                // Not the connection failed, but what was to be sent.
+                Err(_) if reader.failure.is_some() => Err(reader.told(&what)),
+                Err(error) if error.is_passing() => Ok(Err(Sent::Broken(endpoint.no_answer(&self.what, error)))),
+                Err(error) => Err(endpoint.no_answer(&self.what, error)),
+            }
+        };
         let mut location = session.location.clone();
         if let Some(least) = session.pieces {
             let size = least.max(PIECE);
             let mut offset = 0;
             while offset < blob.size {
                 let length = size.min(blob.size - offset);
-                let headers = vec![octets(), ("content-range", format!("{offset}-{}", offset + length - 1))];
-                let call =
-                    Call { method: "PATCH", path: &location, headers, body: None, scopes: &scopes, what: &self.what };
-                let mut piece = (&mut reader).take(length);
-                let response = match endpoint.once(&call, Some((&mut piece, length))) {
+                let range = ("content-range", format!("{offset}-{}", offset + length - 1));
+                let call = Call { headers: vec![octets(), range], ..self.call("PATCH", &location) };
+                let response = match send(&mut reader, &call, length)? {
                     Ok(response) => response,
-                    Err(_) if reader.failure.is_some() => return Err(reader.told(&what)),
-                    Err(error) if error.is_passing() => {
-                        return Ok(Sent::Again(endpoint.no_answer(&self.what, error), None));
-                    }
-                    Err(error) => return Err(endpoint.no_answer(&self.what, error)),
+                    Err(broken) => return Ok(broken),
                 };
                 match (response.status, session_of(&response)) {
                     (200..=299, Some(next)) => location = next.location,
-                    _ => {
-                        return self.not_taken(endpoint, response);
-                    }
+                    _ => return Ok(Sent::Refused(response)),
                 }
                 offset += length;
             }
         }
         let separator = if location.contains('?') { '&' } else { '?' };
         let path = format!("{location}{separator}{}", encode(&[("digest", &blob.digest.to_string())]));
-        let call =
-            Call { method: "PUT", path: &path, headers: vec![octets()], body: None, scopes: &scopes, what: &self.what };
+        let call = Call { headers: vec![octets()], ..self.call("PUT", &path) };
         let left = if session.pieces.is_some() { 0 } else { blob.size };
-        let response = match endpoint.once(&call, Some((&mut reader, left))) {
-            Ok(response) => response,
-            // Not the connection failed, but what was to be sent.
-            Err(_) if reader.failure.is_some() => return Err(reader.told(&what)),
-            Err(error) if error.is_passing() => return Ok(Sent::Again(endpoint.no_answer(&self.what, error), None)),
-            Err(error) => return Err(endpoint.no_answer(&self.what, error)),
-        };
-        match response.status {
-            200..=299 => Ok(Sent::Done),
-            // Too much at once: in pieces, then.
-            413 if session.pieces.is_none() => {
-                let Some(open) = self.session(endpoint, "")? else {
-                    return Err(endpoint.refused(&self.what, response));
-                };
-                self.upload(endpoint, &Session { pieces: Some(0), ..open }, blob, source)
-            }
-            _ => self.not_taken(endpoint, response),
-        }
-    }
-
-    /// A no to something that was streamed.
-    fn not_taken(&self, endpoint: &Endpoint, response: Response) -> Result<Sent, RegistryError> {
-        let (passes, pause) = (may_pass(response.status), retry_after(&response));
-        let error = endpoint.refused(&self.what, response);
-        if passes { Ok(Sent::Again(error, pause)) } else { Err(error) }
+        Ok(match send(&mut reader, &call, left)? {
+            Err(broken) => broken,
+            Ok(response) => match response.status {
+                200..=299 => Sent::Done,
+                // Too much at once: in pieces, then.
+                413 if session.pieces.is_none() => {
+                    let open = Session { pieces: Some(0), ..self.session(endpoint)? };
+                    return self.upload(endpoint, &open, blob, source);
+                }
+                _ => Sent::Refused(response),
+            },
+        })
     }
 
     /// Puts a manifest or index under a tag, or under its digest alone.
     pub fn manifest(&self, tag: Option<&str>, descriptor: &Descriptor, bytes: &[u8]) -> Result<(), RegistryError> {
         let endpoint = self.endpoint()?;
-        let repository = self.target.repository();
-        let scopes = [scope(repository, "pull,push")];
         let name = tag.map_or_else(|| descriptor.digest.to_string(), str::to_owned);
-        let path = format!("{repository}/manifests/{name}");
+        let path = format!("{}/manifests/{name}", self.target.repository());
         let headers = vec![("content-type", descriptor.media_type.to_string())];
-        let call = Call { method: "PUT", path: &path, headers, body: Some(bytes), scopes: &scopes, what: &self.what };
+        let call = Call { headers, body: Some(bytes), ..self.call("PUT", &path) };
         let response = endpoint.call(&call)?;
         match response.status {
             200..=299 => {}

@@ -2,7 +2,8 @@
 //!
 //! In: a [`StepResult`] with the descriptors of its layer and its index. Out: the bytes of a manifest and of its config, and
 //! back. What always holds: an artifact names the keys that it is for, so that one found under another key is none; what
-//! is read is limited in size; no word of a Dockerfile is in it, so neither is a secret that somebody wrote there.
+//! is read is limited in size; no word of a Dockerfile is in it, so neither is a secret that somebody wrote there. Nor is
+//! what the step was made of, which its reader knows itself or has no use for.
 //!
 //! ```text
 //! manifest (the tag is made of the key)
@@ -11,14 +12,11 @@
 //! └─ layer    application/vnd.rbuild.layer.index.v1+zstd: the layer index, with true times; read only when it is needed
 //! ```
 
-use std::collections::BTreeMap;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use crate::cache::record::CacheRecord;
-use crate::digest::{CacheKey, ChainId, ContentDigest, DiffId, Digest, StackId};
+use crate::digest::{CacheKey, ChainId, ContentDigest, DiffId, Digest};
 use crate::image::manifest::{Descriptor, Family, Kind, Manifest};
 
 /// Version of the config; readers take no other.
@@ -49,16 +47,6 @@ pub struct StepResult {
     pub layer: DiffId,
     /// Bytes of its tar.
     pub tar_size: u64,
-    /// The operation alone.
-    pub op: Digest,
-    /// The stack that it was run on.
-    pub below: StackId,
-    /// Digest of what was copied.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<Digest>,
-    /// Digest of what was found at the destination.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub landing: Option<Digest>,
     /// When the stack that it leads to was first reached: RFC 3339.
     pub created: String,
     /// What compressed the blob.
@@ -94,35 +82,18 @@ pub struct EpochForm {
 }
 
 impl StepResult {
-    /// What a record says, found under these keys and reached at that time (RFC 3339); without what an export adds.
-    pub fn new(record: &CacheRecord, keys: Vec<CacheKey>, created: String) -> Self {
+    /// That layer with that content, found under these keys and reached at that time (RFC 3339); without what an export adds.
+    pub fn new(keys: Vec<CacheKey>, layer: DiffId, content: ContentDigest, created: String) -> Self {
         Self {
             version: VERSION,
             keys,
-            content: record.content,
-            layer: record.layer,
+            content,
+            layer,
             tar_size: 0,
-            op: record.op,
-            below: record.below,
-            source: record.source,
-            landing: record.landing,
             created,
             encoder: String::new(),
             base: None,
             forms: Vec::new(),
-        }
-    }
-
-    /// As a record, for a step that takes it. There are no words in it: no miss is explained by it.
-    pub fn record(&self) -> CacheRecord {
-        CacheRecord {
-            content: self.content,
-            layer: self.layer,
-            op: self.op,
-            below: self.below,
-            source: self.source,
-            landing: self.landing,
-            parts: BTreeMap::new(),
         }
     }
 
@@ -228,18 +199,9 @@ mod tests {
 
     fn artifact() -> Artifact {
         let digest = |text: &str| Digest::of(text.as_bytes());
-        let record = CacheRecord {
-            content: ContentDigest(digest("c")),
-            layer: DiffId(digest("l")),
-            op: digest("o"),
-            below: StackId(digest("b")),
-            source: Some(digest("s")),
-            landing: None,
-            parts: BTreeMap::from([("command".to_owned(), "a secret".to_owned())]),
-        };
         let keys = vec![key("quick"), key("landing")];
-        let mut result = StepResult::new(&record, keys, "2026-01-01T00:00:00Z".to_owned());
-        assert_eq!(result.record(), CacheRecord { parts: BTreeMap::new(), ..record });
+        let (layer, content) = (DiffId(digest("l")), ContentDigest(digest("c")));
+        let mut result = StepResult::new(keys, layer, content, "2026-01-01T00:00:00Z".to_owned());
         result.tar_size = 1024;
         result.forms = vec![EpochForm { epoch: 7, writer: 1, layer: DiffId(digest("e")), tar_size: 1024 }];
         let blob = Descriptor::of(Family::Oci.layer(Encoding::Gzip), b"blob");

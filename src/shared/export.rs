@@ -5,8 +5,6 @@
 //! either's artifact is right; what an artifact lists is there before it is; several steps go at once.
 
 use std::io::{Read, Write as _};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::artifact::{Artifact, MAX_INDEX, StepResult};
@@ -16,13 +14,11 @@ use crate::digest::CacheKey;
 use crate::image::manifest::{Descriptor, Encoding, Family};
 use crate::layer::compress::{Compression, Encoder};
 use crate::output;
-use crate::registry::RegistryError;
+use crate::registry::{AT_ONCE, RegistryError};
 use crate::store::lease::Lease;
 use crate::store::origins::Origin;
 use crate::store::{Store, StoreError};
-
-/// Steps at once.
-const AT_ONCE: usize = 4;
+use crate::sys::threads::at_once;
 
 /// How often something is tried, and the wait after the first time.
 const ATTEMPTS: u32 = 4;
@@ -56,48 +52,28 @@ pub struct Exported {
 /// Exports the results of steps.
 pub fn export(export: &Export<'_>, steps: &[StepResult]) -> Result<Exported, SharedError> {
     export.place.make()?;
-    let next = AtomicUsize::new(0);
-    let outcome: Mutex<(Exported, Option<SharedError>)> = Mutex::default();
-    let work = || {
-        while let Some(step) = steps.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let result = patiently(|| export.one(step));
-            let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
-            match result {
-                Ok(true) => outcome.0.written += 1,
-                Ok(false) => outcome.0.there += 1,
-                Err(error) => {
-                    next.store(steps.len(), Ordering::Relaxed);
-                    outcome.1.get_or_insert(error);
-                }
-            }
-        }
-    };
-    // Joined here, as all threads of registries are.
-    std::thread::scope(|scope| {
-        for _ in 1..AT_ONCE.min(steps.len()) {
-            scope.spawn(work);
-        }
-        work();
-    });
-    let (exported, failure) = outcome.into_inner().unwrap_or_else(PoisonError::into_inner);
-    failure.map_or(Ok(exported), Err)
+    let written = at_once(AT_ONCE, steps, |step| patiently(|| export.one(step)))?;
+    let count = written.iter().filter(|written| **written).count();
+    Ok(Exported { written: count, there: written.len() - count })
 }
 
 impl Export<'_> {
     /// Exports one step; whether there was anything to do.
     fn one(&self, step: &StepResult) -> Result<bool, SharedError> {
+        let is_damaged = |key: &CacheKey| self.shared.is_some_and(|shared| shared.is_damaged(&self.place, key));
+        let anew = step.keys.iter().any(is_damaged);
         let mut missing: Vec<&CacheKey> = Vec::new();
         for key in &step.keys {
-            if !self.has(key)? {
+            if is_damaged(key) || !self.has(key)? {
                 missing.push(key);
             }
         }
         if missing.is_empty() {
             return Ok(false);
         }
-        let artifact = self.send_layer(step)?;
+        let artifact = self.send_layer(step, anew)?;
         let [(config, config_descriptor), (manifest, descriptor)] = artifact.to_documents();
-        self.place.put_blob(&config_descriptor, &Bytes::Here(&config), &[])?;
+        self.place.put_blob(&config_descriptor, &Bytes::Here(&config), &[], anew)?;
         for key in missing {
             self.place.put(Kind::Step, &key.0, &descriptor, &manifest)?;
         }
@@ -105,29 +81,24 @@ impl Export<'_> {
     }
 
     fn has(&self, key: &CacheKey) -> Result<bool, SharedError> {
-        if let Some(shared) = self.shared {
-            if shared.has_at(&self.place, key) {
-                return Ok(true);
-            }
-            if shared.is_damaged(key) {
-                return Ok(false);
-            }
+        if self.shared.is_some_and(|shared| shared.has_at(&self.place, key)) {
+            return Ok(true);
         }
         self.place.has(Kind::Step, &key.0)
     }
 
-    /// Sends the layer and its index; the artifact that lists them.
-    fn send_layer(&self, step: &StepResult) -> Result<Artifact, SharedError> {
+    /// Sends the layer and its index; the artifact that lists them. `anew`: what is there may be damaged.
+    fn send_layer(&self, step: &StepResult, anew: bool) -> Result<Artifact, SharedError> {
         let layer = &step.layer;
         if !self.store.has_layer(layer)
             && let Some(shared) = self.shared
         {
-            match shared.claim(layer) {
-                Some(claim) if !self.force || claim.result.encoder == self.compression.encoder() => {
-                    return self.pass_on(step, shared, &claim);
+            match shared.claim(layer, &step.content) {
+                Some(claim) if self.may_pass_on(shared, &claim, anew) => {
+                    return self.pass_on(step, &shared.source(&claim).place, &claim, anew);
                 }
                 // What cannot be had is missed below.
-                _ => drop(shared.bring(layer)),
+                _ => drop(shared.bring(layer, &step.content)),
             }
         }
         let (store, lease) = (self.store, self.lease);
@@ -140,30 +111,35 @@ impl Export<'_> {
         let origins: Vec<String> = known.map(|origin| origin.repository).collect();
         let open = || -> Result<Box<dyn Read + '_>, StoreError> {
             if blob.digest == layer.0 {
-                return Ok(Box::new(lease.heeding(store.tar_file(layer, lease)?)));
+                return Ok(Box::new(lease.heeding(store.listed_tar(layer, blob.size, lease)?)));
             }
-            Ok(Box::new(lease.heeding(store.open_blob(&blob.digest)?)))
+            Ok(Box::new(lease.heeding(store.open_listed_blob(&blob)?)))
         };
-        self.place.put_blob(&blob, &Bytes::Open(&open), &origins)?;
+        self.place.put_blob(&blob, &Bytes::Open(&open), &origins, anew)?;
         if let Some(reference) = self.place.repository() {
-            let repository = format!("{}/{}", reference.registry(), reference.repository());
-            store.add_origin(layer, Origin { blob: blob.digest, repository })?;
+            store.add_origin(layer, Origin { blob: blob.digest, repository: reference.full_name() })?;
         }
         let packed = (index.as_bytes().len() as u64 <= MAX_INDEX).then(|| pack(index.as_bytes())).transpose()?;
         let index_descriptor = packed.as_deref().map(Artifact::index_descriptor);
         if let (Some(packed), Some(descriptor)) = (&packed, &index_descriptor) {
-            self.place.put_blob(descriptor, &Bytes::Here(packed), &[])?;
+            self.place.put_blob(descriptor, &Bytes::Here(packed), &[], anew)?;
         }
         let result = StepResult { tar_size: index.tar_size(), encoder: self.compression.encoder(), ..step.clone() };
         Ok(Artifact { result, blob, index: index_descriptor })
     }
 
+    /// Whether what a cache has goes on as it is: not in another form than is wished for, and what is damaged there cannot
+    /// come from there.
+    fn may_pass_on(&self, shared: &SharedCache<'_>, claim: &Claim, anew: bool) -> bool {
+        let as_wished = !self.force || claim.result.encoder == self.compression.encoder();
+        as_wished && !(anew && shared.source(claim).place.is_same(&self.place))
+    }
+
     /// Sends what never came here: from the cache that has it.
-    fn pass_on(&self, step: &StepResult, shared: &SharedCache<'_>, claim: &Claim) -> Result<Artifact, SharedError> {
-        let from = shared.place(claim);
-        self.place.put_blob(&claim.blob, &Bytes::At(from), &[])?;
+    fn pass_on(&self, step: &StepResult, from: &Place<'_>, claim: &Claim, anew: bool) -> Result<Artifact, SharedError> {
+        self.place.put_blob(&claim.blob, &Bytes::At(from), &[], anew)?;
         if let Some(index) = &claim.index {
-            self.place.put_blob(index, &Bytes::At(from), &[])?;
+            self.place.put_blob(index, &Bytes::At(from), &[], anew)?;
         }
         let (tar_size, encoder) = (claim.result.tar_size, claim.result.encoder.clone());
         let result = StepResult { tar_size, encoder, ..step.clone() };

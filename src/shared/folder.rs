@@ -1,8 +1,8 @@
 //! A shared cache in a folder.
 //!
 //! In: documents by name, blobs by digest. Out: the same again. What always holds: a file appears whole, by rename; nobody
-//! writes to a file that is there, so any number of builds can read and write at once; nothing is opened through a link,
-//! so a folder that somebody else fills leads nowhere.
+//! writes to a file that is there, so any number of builds can read and write at once; nothing in it is opened, made or removed
+//! through a link, so a folder that somebody else fills leads nowhere.
 //!
 //! ```text
 //! rbuild-cache           what it is, and of which version
@@ -15,18 +15,21 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
-
-use tempfile::NamedTempFile;
 
 use super::SharedError;
 use crate::digest::{Digest, Hasher, HashingWriter};
 use crate::image::manifest::Descriptor;
-use crate::sys::root_dir::RootDir;
+use crate::sys::root_dir::{Dir, RootDir, Stat};
 
 /// What the folder says of itself.
 const FORMAT: &[u8] = b"rbuild cache 1\n";
+
+/// Where files are written.
+const TMP: &str = "tmp";
 
 /// What is being written for longer than that is written by nobody any more.
 const STALE: Duration = Duration::from_secs(86_400);
@@ -67,7 +70,10 @@ impl Folder {
             Ok(None) if root.dir().stat(b"index.json").is_ok() => {
                 other("is an OCI layout, perhaps a cache of BuildKit, which rbuild cannot read; choose another folder")
             }
-            Ok(None) if root.dir().names().is_ok_and(|names| names.is_empty()) => Ok(None),
+            // One that somebody makes just now has no more than that.
+            Ok(None) if root.dir().names().is_ok_and(|names| names.iter().all(|name| name == TMP.as_bytes())) => {
+                Ok(None)
+            }
             Ok(None) => other("is no cache of rbuild and not empty; choose another folder"),
             Err(error) => Err(self.io("read")(error)),
         }
@@ -83,6 +89,12 @@ impl Folder {
     pub fn has(&self, name: &str) -> Result<bool, SharedError> {
         let Some(root) = self.open()? else { return Ok(false) };
         is_there(root.open_file(name_path(name).as_bytes())).map_err(self.io("look into"))
+    }
+
+    /// Whether there is a blob of that size.
+    pub fn has_blob(&self, blob: &Descriptor) -> Result<bool, SharedError> {
+        let Some(root) = self.open()? else { return Ok(false) };
+        has_blob(&root, blob).map_err(self.io("look into"))
     }
 
     /// A blob, checked at its end.
@@ -104,31 +116,67 @@ impl Folder {
         if self.open()?.is_some() {
             return Ok(());
         }
-        fs::create_dir_all(self.path.join("tmp")).map_err(self.io("make"))?;
-        self.put(Path::new("rbuild-cache"), &mut &FORMAT[..], None)
+        fs::create_dir_all(&self.path).map_err(self.io("make"))?;
+        let root = RootDir::open(&self.path).map_err(self.io("open"))?;
+        self.put(&root, "rbuild-cache", &mut &FORMAT[..], None)
     }
 
-    /// Puts a blob in, unless it is there.
-    pub fn put_blob(&self, blob: &Descriptor, from: &mut dyn Read) -> Result<(), SharedError> {
-        let root = self.open()?;
-        let path = blob_path(&blob.digest);
-        let there = root.map_or(Ok(false), |root| is_there(root.open_file(path.as_bytes())));
-        if there.map_err(self.io("look into"))? {
+    /// Opens it, to write to it.
+    fn made(&self) -> Result<RootDir, SharedError> {
+        let gone = || SharedError::Wrong(format!("{} is no cache any more", self.path.display()));
+        self.open()?.ok_or_else(gone)
+    }
+
+    /// Puts a blob in, unless one of that size is there; `anew` also then.
+    pub fn put_blob(&self, blob: &Descriptor, from: &mut dyn Read, anew: bool) -> Result<(), SharedError> {
+        let root = self.made()?;
+        if !anew && has_blob(&root, blob).map_err(self.io("look into"))? {
             return Ok(());
         }
-        self.put(Path::new(&path), from, Some(&blob.digest))
+        self.put(&root, &blob_path(&blob.digest), from, Some(&blob.digest))
     }
 
     /// Puts a document under a name.
     pub fn put_name(&self, name: &str, bytes: &[u8]) -> Result<(), SharedError> {
-        self.put(Path::new(&name_path(name)), &mut &bytes[..], None)
+        self.put(&self.made()?, &name_path(name), &mut &bytes[..], None)
     }
 
     /// Writes a file and renames it into its place.
-    fn put(&self, place: &Path, from: &mut dyn Read, digest: Option<&Digest>) -> Result<(), SharedError> {
-        let tmp = self.folder_of(Path::new("tmp/x"))?;
-        let tmp = tmp.parent().unwrap_or(&self.path);
-        let file = NamedTempFile::new_in(tmp).map_err(self.io("make a file in"))?;
+    fn put(
+        &self,
+        root: &RootDir,
+        place: &str,
+        from: &mut dyn Read,
+        digest: Option<&Digest>,
+    ) -> Result<(), SharedError> {
+        let (folder, name) = place.rsplit_once('/').unwrap_or(("", place));
+        let tmp = self.folder(root, TMP)?;
+        let (file, unfinished) = self.unfinished(&tmp)?;
+        let written = self.write(file, from, digest).and_then(|()| {
+            let folder = self.folder(root, folder)?;
+            tmp.rename(&unfinished, &folder, name.as_bytes()).map_err(self.io("write into"))
+        });
+        if written.is_err() {
+            // What cannot be removed is swept one day.
+            drop(tmp.remove_file(&unfinished));
+        }
+        written
+    }
+
+    /// A new file that nobody else writes to, and its name.
+    fn unfinished(&self, tmp: &Dir) -> Result<(File, Vec<u8>), SharedError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        loop {
+            let name = format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)).into_bytes();
+            match tmp.make_file(&name, 0o644) {
+                // A process of another machine, or one that was killed, has the same number.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => return Ok((made.map_err(self.io("make a file in"))?, name)),
+            }
+        }
+    }
+
+    fn write(&self, file: File, from: &mut dyn Read, digest: Option<&Digest>) -> Result<(), SharedError> {
         let mut out = HashingWriter::new(file);
         io::copy(from, &mut out).map_err(self.io("write into"))?;
         out.flush().map_err(self.io("write into"))?;
@@ -137,39 +185,36 @@ impl Folder {
             return Err(SharedError::Wrong(format!("what was to be kept as {digest} has the digest {found}")));
         }
         // Whoever may read the folder shall be able to read what is in it.
-        fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
-            .map_err(self.io("write into"))?;
-        let target = self.folder_of(place)?;
-        file.persist(target).map_err(|error| self.io("write into")(error.error))?;
-        Ok(())
+        file.set_permissions(fs::Permissions::from_mode(0o644)).map_err(self.io("write into"))?;
+        // The name may outlive a power cut that the bytes do not.
+        file.sync_data().map_err(self.io("write into"))
     }
 
-    /// Makes the folders of a place, through no link. The place.
-    fn folder_of(&self, place: &Path) -> Result<PathBuf, SharedError> {
-        let mut path = self.path.clone();
-        for part in place.parent().into_iter().flat_map(Path::components) {
-            path.push(part);
-            match fs::create_dir(&path) {
+    /// Opens a folder in it, through no link; makes what is missing of it.
+    fn folder(&self, root: &RootDir, path: &str) -> Result<Dir, SharedError> {
+        let mut folder = root.open_dir(b"").map_err(self.io("open"))?;
+        for part in path.split('/').filter(|part| !part.is_empty()) {
+            match folder.make_dir(part.as_bytes(), 0o777) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(self.io("write into")(error)),
                 _ => {}
             }
-            if !path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
-                return Err(SharedError::Wrong(format!("{} is no folder of the cache", path.display())));
-            }
+            folder = folder.open_dir(part.as_bytes()).map_err(|_| {
+                SharedError::Wrong(format!("{} is no folder of the cache", self.path.join(path).display()))
+            })?;
         }
-        Ok(self.path.join(place))
+        Ok(folder)
     }
 
     /// Clears away what writers left that were killed.
     pub fn sweep(&self) {
-        let old = |path: &Path| {
-            let changed = path.symlink_metadata().and_then(|found| found.modified());
-            changed.is_ok_and(|time| time + STALE < SystemTime::now())
-        };
-        for entry in fs::read_dir(self.path.join("tmp")).into_iter().flatten().flatten() {
-            if old(&entry.path()) {
+        let Ok(Some(root)) = self.open() else { return };
+        let Ok(tmp) = root.open_dir(TMP.as_bytes()) else { return };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let old = |found: Stat| u64::try_from(found.mtime.0).unwrap_or(0) + STALE.as_secs() < now.as_secs();
+        for name in tmp.names().unwrap_or_default() {
+            if tmp.stat(&name).is_ok_and(old) {
                 // What cannot be removed is in nobody's way.
-                drop(fs::remove_file(entry.path()));
+                drop(tmp.remove_file(&name));
             }
         }
     }
@@ -197,6 +242,14 @@ fn read(root: &RootDir, path: &[u8], limit: usize) -> io::Result<Option<Vec<u8>>
         return Err(io::Error::other(format!("a document of more than {limit} bytes")));
     }
     Ok(Some(bytes))
+}
+
+fn has_blob(root: &RootDir, blob: &Descriptor) -> io::Result<bool> {
+    match root.open_file(blob_path(&blob.digest).as_bytes()).and_then(|file| file.metadata()) {
+        Ok(found) => Ok(found.len() == blob.size),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn is_there(opened: io::Result<File>) -> io::Result<bool> {
@@ -263,9 +316,13 @@ mod tests {
         folder.put_name(&name(), b"document").unwrap();
         assert_eq!((folder.get(&name(), 8).unwrap(), folder.has(&name()).unwrap()), (Some(b"document".to_vec()), true));
         assert!(folder.get(&name(), 7).unwrap_err().to_string().contains("cannot read"));
-        folder.put_blob(&blob(b"bytes"), &mut &b"bytes"[..]).unwrap();
-        folder.put_blob(&blob(b"bytes"), &mut &b"not looked at"[..]).unwrap();
-        folder.put_blob(&blob(b"other"), &mut &b"wrong"[..]).unwrap_err();
+        folder.put_blob(&blob(b"bytes"), &mut &b"bytes"[..], false).unwrap();
+        folder.put_blob(&blob(b"bytes"), &mut &b"not looked at"[..], false).unwrap();
+        assert_eq!(
+            (folder.has_blob(&blob(b"bytes")).unwrap(), folder.has_blob(&blob(b"other")).unwrap()),
+            (true, false)
+        );
+        folder.put_blob(&blob(b"other"), &mut &b"wrong"[..], false).unwrap_err();
         let read = |blob: &Descriptor| {
             let mut bytes = Vec::new();
             folder.blob(blob).map_err(|error| error.to_string())?.read_to_end(&mut bytes).map_err(|e| e.to_string())?;
@@ -278,7 +335,39 @@ mod tests {
             fs::write(&path, bytes).unwrap();
             assert!(read(&blob(b"bytes")).unwrap_err().contains(said), "{bytes}");
         }
+        // One of another size is written anew; one that is damaged without that, when somebody says so.
+        assert!(!folder.has_blob(&blob(b"bytes")).unwrap());
+        folder.put_blob(&blob(b"bytes"), &mut &b"bytes"[..], false).unwrap();
+        assert_eq!(read(&blob(b"bytes")), Ok(b"bytes".to_vec()));
+        fs::write(&path, "Bytes").unwrap();
+        folder.put_blob(&blob(b"bytes"), &mut &b"bytes"[..], true).unwrap();
+        assert_eq!(read(&blob(b"bytes")), Ok(b"bytes".to_vec()));
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o644);
         assert_eq!(fs::read_dir(folder.path().join("tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_what_writers_left_is_swept() {
+        let temp = tempfile::tempdir().unwrap();
+        let (folder, victim) = (Folder::new(temp.path().join("c")), temp.path().join("victim"));
+        folder.make().unwrap();
+        fs::create_dir(&victim).unwrap();
+        let tmp = folder.path().join("tmp");
+        let write = |path: PathBuf, age: u64| {
+            let file = File::create(path).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        };
+        write(tmp.join("old"), 90_000);
+        write(tmp.join("new"), 80_000);
+        write(victim.join("old"), 90_000);
+        folder.sweep();
+        assert!(!tmp.join("old").exists() && tmp.join("new").exists());
+        fs::remove_dir_all(&tmp).unwrap();
+        symlink(&victim, &tmp).unwrap();
+        folder.sweep();
+        assert!(victim.join("old").exists());
+        assert!(folder.put_name(&name(), b"x").unwrap_err().to_string().contains("no folder of the cache"));
+        assert_eq!(fs::read_dir(&victim).unwrap().count(), 1);
     }
 
     #[test]
@@ -287,6 +376,8 @@ mod tests {
         let folder = Folder::new(temp.path().join("c"));
         fs::create_dir(folder.path()).unwrap();
         assert_eq!(folder.get(&name(), 10).unwrap(), None, "an empty one will do");
+        fs::create_dir(folder.path().join("tmp")).unwrap();
+        assert_eq!(folder.get(&name(), 10).unwrap(), None, "another command is about to make it");
         fs::write(folder.path().join("index.json"), "{}").unwrap();
         assert!(folder.make().unwrap_err().to_string().contains("OCI layout"));
         fs::remove_file(folder.path().join("index.json")).unwrap();
@@ -297,7 +388,7 @@ mod tests {
         let outside = temp.path().join("outside");
         fs::create_dir(&outside).unwrap();
         symlink(&outside, folder.path().join("blobs")).unwrap();
-        folder.put_blob(&blob(b"x"), &mut &b"x"[..]).unwrap_err();
+        folder.put_blob(&blob(b"x"), &mut &b"x"[..], false).unwrap_err();
         symlink(&outside, folder.path().join("names")).unwrap();
         folder.put_name(&name(), b"x").unwrap_err();
         fs::write(outside.join("secret"), "x").unwrap();

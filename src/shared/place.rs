@@ -59,9 +59,7 @@ impl Place<'_> {
     /// What it is called among the things that are kept of caches; nothing is kept of folders, which are near enough.
     pub(super) fn identity(&self) -> Option<String> {
         match self {
-            Self::Registry(reference, _) => {
-                Some(format!("{}/{}:{}", reference.registry(), reference.repository(), self.prefix()))
-            }
+            Self::Registry(reference, _) => Some(format!("{}:{}", reference.full_name(), self.prefix())),
             Self::Folder(_) => None,
         }
     }
@@ -116,6 +114,14 @@ impl Place<'_> {
         }
     }
 
+    /// Whether a blob is there.
+    pub(super) fn has_blob(&self, blob: &Descriptor) -> Result<bool, SharedError> {
+        match self {
+            Self::Registry(reference, registries) => Ok(registries.has_blob(reference, &blob.digest)?),
+            Self::Folder(folder) => folder.has_blob(blob),
+        }
+    }
+
     /// A blob as it comes, checked at its end.
     pub(super) fn open<'b>(&self, blob: &'b Descriptor, what: &'b str) -> Result<Box<dyn Read + 'b>, SharedError> {
         match self {
@@ -148,8 +154,15 @@ impl Place<'_> {
         }
     }
 
-    /// Puts a blob in, unless it is there. `origins` are repositories that have it.
-    pub(super) fn put_blob(&self, blob: &Descriptor, from: &Bytes<'_>, origins: &[String]) -> Result<(), SharedError> {
+    /// Puts a blob in, unless it is there; `anew` also where it seems to be, since what is there may be damaged. (A registry
+    /// sees to its blobs itself.) `origins` are repositories that have it.
+    pub(super) fn put_blob(
+        &self,
+        blob: &Descriptor,
+        from: &Bytes<'_>,
+        origins: &[String],
+        anew: bool,
+    ) -> Result<(), SharedError> {
         match (self, from) {
             (Self::Registry(reference, registries), from) => {
                 let push = registries.push(reference, &Quiet)?;
@@ -157,8 +170,8 @@ impl Place<'_> {
                     Bytes::Here(bytes) => push.blob(blob, &BlobSource::Bytes(bytes), origins)?,
                     Bytes::Open(open) => push.blob(blob, &BlobSource::Open(*open), origins)?,
                     Bytes::At(Place::Registry(other, _)) => {
-                        let name = format!("{}/{}", other.registry(), other.repository());
-                        let origins: Vec<String> = std::iter::once(name).chain(origins.iter().cloned()).collect();
+                        let origins: Vec<String> =
+                            std::iter::once(other.full_name()).chain(origins.iter().cloned()).collect();
                         push.blob(blob, &BlobSource::Remote(other), &origins)?;
                     }
                     Bytes::At(Place::Folder(folder)) => {
@@ -175,11 +188,11 @@ impl Place<'_> {
                 }
                 Ok(())
             }
-            (Self::Folder(folder), Bytes::Here(bytes)) => folder.put_blob(blob, &mut &bytes[..]),
-            (Self::Folder(folder), Bytes::Open(open)) => folder.put_blob(blob, &mut open()?),
+            (Self::Folder(folder), Bytes::Here(bytes)) => folder.put_blob(blob, &mut &bytes[..], anew),
+            (Self::Folder(folder), Bytes::Open(open)) => folder.put_blob(blob, &mut open()?, anew),
             (Self::Folder(folder), Bytes::At(place)) => {
                 let what = format!("copy a blob to the cache {}", self.name());
-                folder.put_blob(blob, &mut place.open(blob, &what)?)
+                folder.put_blob(blob, &mut place.open(blob, &what)?, anew)
             }
         }
     }

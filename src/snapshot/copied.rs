@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::diff::{CommitError, failed};
 use crate::layer::entry::parent;
-use crate::sys::root_dir::{Node, Place, RootDir, Stat, StatKind};
+use crate::sys::root_dir::{Identity, Node, Place, RootDir, Stat, StatKind};
 
 /// The kernel's clock for files goes in steps of some milliseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -69,20 +69,27 @@ fn walk(root: &RootDir, visit: &mut dyn FnMut(&[u8], &Stat)) -> Result<(), Commi
     Ok(())
 }
 
-/// Turns the copy in `root` into an upper folder over what it was a copy of. What is at the paths of `hidden` was put in
-/// for the step and is no part of it.
-pub fn to_upper(root: &Path, noted: &Noted, hidden: &[Vec<u8>]) -> Result<(), CommitError> {
+/// Turns the copy in `root` into an upper folder over what it was a copy of. What is at the paths of `hidden`, and what was
+/// `put_in` for the step, wherever it is by now, is no part of it; a folder that was put in stays where something is in it.
+pub fn to_upper(root: &Path, noted: &Noted, hidden: &[Vec<u8>], put_in: &[Identity]) -> Result<(), CommitError> {
     let root = RootDir::open(root).map_err(failed(b"", "open"))?;
     let is_hidden =
         |path: &[u8]| hidden.iter().any(|place| path == place || crate::layer::entry::is_below(path, place));
     let mut folders: BTreeMap<Vec<u8>, i64> = BTreeMap::new();
     let mut seen: HashSet<Vec<u8>> = HashSet::new();
-    let (mut untouched, mut put_in) = (Vec::new(), Vec::new());
+    let (mut untouched, mut out) = (Vec::new(), Vec::new());
+    let mut foreign = Vec::new();
     walk(&root, &mut |path, stat| {
         seen.insert(path.to_vec());
+        let directory = stat.kind == StatKind::Directory;
         if is_hidden(path) {
-            put_in.push((path.to_vec(), stat.kind == StatKind::Directory));
-        } else if stat.kind == StatKind::Directory {
+            out.push((path.to_vec(), directory));
+            return;
+        }
+        if put_in.iter().any(|file| file.inode == stat.inode) {
+            foreign.push((path.to_vec(), directory));
+        }
+        if directory {
             folders.insert(path.to_vec(), stat.mtime.0);
         } else if noted.0.get(path) == Some(&(stat.inode, stat.ctime)) {
             untouched.push(path.to_vec());
@@ -93,22 +100,20 @@ pub fn to_upper(root: &Path, noted: &Noted, hidden: &[Vec<u8>]) -> Result<(), Co
         remove(&mut place, path, false)?;
     }
     // What is in a folder before the folder.
-    put_in.sort();
-    for (path, folder) in put_in.iter().rev() {
+    out.sort();
+    for (path, folder) in out.iter().rev() {
         remove(&mut place, path, *folder)?;
     }
-    // Folders that were made for nothing else.
-    let mut made: Vec<&[u8]> = hidden
-        .iter()
-        .flat_map(|place| std::iter::successors(parent(place), |path| parent(path)))
-        .filter(|path| !path.is_empty() && !noted.0.contains_key(*path) && folders.contains_key(*path))
-        .collect();
-    made.sort_unstable();
-    made.dedup();
-    for path in made.iter().rev() {
+    foreign.sort();
+    for (path, folder) in foreign.iter().rev() {
         let (dir, name) = place.find(path).map_err(failed(path, "open the directory of"))?;
-        if dir.remove_dir(name).is_ok() {
-            folders.remove(*path);
+        if !put_in.contains(&dir.identity(name).map_err(failed(path, "examine"))?) {
+            continue;
+        }
+        if !folder {
+            remove(&mut place, path, false)?;
+        } else if dir.remove_dir(name).is_ok() {
+            folders.remove(path);
         }
     }
     for path in noted.0.keys().filter(|path| !seen.contains(*path) && !is_hidden(path)) {
@@ -169,13 +174,23 @@ mod tests {
             .open(root.join("d/same"))
             .and_then(|file| file.set_modified(mtime))
             .expect("set");
-        // What is put in for the command.
-        for name in ["etc/hosts", "dev/null", "run/deep/file"] {
+        // What is put in for the command, which moves some of it.
+        fs::remove_file(root.join("etc/hosts")).expect("removed");
+        for name in ["etc/hosts", "dev/null", "run/deep/file", "dev/link", "full/x"] {
             write(name, "machine");
         }
+        let put_in = ["etc/hosts", "dev", "dev/null", "dev/link", "run", "run/deep", "run/deep/file", "full", "full/x"]
+            .map(|name| Identity::of(&root.join(name)).expect("there"));
+        fs::rename(root.join("run"), root.join("ran")).expect("renamed");
+        fs::rename(root.join("dev/link"), root.join("moved")).expect("renamed");
+        write("full/own", "1");
+        write("dev/own", "1");
         let kept = fs::metadata(root.join("d")).expect("there").mtime();
-        let hidden = ["etc/hosts", "dev", "run/deep/file"].map(|name| name.as_bytes().to_vec());
-        to_upper(&root, &noted, &hidden).expect("turned");
+        // Some other file that got an inode that was put in.
+        write("reused", "1");
+        let reused = Identity { born: (1, 1), ..Identity::of(&root.join("reused")).expect("there") };
+        let hidden = ["etc/hosts", "dev"].map(|name| name.as_bytes().to_vec());
+        to_upper(&root, &noted, &hidden, &[&put_in[..], &[reused]].concat()).expect("turned");
         let mut found = Vec::new();
         let mut waiting = vec![root.clone()];
         while let Some(folder) = waiting.pop() {
@@ -187,8 +202,21 @@ mod tests {
             }
         }
         found.sort();
-        let expected =
-            ["all gone", "d/", "d/gone gone", "d/same", "etc/", "gone gone", "mode", "new/", "new/x", "old gone"];
+        let expected = [
+            "all gone",
+            "d/",
+            "d/gone gone",
+            "d/same",
+            "etc/",
+            "full/",
+            "full/own",
+            "gone gone",
+            "mode",
+            "new/",
+            "new/x",
+            "old gone",
+            "reused",
+        ];
         assert_eq!(found, expected);
         assert_eq!(fs::metadata(root.join("d")).expect("there").mtime(), kept);
     }

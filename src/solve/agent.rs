@@ -214,25 +214,23 @@ impl Started {
             std::thread::sleep(Duration::from_millis(5));
         }
         for file in files {
+            let unusable = |why: &str| format!("cannot use the key {}: {why}", file.display());
+            // From its standard input: who may read the file is not for us to judge, as for Docker.
+            let key = File::open(file).map_err(|error| unusable(&error.to_string()))?;
             let added = Command::new("ssh-add")
-                .arg("-q")
-                .arg("--")
-                .arg(file)
+                .args(["-q", "-"])
                 .current_dir(folder)
                 .env("SSH_AUTH_SOCK", "agent")
                 // A passphrase cannot be asked for here.
                 .env("SSH_ASKPASS_REQUIRE", "force")
                 .env("SSH_ASKPASS", "/bin/false")
-                .stdin(Stdio::null())
+                .stdin(key)
                 .output()
                 .map_err(|error| format!("cannot start ssh-add: {error}; {HELP}"))?;
             if !added.status.success() {
                 let said = String::from_utf8_lossy(&added.stderr);
-                let said = said.lines().find(|line| !line.trim().is_empty()).unwrap_or("it has a passphrase");
-                return Err(format!(
-                    "cannot use the key {}: {said}; a key with a passphrase must be added to an agent before",
-                    file.display()
-                ));
+                let said = said.lines().find(|line| !line.trim().is_empty());
+                return Err(unusable(said.unwrap_or("it has a passphrase: add it to an agent before")));
             }
         }
         Ok(started)

@@ -82,7 +82,7 @@ impl Solver<'_> {
         let name = path.as_os_str().as_encoded_bytes();
         let landed = landing.entries.iter().find(|landed| landed.entry.path == name);
         let Some(FileData::Layer { layer, .. }) = landed.map(|landed| &landed.data) else { return cause };
-        let folder = self.engine.store.path("layers").join(self.stack(stack).layers[*layer].0.hex());
+        let folder = self.engine.store.path("layers").join(self.stack(stack).layers[*layer].layer.0.hex());
         let why = format!("what is copied from it to {} is not what its index says", path.display());
         self.engine.store.damaged(&folder, why).into()
     }
@@ -154,7 +154,7 @@ impl Source<'_> {
             (FileData::Layer { layer, position }, ..) => {
                 let index = &self.view.layers[*layer];
                 let name = index.diff_id().to_string();
-                self.data[layer].open(index, *position).map_err(StoreError::io("read a file of", name.as_ref()))?
+                self.data[layer].open(index, *position).map_err(StoreError::read("read a file of", name.as_ref()))?
             }
             (FileData::Spool { offset, size }, _, Some(spool)) => Box::new(spool.reader(*offset, *size)),
             _ => Box::new(io::empty()),

@@ -112,7 +112,7 @@ impl Solver<'_> {
                 if let Some(hit) = self.try_key(step, quick, &mut missed, &mut why)? {
                     return Ok(hit);
                 }
-                if let Some(hit) = self.ask_unless_here(step, &below, &mut missed) {
+                if let Some(hit) = self.ask_unless_here(step, &below, &mut missed)? {
                     return Ok(hit);
                 }
                 let landing = make_dir(make, &self.view(&below)?)?;
@@ -121,7 +121,7 @@ impl Solver<'_> {
                 if let Some(hit) = self.try_key(step, key, &mut missed, &mut why)? {
                     return self.hit_also(&missed.keys, hit);
                 }
-                if let Some(hit) = self.ask_shared(step, &mut missed) {
+                if let Some(hit) = self.ask_shared(step, &mut missed)? {
                     return Ok(hit);
                 }
                 missed.landing = Some(landing);
@@ -148,7 +148,7 @@ impl Solver<'_> {
             if let Some(hit) = self.try_key(step, quick, missed, why)? {
                 return Ok(Some(hit));
             }
-            if let Some(hit) = self.ask_unless_here(step, &self.stack(stack), missed) {
+            if let Some(hit) = self.ask_unless_here(step, &self.stack(stack), missed)? {
                 return Ok(Some(hit));
             }
         }
@@ -163,7 +163,7 @@ impl Solver<'_> {
                 return Ok(Some(hit));
             }
             // Before anything is fetched.
-            if let Some(hit) = self.ask_shared(step, missed) {
+            if let Some(hit) = self.ask_shared(step, missed)? {
                 return Ok(Some(hit));
             }
             if !fetching {
@@ -186,7 +186,7 @@ impl Solver<'_> {
                 if let Some(hit) = self.try_key(step, quick, missed, why)? {
                     return self.hit_also(&missed.keys, hit).map(Some);
                 }
-                if let Some(hit) = self.ask_unless_here(step, below, missed) {
+                if let Some(hit) = self.ask_unless_here(step, below, missed)? {
                     return Ok(Some(hit));
                 }
             }
@@ -204,7 +204,7 @@ impl Solver<'_> {
                 if let Some(hit) = self.try_key(step, key, missed, why)? {
                     return self.hit_also(&missed.keys, hit).map(Some);
                 }
-                if let Some(hit) = self.ask_shared(step, missed) {
+                if let Some(hit) = self.ask_shared(step, missed)? {
                     return Ok(Some(hit));
                 }
             }
@@ -259,20 +259,31 @@ impl Solver<'_> {
     }
 
     /// Asks the shared caches for the keys that missed here and were not asked for yet.
-    pub(super) fn ask_shared(&self, step: &Step, missed: &mut Missed) -> Option<Look> {
-        let shared = self.engine.shared.filter(|_| !step.no_cache)?;
+    pub(super) fn ask_shared(&self, step: &Step, missed: &mut Missed) -> Result<Option<Look>, Cause> {
+        let Some(shared) = self.engine.shared.filter(|_| !step.no_cache) else { return Ok(None) };
         let unasked = std::mem::replace(&mut missed.asked, missed.keys.len());
-        let found = missed.keys[unasked..].iter().find_map(|key| Some((shared.lookup(key)?, *key)));
-        let (claim, key) = found?;
-        let (record, keys) = (claim.result.record(), missed.keys.clone());
-        Some(Look::Hit(Box::new(Hit { record, key, keys, claim: Some(claim) })))
+        for key in &missed.keys[unasked..] {
+            if let Some(claim) = shared.lookup(key)? {
+                // What it was made of is what was found out here.
+                let (content, layer) = (claim.result.content, claim.result.layer);
+                let record = CacheRecord { content, layer, ..missed.record.clone() };
+                let (key, keys) = (*key, missed.keys.clone());
+                return Ok(Some(Look::Hit(Box::new(Hit { record, key, keys, claim: Some(claim) }))));
+            }
+        }
+        Ok(None)
     }
 
     /// The same, if not all of `stack` is here: what comes next would bring it. What is here can be looked at first, and
     /// who finds a result here asks nobody.
-    pub(super) fn ask_unless_here(&self, step: &Step, stack: &StackState, missed: &mut Missed) -> Option<Look> {
-        let here = stack.layers.iter().all(|layer| self.engine.store.has_layer(layer));
-        if here { None } else { self.ask_shared(step, missed) }
+    pub(super) fn ask_unless_here(
+        &self,
+        step: &Step,
+        stack: &StackState,
+        missed: &mut Missed,
+    ) -> Result<Option<Look>, Cause> {
+        let here = stack.layers.iter().all(|part| self.engine.store.has_layer(&part.layer));
+        if here { Ok(None) } else { self.ask_shared(step, missed) }
     }
 
     /// Records a hit under the keys that missed before it, so that the next look-up needs only the quick one.

@@ -2,7 +2,7 @@
 //!
 //! In: a [`Plan`] and an [`Engine`] (store, contexts, bases, sandbox). Out: a [`Solution`]: for each step its layer,
 //! from the cache or made now. What always holds: cached steps are found before anything runs, and a build in which
-//! every step is cached starts no thread and enters no namespace; after the first error nothing further begins.
+//! every step is cached in the store starts no thread and enters no namespace; after the first error nothing further begins.
 //!
 //! Two passes. The first follows keys as far as they hit, in the thread of the caller. If something is left that needs
 //! a file tree, an ordinary user enters a user namespace now, which takes a process of one thread. The second pass runs
@@ -32,8 +32,7 @@ use std::time::{Duration, SystemTime};
 
 pub use self::agent::{Agent, AgentKeys};
 pub use self::mounts::Secret;
-pub use self::run::needs_mounts;
-use crate::cache::record::CacheRecord;
+pub use self::run::{LOST_IN_COPIES, needs_mounts};
 use crate::context::local::LocalContext;
 use crate::diagnostic::Span;
 use crate::digest::{CacheKey, ContentDigest, DiffId, StackId};
@@ -149,9 +148,7 @@ pub struct Solved {
     pub cached: bool,
     /// How long making it took.
     pub took: Duration,
-    /// What it was made of; the layer is that of the cache, also where the image has one of another day.
-    pub record: CacheRecord,
-    /// The keys that lead to it, as far as they were found out.
+    /// The keys that lead to it, as far as they were found out here.
     pub keys: Vec<CacheKey>,
     /// The shared cache that had it.
     pub cache: Option<String>,
@@ -245,7 +242,7 @@ pub enum Cause {
     /// A layer of a base cannot be had.
     #[error("{0}")]
     Absent(String),
-    /// A shared cache does not have what it said. Nobody is told this: all begins anew without that.
+    /// A shared cache does not have what it said. Nobody is told this, as long as all can begin anew without that.
     #[error("a shared cache does not have what it said")]
     Untrue,
     /// A file of the context changed while it was read, twice.
@@ -286,7 +283,15 @@ fn carry_out<'a>(
 ) -> Result<Solver<'a>, StepError> {
     engine.events.event(Event::Planned(plan));
     let mut solver = Solver::new(plan, engine);
+    let doubts = || engine.shared.map_or(0, SharedCache::doubts);
+    let mut known_doubts = doubts();
     while !solver.carry_out_all(wanted, trees)? {
+        // Each time something else is left alone, so there is an end to it.
+        let (before, now) = (known_doubts, doubts());
+        if now <= before {
+            return Err(StepError::new(StepId(0), Cause::Untrue));
+        }
+        known_doubts = now;
         let known = solver.trees.into_inner();
         solver = Solver { trees: known.map_or_else(OnceLock::new, OnceLock::from), ..Solver::new(plan, engine) };
     }
@@ -296,10 +301,7 @@ fn carry_out<'a>(
 /// Carries out the steps that `plan.shell` needs, and makes ready what a shell there sees.
 pub fn shell(plan: &Plan, engine: &Engine<'_>, point: &ShellPoint) -> Result<Inside, ShellError> {
     let mut wanted = vec![false; plan.steps.len()];
-    let mut waiting: Vec<usize> = match point.stack {
-        Stack::Step(StepId(step)) => vec![step],
-        Stack::Base(_) | Stack::Scratch => Vec::new(),
-    };
+    let mut waiting: Vec<usize> = plan.steps_of(point.stack).map(|StepId(step)| step).collect();
     while let Some(step) = waiting.pop() {
         if !std::mem::replace(&mut wanted[step], true) {
             waiting.extend(needs(&plan.steps[step]));
@@ -547,15 +549,8 @@ impl<'a> Solver<'a> {
             // What cannot be told is taken to be needed.
             form.is_ok_and(|form| form.is_some())
         };
-        let mut stacks: Vec<Stack> = self.plan.images.iter().map(|image| image.stack).collect();
-        while let Some(stack) = stacks.pop() {
-            let Stack::Step(StepId(step)) = stack else { continue };
-            if !self.solved[step].get().is_some_and(known) {
-                return false;
-            }
-            stacks.push(self.plan.steps[step].parent);
-        }
-        true
+        let mut steps = self.plan.images.iter().flat_map(|image| self.plan.steps_of(image.stack));
+        steps.all(|StepId(step)| self.solved[step].get().is_some_and(known))
     }
 
     /// Whether the commands that are left can be run here: said before the first of them is run, and of those that the cache

@@ -76,14 +76,14 @@ impl Solver<'_> {
             run.mounts.iter().filter_map(|mount| Some((mount, mount.kind.input()?))).collect();
         if inputs.is_empty() {
             let hit = self.try_key(step, key::run_key(&op, &below.id, &[]), missed, why)?;
-            return Ok(hit.or_else(|| self.ask_shared(step, missed)));
+            return if hit.is_some() { Ok(hit) } else { self.ask_shared(step, missed) };
         }
         let quick: Vec<MountId<'_>> = inputs.iter().map(|(_, input)| self.name_of(input)).collect();
         if let Some(hit) = self.try_key(step, key::run_key(&op, &below.id, &quick), missed, why)? {
             return Ok(Some(hit));
         }
         for (_, input) in &inputs {
-            if let Some(hit) = self.ask_unless_here(step, &self.stack(input.stack), missed) {
+            if let Some(hit) = self.ask_unless_here(step, &self.stack(input.stack), missed)? {
                 return Ok(Some(hit));
             }
         }
@@ -98,12 +98,12 @@ impl Solver<'_> {
         contents.iter().for_each(|digest| all.field(digest.as_bytes()));
         missed.record.source = Some(all.finish());
         if quick.iter().all(|id| matches!(id, MountId::Content(_))) {
-            return Ok(self.ask_shared(step, missed));
+            return self.ask_shared(step, missed);
         }
         let contents: Vec<MountId<'_>> = contents.into_iter().map(MountId::Content).collect();
         match self.try_key(step, key::run_key(&op, &below.id, &contents), missed, why)? {
             Some(hit) => self.hit_also(&missed.keys, hit).map(Some),
-            None => Ok(self.ask_shared(step, missed)),
+            None => self.ask_shared(step, missed),
         }
     }
 
@@ -408,7 +408,8 @@ fn not_found(mount: &RunMount, error: CopyError) -> Cause {
                 (None, Some(near)) => Some(format!("did you mean /{near}?")),
                 (None, None) => None,
             };
-            let why = format!("{source_text:?} not found in the stage or image that from= names");
+            let written = crate::plan::written(&source_text);
+            let why = format!("\"{written}\" not found in the stage or image that from= names");
             Cause::Mount { span: mount.span, why, help }
         }
         other => other.into(),

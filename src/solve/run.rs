@@ -12,12 +12,12 @@ use super::mask::Held;
 use super::step::{NewLayer, StackState};
 use super::{Cause, Inside, Solver};
 use crate::event::{Event, Stream};
-use crate::exec::{Exit, FILES_PUT_IN, FOLDERS_PUT_IN, Isolation, ProcessSpec, RootFs, emulator};
+use crate::exec::{Ended, Exit, FILES_PUT_IN, FOLDERS_PUT_IN, Isolation, ProcessSpec, RootFs, emulator};
 use crate::image::accounts;
 use crate::image::platform::Platform;
 use crate::layer::stack::LayerStack;
 use crate::plan::limits::Security;
-use crate::plan::step::{Network, RunOp, StepId};
+use crate::plan::step::{Network, Op, RunOp, StepId};
 use crate::snapshot::copied::{self, Noted};
 use crate::snapshot::diff;
 use crate::store::StoreError;
@@ -35,7 +35,7 @@ const TAIL: usize = 16 << 10;
 
 impl Solver<'_> {
     pub(super) fn run(&self, id: StepId, op: &RunOp, below: &StackState) -> Result<NewLayer, Cause> {
-        let can_copy = needs_mounts(op).is_none() && !self.engine.keep_failed && rustix::process::geteuid().is_root();
+        let can_copy = needs_mounts(op).is_none() && !self.engine.keep_failed;
         let copied = match self.engine.sandbox.isolation {
             Isolation::Namespace => false,
             Isolation::Chroot => true,
@@ -46,11 +46,16 @@ impl Solver<'_> {
                 if !copied && can_copy && self.engine.sandbox.isolation == Isolation::Auto && error.is_refusal() =>
             {
                 if self.refused.set(()).is_ok() {
-                    let why = error.to_string();
-                    let why = why.lines().next().unwrap_or_default();
-                    let note = format!(
-                        "warning: RUN is contained by a root directory alone (--isolation chroot), since namespaces are refused: {why}"
+                    let mut note = format!(
+                        "warning: RUN is contained by a root directory alone (--isolation chroot), since namespaces are refused: {error}"
                     );
+                    let is_wanted =
+                        |asks: AsksFor| self.plan.steps.iter().any(|step| matches!(&step.op, Op::Run(op) if asks(op)));
+                    let lost: Vec<_> =
+                        LOST_IN_COPIES.iter().filter(|(_, asks)| is_wanted(*asks)).map(|(what, _)| *what).collect();
+                    if !lost.is_empty() {
+                        note.push_str(&format!("\nthere it does not have what {} asks for", lost.join(" and ")));
+                    }
                     self.engine.events.event(Event::Note(&note));
                 }
                 self.run_in(id, op, below, true)
@@ -95,7 +100,7 @@ impl Solver<'_> {
         for stream in [Stream::Stdout, Stream::Stderr] {
             prepared.mask.end(&mut held_of(stream), &mut |bytes| pass(stream, bytes));
         }
-        let (exit, left) = ran?;
+        let Ended { exit, left, put_in } = ran?;
         prepared.clear(&left)?;
         if engine.keep_failed && matches!(exit, Exit::Code(1..) | Exit::Signal(_)) {
             let process = ProcessSpec { args: op.interactive_shell(), ..process };
@@ -118,7 +123,7 @@ impl Solver<'_> {
             }
         }
         if let Some(noted) = noted {
-            copied::to_upper(&rootfs.upper, &noted, &put_in(&view))?;
+            copied::to_upper(&rootfs.upper, &noted, &hidden(&view), &put_in)?;
         }
         let index = diff::commit(&rootfs.upper, &view, began, options)?;
         Ok(NewLayer { index, form: Form::Tree(rootfs.upper) })
@@ -188,13 +193,20 @@ impl Solver<'_> {
     }
 }
 
-/// Where things of the machine are put in a copy: no part of what a command changes.
-fn put_in(view: &LayerStack) -> Vec<Vec<u8>> {
+/// Where things of the machine are put in a copy: whatever is there then is no part of what a command changes.
+fn hidden(view: &LayerStack) -> Vec<Vec<u8>> {
     let folders = FOLDERS_PUT_IN.iter().map(|name| name.as_bytes().to_vec());
     // A circle of links has no end, and no file was put there.
     let files = FILES_PUT_IN.iter().filter_map(|path| view.resolve(path.as_bytes(), true).ok());
     folders.chain(files).collect()
 }
+
+/// Whether a RUN asks for something.
+type AsksFor = fn(&RunOp) -> bool;
+
+/// What a command can do without, and does not have in a copy: what asks for it, and whether a RUN does.
+pub const LOST_IN_COPIES: [(&str, AsksFor); 2] =
+    [("--shm-size", |op| op.limits.shm_size != 0), ("BUILDKIT_SANDBOX_HOSTNAME", |op| op.hostname.is_some())];
 
 /// What of a RUN takes namespaces or mounts: it cannot be had in a copy.
 pub fn needs_mounts(op: &RunOp) -> Option<&'static str> {

@@ -5,18 +5,18 @@
 //! anew without that promise, and what was built until then is found in the cache.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::stacks::Part;
 use super::{Cause, Solver, StepError, schedule};
-use crate::digest::DiffId;
 use crate::plan::step::{INTERNAL, Op, Stack, StepId};
+use crate::registry::AT_ONCE;
+use crate::shared::Need;
+use crate::sys::threads::at_once;
 
 /// Look-ups at once: they wait for a registry, and take no processor.
 const LOOKUPS: usize = 8;
-
-/// Layers at once.
-const LAYERS: usize = 4;
 
 impl Solver<'_> {
     /// First pass: looks steps up, those that do not wait for each other at once. What is `done` is left out.
@@ -66,44 +66,51 @@ impl Solver<'_> {
             }
             first.get_or_insert(StepId(index));
         }
-        self.bring_layers(&layers, first.unwrap_or(StepId(0)))
+        self.for_each(&layers, first.unwrap_or(StepId(0)), |part| self.stacks.index(part).map(drop))
     }
 
-    /// When all is solved: brings the layers of the images, if they are to be here. As [`Self::bring_for_commands`].
+    /// When all is solved: sees to it that what is needed of the images' layers can be had. As [`Self::bring_for_commands`].
     pub(super) fn bring_images(&self) -> Result<bool, StepError> {
-        if !self.engine.shared.is_some_and(crate::shared::SharedCache::keeps) {
-            return Ok(true);
-        }
-        let mut layers = BTreeSet::new();
-        self.plan.images.iter().for_each(|image| self.add_absent(image.stack, &mut layers));
-        self.bring_layers(&layers, StepId(0))
-    }
-
-    /// Adds the layers of a stack that a shared cache has and this store has not.
-    fn add_absent(&self, stack: Stack, layers: &mut BTreeSet<DiffId>) {
-        let Some(shared) = self.engine.shared else { return };
-        let own = self.steps_of(stack).filter_map(|StepId(step)| self.layer_of(step));
-        layers.extend(own.filter(|layer| !self.engine.store.has_layer(layer) && shared.claim(layer).is_some()));
-    }
-
-    fn bring_layers(&self, layers: &BTreeSet<DiffId>, for_step: StepId) -> Result<bool, StepError> {
-        let layers: Vec<&DiffId> = layers.iter().collect();
-        let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
-        let work = || {
-            while let Some(layer) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
-                // All are tried: what else is not there is then known, too.
-                if let Err(cause) = self.stacks.index(layer) {
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(cause);
+        let Some(shared) = self.engine.shared else { return Ok(true) };
+        let made = |stack| self.stack(stack).layers.into_iter().filter(|part| part.content.is_some());
+        let layers = self.plan.images.iter().flat_map(|image| made(image.stack)).collect();
+        self.for_each(&layers, StepId(0), |part| {
+            if self.engine.store.has_layer(&part.layer) {
+                // It may have come since it was claimed, by another build.
+                return self.stacks.check(part);
+            }
+            let claim = part.content.and_then(|content| shared.claim(&part.layer, &content)).ok_or(Cause::Untrue)?;
+            match shared.need(&claim) {
+                Need::Nothing => Ok(()),
+                Need::Blob => {
+                    if shared.has_blob(&claim) {
+                        Ok(())
+                    } else {
+                        Err(Cause::Untrue)
+                    }
                 }
+                Need::Layer => self.stacks.index(part).map(drop),
             }
-        };
-        std::thread::scope(|scope| {
-            for _ in 1..LAYERS.min(layers.len()) {
-                scope.spawn(work);
-            }
-            work();
-        });
-        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        })
+    }
+
+    /// Adds the layers that steps gave to a stack and that are not here.
+    fn add_absent(&self, stack: Stack, layers: &mut BTreeSet<Part>) {
+        let own = self.stack(stack).layers.into_iter().filter(|part| part.content.is_some());
+        layers.extend(own.filter(|part| !self.engine.store.has_layer(&part.layer)));
+    }
+
+    /// Does something with each layer; `false` where a shared cache does not have what it promised.
+    fn for_each(
+        &self,
+        layers: &BTreeSet<Part>,
+        for_step: StepId,
+        act: impl Fn(&Part) -> Result<(), Cause> + Sync,
+    ) -> Result<bool, StepError> {
+        let layers: Vec<&Part> = layers.iter().collect();
+        // All are tried: what else is not there is then known, too.
+        let Ok(causes) = at_once(AT_ONCE, &layers, |layer| Ok::<_, Infallible>(act(layer).err()));
+        match causes.into_iter().flatten().next() {
             None => Ok(true),
             _ if self.engine.cancel.is_canceled() => Err(StepError::new(for_step, Cause::Canceled)),
             Some(Cause::Untrue) => Ok(false),

@@ -1,17 +1,18 @@
 //! Stacks of layers while a build goes on: their indexes and their trees, each loaded or made once.
 //!
-//! In: diffIDs. Out: [`LayerStack`] views, and paths of trees for overlay mounts. What always holds: a tree is made by
+//! In: layers, those of steps with the content that keys go by. Out: [`LayerStack`] views, and paths of trees for overlay
+//! mounts. What always holds: of a layer that has another content nothing is made; a tree is made by
 //! one thread while the others that want it wait; a tree that occurs twice in a stack is mounted once, where it is
 //! topmost (the kernel refuses it twice, and the topmost shadows the others exactly).
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::io::{ErrorKind, Read as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::Cause;
-use crate::digest::{ChainId, DiffId, Hasher};
+use crate::digest::{ChainId, ContentDigest, DiffId, Hasher};
 use crate::event::{Event, EventSink};
 use crate::layer::apply::{self, ApplyError, Previous, TreeOptions};
 use crate::layer::entry::Kind;
@@ -22,6 +23,14 @@ use crate::shared::SharedCache;
 use crate::store::layers::{Form, LayerData};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
+
+/// A layer of a stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Part {
+    pub(super) layer: DiffId,
+    /// What it holds, where it is the layer of a step: keys of what lies on it go by that. Of one of a base the diffID counts.
+    pub(super) content: Option<ContentDigest>,
+}
 
 /// Values that are made once per name, by whichever thread asks first.
 struct Once<K, V>(Mutex<HashMap<K, Arc<OnceCell<V>>>>);
@@ -98,61 +107,81 @@ impl<'a> Stacks<'a> {
     }
 
     /// The index of a layer that is in the store, or comes now.
-    pub(super) fn index(&self, layer: &DiffId) -> Result<Arc<LayerIndex>, Cause> {
-        self.indexes.get_or_make(*layer, || {
+    pub(super) fn index(&self, part: &Part) -> Result<Arc<LayerIndex>, Cause> {
+        let Part { layer, content } = part;
+        let index = self.indexes.get_or_make(*layer, || {
             let index = match self.store.layer_index(layer)? {
-                None if self.bring(layer)? => self.store.layer_index(layer)?,
+                None if self.bring(part)? => self.store.layer_index(layer)?,
                 index => index,
             };
-            let index = index.ok_or_else(|| self.store.missing(format!("the layer {layer}")))?;
-            // Keys of what lies on it go by the content that was claimed.
-            if let Some(shared) = self.shared
-                && shared.content(layer).is_some_and(|claimed| claimed != index.content())
-            {
-                shared.refute(layer);
-                return Err(Cause::Untrue);
-            }
-            Ok(Arc::new(index))
-        })
+            index.map(Arc::new).ok_or_else(|| Cause::from(self.store.missing(format!("the layer {layer}"))))
+        })?;
+        match content {
+            Some(content) if *content != index.content() => Err(self.untrue(layer, content)),
+            _ => Ok(index),
+        }
     }
 
-    fn bring(&self, layer: &DiffId) -> Result<bool, Cause> {
-        if let Some(shared) = self.shared {
-            match shared.bring(layer) {
+    /// Whether a layer that is here holds what keys go by, without a look at all of its index.
+    pub(super) fn check(&self, part: &Part) -> Result<(), Cause> {
+        let found = self.store.layer_summary(&part.layer)?.content;
+        match &part.content {
+            Some(content) if *content != found => Err(self.untrue(&part.layer, content)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A layer has another content than the keys above it go by.
+    fn untrue(&self, layer: &DiffId, content: &ContentDigest) -> Cause {
+        match self.shared {
+            Some(shared) => {
+                shared.refute(layer, content);
+                Cause::Untrue
+            }
+            None => {
+                let folder = self.store.path("layers").join(layer.0.hex());
+                self.store.damaged(&folder, format!("its content is not {content}, as its record says")).into()
+            }
+        }
+    }
+
+    fn bring(&self, part: &Part) -> Result<bool, Cause> {
+        if let (Some(shared), Some(content)) = (self.shared, &part.content) {
+            match shared.bring(&part.layer, content) {
                 Some(true) => return Ok(true),
                 Some(false) => return Err(Cause::Untrue),
                 None => {}
             }
         }
-        (self.absent)(layer).map_err(Cause::Absent)
+        (self.absent)(&part.layer).map_err(Cause::Absent)
     }
 
     /// The index of a layer, or what a shared cache says of one that is not here: its entries, but no way to its data. It does
     /// not come for this where a cache has its index.
-    pub(super) fn outline(&self, layer: &DiffId) -> Result<Arc<LayerIndex>, Cause> {
-        if let Some(shared) = self.shared
-            && !self.store.has_layer(layer)
-            && let Some(index) = shared.index(layer)
+    pub(super) fn outline(&self, part: &Part) -> Result<Arc<LayerIndex>, Cause> {
+        if let (Some(shared), Some(content)) = (self.shared, &part.content)
+            && !self.store.has_layer(&part.layer)
+            && let Some(index) = shared.index(&part.layer, content)
         {
             return Ok(index);
         }
-        self.index(layer)
+        self.index(part)
     }
 
     /// What is seen through these layers, bottom first; all of them are here then.
-    pub(super) fn view(&self, layers: &[DiffId]) -> Result<LayerStack, Cause> {
-        self.seen(layers, |layer| self.index(layer))
+    pub(super) fn view(&self, layers: &[Part]) -> Result<LayerStack, Cause> {
+        self.seen(layers, |part| self.index(part))
     }
 
     /// The same, by [`Stacks::outline`].
-    pub(super) fn outlines(&self, layers: &[DiffId]) -> Result<LayerStack, Cause> {
-        self.seen(layers, |layer| self.outline(layer))
+    pub(super) fn outlines(&self, layers: &[Part]) -> Result<LayerStack, Cause> {
+        self.seen(layers, |part| self.outline(part))
     }
 
     fn seen(
         &self,
-        layers: &[DiffId],
-        index: impl Fn(&DiffId) -> Result<Arc<LayerIndex>, Cause>,
+        layers: &[Part],
+        index: impl Fn(&Part) -> Result<Arc<LayerIndex>, Cause>,
     ) -> Result<LayerStack, Cause> {
         let indexes = layers.iter().map(index).collect::<Result<Vec<_>, _>>()?;
         let mut view =
@@ -168,40 +197,46 @@ impl<'a> Stacks<'a> {
     }
 
     /// The bytes of a file that is small enough to list users. Its layer comes for it, if it is not here.
-    fn small_file(&self, layers: &[DiffId], view: &LayerStack, path: &[u8]) -> Option<Vec<u8>> {
+    fn small_file(&self, layers: &[Part], view: &LayerStack, path: &[u8]) -> Option<Vec<u8>> {
         let found = view.lookup(path)?;
         let Kind::File { size, .. } = found.entry.kind else { return None };
-        let layer = layers.get(found.layer).filter(|_| size <= KEPT_LIMIT)?;
-        self.index(layer).ok()?;
-        let data = self.data(layer).ok()?;
+        let part = layers.get(found.layer).filter(|_| size <= KEPT_LIMIT)?;
+        self.index(part).ok()?;
+        let data = self.data(part).ok()?;
         let mut bytes = Vec::new();
         data.open(&view.layers[found.layer], found.position).ok()?.take(size).read_to_end(&mut bytes).ok()?;
         Some(bytes)
     }
 
     /// The data of a layer's files.
-    pub(super) fn data(&self, layer: &DiffId) -> Result<Arc<LayerData>, Cause> {
-        self.data.get_or_make(*layer, || {
-            if self.shared.is_some() {
-                // Perhaps nothing but its outline was needed so far.
-                self.index(layer)?;
-            }
-            Ok(Arc::new(self.store.layer_data(layer, self.lease)?))
-        })
+    pub(super) fn data(&self, part: &Part) -> Result<Arc<LayerData>, Cause> {
+        if self.shared.is_some() {
+            // Perhaps nothing but its outline was needed so far.
+            self.index(part)?;
+        }
+        let made = || self.store.layer_data(&part.layer, self.lease).map(Arc::new);
+        Ok(self.data.get_or_make(part.layer, made)?)
     }
 
     /// The trees of these layers (bottom first), topmost first, each once; made where they are not there. Of more than
     /// the kernel mounts, the lowest are merged into one.
-    pub(super) fn trees(&self, layers: &[DiffId], options: &TreeOptions) -> Result<Vec<PathBuf>, Cause> {
+    pub(super) fn trees(&self, layers: &[Part], options: &TreeOptions) -> Result<Vec<PathBuf>, Cause> {
+        if self.shared.is_some() {
+            // A tree that is here may be that of a layer which was claimed to hold something else.
+            layers.iter().try_for_each(|part| self.index(part).map(drop))?;
+        }
         let merged = merged_layers(layers.len());
-        let mut chain = ChainId::of(&layers[..merged]);
+        let mut chain = None;
+        for part in &layers[..merged] {
+            chain = Some(ChainId::extend(chain.as_ref(), &part.layer));
+        }
         let mut trees = Vec::with_capacity(layers.len() - merged + 1);
         if let Some(chain) = chain.filter(|_| merged > 0) {
             let name = merged_name(&chain);
             trees.push(self.trees.get_or_make(name, || self.merge(&layers[..merged], &name, options))?);
         }
-        for (height, layer) in layers.iter().enumerate().skip(merged) {
-            let own = ChainId::extend(chain.as_ref(), layer);
+        for (height, part) in layers.iter().enumerate().skip(merged) {
+            let own = ChainId::extend(chain.as_ref(), &part.layer);
             trees.push(self.trees.get_or_make(own, || self.tree(&layers[..=height], &own, options))?);
             chain = Some(own);
         }
@@ -215,26 +250,27 @@ impl<'a> Stacks<'a> {
     }
 
     /// The tree of the last of `layers`: its own, or, where it is no tree by itself, the one on these parents.
-    fn tree(&self, layers: &[DiffId], chain: &ChainId, options: &TreeOptions) -> Result<PathBuf, Cause> {
-        let (layer, below) = layers.split_last().expect("a chain has a layer");
-        if let Some(tree) = self.store.layer_tree(layer) {
+    fn tree(&self, layers: &[Part], chain: &ChainId, options: &TreeOptions) -> Result<PathBuf, Cause> {
+        let (part, below) = layers.split_last().expect("a chain has a layer");
+        let layer = &part.layer;
+        if let Some(tree) = self.lease.mounts_layer(self.store, layer)? {
             return Ok(tree);
         }
-        let index = self.index(layer)?;
+        let index = self.index(part)?;
         let on_parents = needs_parents(&index);
-        if on_parents && let Some(tree) = self.store.chain_tree(chain) {
+        if on_parents && let Some(tree) = self.lease.mounts_chain(self.store, chain)? {
             return Ok(tree);
         }
         let tar = self.store.tar_file(layer, self.lease)?;
         let tree = self.lease.fresh_path();
         if on_parents {
             let view = self.view(below)?;
-            let data = below.iter().map(|layer| self.data(layer)).collect::<Result<Vec<_>, _>>()?;
+            let data = below.iter().map(|part| self.data(part)).collect::<Result<Vec<_>, _>>()?;
             let mut lower = |found: &Found| data[found.layer].open(&view.layers[found.layer], found.position);
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
             let made = apply::apply_on_parents(&index, &tar, &view, &mut lower, &tree, options);
             self.tell(&made.map_err(|error| self.unreadable(layer, error))?);
-            Ok(self.store.put_chain_tree(self.lease, chain, &tree)?)
+            self.put_chain(chain, &tree)
         } else {
             std::fs::create_dir(&tree).map_err(StoreError::io("make", &tree))?;
             let before = self.before(layer);
@@ -242,8 +278,15 @@ impl<'a> Stacks<'a> {
             let made = apply::apply_like(&index, &tar, &tree, options, before.as_ref());
             self.tell(&made.map_err(|error| self.unreadable(layer, error))?);
             self.store.put_layer(self.lease, &index, Form::Tree(tree))?;
-            Ok(self.store.layer_tree(layer).ok_or_else(|| self.store.missing(format!("the tree of {layer}")))?)
+            let tree = self.lease.mounts_layer(self.store, layer)?;
+            Ok(tree.ok_or_else(|| self.store.missing(format!("the tree of {layer}")))?)
         }
+    }
+
+    fn put_chain(&self, chain: &ChainId, tree: &Path) -> Result<PathBuf, Cause> {
+        self.store.put_chain_tree(self.lease, chain, tree)?;
+        let tree = self.lease.mounts_chain(self.store, chain)?;
+        Ok(tree.ok_or_else(|| self.store.missing(format!("the tree of {}", chain.0)))?)
     }
 
     /// Why a tree could not be made: a layer whose bytes end early is damaged.
@@ -258,16 +301,15 @@ impl<'a> Stacks<'a> {
     }
 
     /// One tree for all of `layers`, which are the lowest of a stack: what is seen through them.
-    fn merge(&self, layers: &[DiffId], name: &ChainId, options: &TreeOptions) -> Result<PathBuf, Cause> {
-        if let Some(tree) = self.store.chain_tree(name) {
+    fn merge(&self, layers: &[Part], name: &ChainId, options: &TreeOptions) -> Result<PathBuf, Cause> {
+        if let Some(tree) = self.lease.mounts_chain(self.store, name)? {
             return Ok(tree);
         }
-        let tree = self.flatten(layers, options)?;
-        Ok(self.store.put_chain_tree(self.lease, name, &tree)?)
+        self.put_chain(name, &self.flatten(layers, options)?)
     }
 
     /// A new folder with what is seen through `layers`, for the caller alone.
-    pub(super) fn flatten(&self, layers: &[DiffId], options: &TreeOptions) -> Result<PathBuf, Cause> {
+    pub(super) fn flatten(&self, layers: &[Part], options: &TreeOptions) -> Result<PathBuf, Cause> {
         let folder = self.lease.folder();
         let view = self.view(layers)?;
         let tar = tempfile::tempfile_in(folder).map_err(StoreError::io("make a file in", folder))?;
@@ -280,7 +322,7 @@ impl<'a> Stacks<'a> {
                     let data = self.data(&layers[layer])?;
                     let reader = data.open(&view.layers[layer], position);
                     let reader =
-                        reader.map_err(StoreError::io("read a file of", layers[layer].to_string().as_ref()))?;
+                        reader.map_err(StoreError::io("read a file of", layers[layer].layer.to_string().as_ref()))?;
                     writer.push(&mut entry, Body::Reader(reader))?;
                 }
             }

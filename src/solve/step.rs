@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::copy::{CopyError, SourceView};
 use super::lookup::{Hit, Look, Missed};
-use super::{Cause, Solved, Solver};
+use super::stacks::Part;
+use super::{Cause, Exports, Solved, Solver};
 use crate::cache::index::Found;
 use crate::cache::key::{self, SourceId};
 use crate::cache::record::CacheRecord;
@@ -30,7 +31,7 @@ pub(super) struct StackState {
     /// Contents of those made on them, bottom first.
     made: Vec<ContentDigest>,
     /// All layers, bottom first.
-    pub(super) layers: Vec<DiffId>,
+    pub(super) layers: Vec<Part>,
     pub(super) id: StackId,
 }
 
@@ -114,9 +115,10 @@ impl Solver<'_> {
                 if !was_hashed {
                     let source = selection.digest().ok_or_else(|| Cause::Unsteady(copy.destination.clone().into()))?;
                     missed.record.source = Some(source);
+                    let landing = landing.digest();
                     let (op, content) = (missed.record.op, SourceId::Content(source));
-                    missed.keys.push(key::quick_key(Some(copy), &op, &content, &missed.record.below));
-                    missed.keys.push(key::landing_key(Some(copy), &op, &content, &landing.digest()));
+                    let below = missed.record.below;
+                    missed.keys.extend(key::both_keys(Some(copy), &op, &content, &below, Some(&landing)));
                 }
             }
             missed.selection = Some(selection);
@@ -156,7 +158,8 @@ impl Solver<'_> {
             Stack::Scratch => (StackState::new(None, Vec::new()), None),
             Stack::Base(BaseId(base)) => {
                 let layers = self.engine.bases[base].config.rootfs.diff_ids.clone();
-                (StackState::new(ChainId::of(&layers), layers), None)
+                let parts = layers.iter().map(|layer| Part { layer: *layer, content: None }).collect();
+                (StackState::new(ChainId::of(&layers), parts), None)
             }
             Stack::Step(StepId(step)) => {
                 let own = self.solved[step].get().zip(self.layer_of(step));
@@ -165,7 +168,7 @@ impl Solver<'_> {
         };
         if let Some((own, layer)) = own {
             state.made.push(own.content);
-            state.layers.push(layer);
+            state.layers.push(Part { layer, content: Some(own.content) });
             state.id = own.stack;
         }
         state
@@ -180,15 +183,6 @@ impl Solver<'_> {
     pub(super) fn layer_needs_ids(&self, layer: &DiffId) -> bool {
         // What cannot be told is taken to be needed: the worst that follows is a namespace too many.
         self.engine.store.needs_tree_ids(layer).unwrap_or(true)
-    }
-
-    /// The steps of a stack, topmost first.
-    pub(super) fn steps_of(&self, stack: Stack) -> impl Iterator<Item = StepId> + '_ {
-        let step = |stack| match stack {
-            Stack::Step(step) => Some(step),
-            Stack::Base(_) | Stack::Scratch => None,
-        };
-        std::iter::successors(step(stack), move |id| step(self.plan.steps[id.0].parent))
     }
 
     /// Where a step stands, from one build of a Dockerfile to the next.
@@ -211,7 +205,7 @@ impl Solver<'_> {
 
     fn hit(&self, id: StepId, hit: &Hit) -> Result<(), Cause> {
         let Hit { record, key, keys, claim } = hit;
-        self.solve_as(id, record.clone(), keys.clone(), claim.as_deref(), None)?;
+        self.solve_as(id, record, keys.clone(), claim.as_deref(), None)?;
         if self.is_of_today(id) {
             self.date(id)?;
         }
@@ -248,20 +242,35 @@ impl Solver<'_> {
             self.stacks.follows(layer, last.layer);
         }
         store.remember_last(lease, &place, &record)?;
-        self.solve_as(id, record, missed.keys.clone(), None, Some(began.elapsed()))?;
+        self.solve_as(id, &record, missed.keys.clone(), None, Some(began.elapsed()))?;
         Ok(layer)
     }
 
     fn solve_as(
         &self,
         id: StepId,
-        record: CacheRecord,
-        keys: Vec<CacheKey>,
+        record: &CacheRecord,
+        mut keys: Vec<CacheKey>,
         claim: Option<&Claim>,
         took: Option<Duration>,
     ) -> Result<(), Cause> {
         let (content, layer) = (record.content, record.layer);
-        let mut state = self.stack(self.plan.steps[id.0].parent);
+        let step = &self.plan.steps[id.0];
+        let mut state = self.stack(step.parent);
+        if self.engine.exports == Exports::Steps {
+            // A step that hit by its first key did not look for the others; its record says them.
+            let copied = match &step.op {
+                Op::Copy(copy) => record.source.map(|source| (Some(copy), SourceId::Content(source))),
+                Op::MakeDir(_) => Some((None, SourceId::Nothing)),
+                Op::Run(_) => None,
+            };
+            let landing = record.landing.as_ref();
+            keys.extend(copied.into_iter().flat_map(|(copy, source)| {
+                key::both_keys(copy, &record.op, &source, &state.id, landing).collect::<Vec<_>>()
+            }));
+            keys.sort_unstable();
+            keys.dedup();
+        }
         state.made.push(content);
         let stack = key::stack_id(state.base.as_ref(), &state.made);
         let created = match claim {
@@ -278,7 +287,6 @@ impl Solver<'_> {
             created,
             cached: took.is_none(),
             took: took.unwrap_or_default(),
-            record,
             keys,
             cache,
         });
@@ -310,7 +318,7 @@ pub(super) fn is_unsteady(cause: &Cause) -> bool {
 }
 
 impl StackState {
-    fn new(base: Option<ChainId>, layers: Vec<DiffId>) -> Self {
+    fn new(base: Option<ChainId>, layers: Vec<Part>) -> Self {
         let id = key::stack_id(base.as_ref(), &[]);
         Self { base, made: Vec::new(), layers, id }
     }

@@ -11,11 +11,12 @@
 use super::copy::{Landing, SourceView, Spool, land, select};
 use super::lookup::{Hit, Look};
 use super::reading::Before;
+use super::stacks::Part;
 use super::{Cause, Solver};
 use crate::cache::record::CacheRecord;
 use crate::digest::DiffId;
 use crate::layer::index::LayerIndex;
-use crate::plan::step::{CopyFrom, MountOp, Op, Stack, StepId};
+use crate::plan::step::{CopyFrom, MountOp, Op, StepId};
 use crate::store::StoreError;
 
 impl Solver<'_> {
@@ -32,10 +33,9 @@ impl Solver<'_> {
                 MountOp::Bind(input) => Some(input.stack),
                 _ => None,
             });
-            for mut stack in std::iter::once(step.parent).chain(bound) {
-                while let Stack::Step(StepId(under)) = stack {
+            for stack in std::iter::once(step.parent).chain(bound) {
+                for StepId(under) in self.plan.steps_of(stack) {
                     below[under] |= self.copies_context(under);
-                    stack = self.plan.steps[under].parent;
                 }
             }
         }
@@ -69,7 +69,7 @@ impl Solver<'_> {
             selection.unpack(&source, spool.insert(Spool::new(file)))?;
         }
         let mut landing = land(copy, &selection, &self.view(&self.stack(step.parent))?)?;
-        let index = self.stacks.outline(&solved.layer)?;
+        let index = self.stacks.outline(&Part { layer: solved.layer, content: Some(solved.content) })?;
         if !take_times(&mut landing, &index) {
             return Ok(());
         }
@@ -86,11 +86,13 @@ impl Solver<'_> {
         if let Look::Hit(hit) = self.look_up_once(id)? {
             let Hit { record, key, .. } = *hit;
             let (store, lease) = (self.engine.store, self.engine.lease);
-            store.remember_made(lease, &record.content, &record.op, &layer)?;
-            // What a shared cache claimed is so: it was made here just now.
-            let record = CacheRecord { layer, ..record };
-            store.record(lease, &key, &record)?;
-            store.remember_last(lease, &self.place(id), &record)?;
+            if record.content == solved.content {
+                store.remember_made(lease, &record.content, &record.op, &layer)?;
+                // What a shared cache claimed of the content is so: it was made here just now.
+                let record = CacheRecord { layer, ..record };
+                store.record(lease, &key, &record)?;
+                store.remember_last(lease, &self.place(id), &record)?;
+            }
         }
         // A step is dated once.
         let _ = self.dated[id.0].set(layer);

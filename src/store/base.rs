@@ -3,6 +3,8 @@
 //! In: an [`ImageRecord`], or an image whose layers are in the store. Out: a [`BaseImage`], or a record. What always
 //! holds: only manifest and config are read for a base, never a layer.
 
+use rustix::io::Errno;
+
 use super::gc::Needed;
 use super::images::ImageRecord;
 use super::lease::Lease;
@@ -25,7 +27,7 @@ pub fn base_image(store: &Store, record: &ImageRecord) -> Result<BaseImage, Stor
 
 /// All images that a record stands for, in order: one, or one for each platform of an index. There is at least one.
 pub fn base_images(store: &Store, record: &ImageRecord) -> Result<Vec<BaseImage>, StoreError> {
-    let bytes = store.read_blob(&record.manifest, MAX_MANIFEST_SIZE as u64)?;
+    let bytes = read(store, &record.manifest, MAX_MANIFEST_SIZE)?;
     let damaged = |why: String| store.damaged(&store.blob_path(&record.manifest), why);
     let name = record.names.first().cloned().unwrap_or_else(|| record.id.to_string());
     match Document::parse(&bytes).map_err(|error| damaged(error.to_string()))? {
@@ -43,7 +45,7 @@ pub fn base_images(store: &Store, record: &ImageRecord) -> Result<Vec<BaseImage>
 
 /// The image of an entry of an index.
 fn entry_image(store: &Store, entry: &Descriptor, name: String) -> Result<BaseImage, StoreError> {
-    let bytes = store.read_blob(&entry.digest, MAX_MANIFEST_SIZE as u64)?;
+    let bytes = read(store, &entry.digest, MAX_MANIFEST_SIZE)?;
     let manifest =
         Manifest::parse(&bytes).map_err(|error| store.damaged(&store.blob_path(&entry.digest), error.to_string()))?;
     let mut image = image_of(store, entry.clone(), manifest, name)?;
@@ -57,7 +59,7 @@ fn entry_image(store: &Store, entry: &Descriptor, name: String) -> Result<BaseIm
 fn image_of(store: &Store, descriptor: Descriptor, manifest: Manifest, name: String) -> Result<BaseImage, StoreError> {
     let damaged = |digest, why: String| store.damaged(&store.blob_path(digest), why);
     let digest = manifest.config.digest;
-    let config = store.read_blob(&digest, MAX_CONFIG_SIZE as u64)?;
+    let config = read(store, &digest, MAX_CONFIG_SIZE)?;
     let config = ImageConfig::parse(&config).map_err(|error| damaged(&digest, error.to_string()))?;
     if manifest.layers.len() != config.rootfs.diff_ids.len() {
         return Err(damaged(&descriptor.digest, "it does not list as many layers as its config".to_owned()));
@@ -110,9 +112,20 @@ fn document_of(store: &Store, digest: &Digest) -> Result<Option<ImageConfig>, St
     Ok(bytes.and_then(|bytes| ImageConfig::parse(&bytes).ok()))
 }
 
+/// Reads a document. One that the disk does not give is noted like one that is damaged: else it would be in the way for good.
+fn read(store: &Store, digest: &Digest, limit: usize) -> Result<Vec<u8>, StoreError> {
+    let found = store.read_blob(digest, limit as u64);
+    if let Err(StoreError::Io { source, .. }) = &found
+        && source.raw_os_error() == Some(Errno::IO.raw_os_error())
+    {
+        drop(store.damaged(&store.blob_path(digest), source.to_string()));
+    }
+    found
+}
+
 /// A document, if it is here and whole.
 fn document(store: &Store, digest: &Digest, limit: usize) -> Result<Option<Vec<u8>>, StoreError> {
-    match store.read_blob(digest, limit as u64) {
+    match read(store, digest, limit) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(StoreError::Damaged { .. } | StoreError::Missing { .. }) => Ok(None),
         Err(error) => Err(error),
@@ -236,9 +249,10 @@ pub(super) fn put_image(
     })
 }
 
-/// Makes durable what was made under the lease, then lets the image have its names.
+/// Makes durable what was made under the lease, or by a command that has not come to that yet, as the image may be made of
+/// it; then lets the image have its names.
 pub fn keep(store: &Store, lease: &Lease, record: &ImageRecord) -> Result<bool, StoreError> {
-    if lease.made_something() {
+    if !lease.is_durable() || store.others_made(lease)? {
         lease.sync()?;
     }
     store.tag(record)

@@ -1,17 +1,18 @@
 //! The content store: bytes by digest.
 //!
 //! In: bytes. Out: the same bytes, checked. What always holds: a file of this folder has the digest that its name
-//! says, or a reader finds out at the end of the file.
+//! says, or who reads it does not get its last bytes, and it is noted as damaged.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
 use super::layout::{Store, StoreError, open_if_there};
 use super::lease::Lease;
 use crate::digest::{Digest, Hasher, HashingWriter};
+use crate::image::manifest::Descriptor;
 
 /// Writes a blob whose digest is not known yet.
 pub struct BlobWriter<'a> {
@@ -20,11 +21,16 @@ pub struct BlobWriter<'a> {
     out: HashingWriter<NamedTempFile>,
 }
 
-/// Reads a blob and fails at its end when size or digest are not those that were asked for.
+/// Reads a file of the store whose digest is known. Where it has another one its last bytes do not come, but the error: who
+/// sends as many bytes as there are never asks for an end.
 pub struct BlobReader {
+    store: Store,
     file: File,
     path: PathBuf,
     expected: Digest,
+    /// The bytes that are still to come.
+    left: u64,
+    /// Until the digest was checked.
     hasher: Option<Hasher>,
 }
 
@@ -65,7 +71,18 @@ impl Store {
     pub fn open_blob(&self, digest: &Digest) -> Result<BlobReader, StoreError> {
         let path = self.blob_path(digest);
         let file = open_if_there(&path)?.ok_or_else(|| self.missing(format!("the blob {digest}")))?;
-        Ok(BlobReader { file, path, expected: *digest, hasher: Some(Hasher::new()) })
+        self.checked(file, path, digest)
+    }
+
+    /// As [`Self::open_blob`], for who has promised to send as many bytes as the descriptor says.
+    pub fn open_listed_blob(&self, blob: &Descriptor) -> Result<BlobReader, StoreError> {
+        self.open_blob(&blob.digest)?.of_size(blob.size)
+    }
+
+    /// Reads a file of the store that is to have this digest.
+    pub(super) fn checked(&self, file: File, path: PathBuf, expected: &Digest) -> Result<BlobReader, StoreError> {
+        let left = file.metadata().map_err(StoreError::io("look at", &path))?.len();
+        Ok(BlobReader { store: self.clone(), file, path, expected: *expected, left, hasher: Some(Hasher::new()) })
     }
 
     /// Copies a blob. Its digest has been checked when this returns; bytes that were written before a mismatch was found
@@ -74,12 +91,7 @@ impl Store {
         let mut reader = self.open_blob(digest)?;
         let mut buffer = vec![0; 1 << 20];
         loop {
-            let read = match reader.read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    return Err(self.damaged(&reader.path, "its digest is another one"));
-                }
-                other => other.map_err(StoreError::io("read", &reader.path))?,
-            };
+            let read = reader.read(&mut buffer).map_err(StoreError::read("read", &reader.path))?;
             if read == 0 {
                 return Ok(());
             }
@@ -93,8 +105,7 @@ impl Store {
         let path = reader.path.clone();
         let mut bytes = Vec::new();
         match reader.take(limit + 1).read_to_end(&mut bytes) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(self.damaged(&path, other_digest(&bytes))),
-            Err(error) => Err(StoreError::io("read", &path)(error)),
+            Err(error) => Err(StoreError::read("read", &path)(error)),
             Ok(_) if bytes.len() as u64 > limit => {
                 Err(self.damaged(&path, format!("it is a document of more than {limit} bytes")))
             }
@@ -114,9 +125,11 @@ impl Store {
     }
 }
 
-/// What is wrong with bytes that are not those of their name.
-fn other_digest(bytes: &[u8]) -> String {
-    format!("its digest is {}", Digest::of(bytes))
+impl StoreError {
+    /// As [`Self::io`], for reads: what is damaged, and was noted by the reader that found it, is said as that.
+    pub(crate) fn read(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |error| error.downcast().unwrap_or_else(Self::io(action, path))
+    }
 }
 
 impl BlobWriter<'_> {
@@ -160,20 +173,29 @@ impl Write for BlobWriter<'_> {
     }
 }
 
+impl BlobReader {
+    /// The same, if there are as many bytes as there should be.
+    pub(super) fn of_size(self, size: u64) -> Result<Self, StoreError> {
+        if self.left == size {
+            return Ok(self);
+        }
+        Err(self.store.damaged(&self.path, format!("it has {} bytes instead of {size}", self.left)))
+    }
+}
+
 impl Read for BlobReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read(buffer)?;
+        self.left = self.left.saturating_sub(read as u64);
         if let Some(hasher) = &mut self.hasher {
             hasher.update(&buffer[..read]);
         }
-        if read == 0
-            && !buffer.is_empty()
-            && let Some(hasher) = self.hasher.take()
-        {
+        let ends = self.left == 0 || (read == 0 && !buffer.is_empty());
+        if ends && let Some(hasher) = self.hasher.take() {
             let found = hasher.finish();
             if found != self.expected {
-                let why = format!("{} is damaged: its digest is {found}", self.path.display());
-                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+                let error = self.store.damaged(&self.path, format!("its digest is {found}"));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
         }
         Ok(read)
@@ -201,5 +223,24 @@ mod tests {
         assert_eq!(store.read_blob(&digest, 5).unwrap(), b"hello", "it was written again");
         let missing = store.read_blob(&Digest::of(b"other"), 5).unwrap_err().to_string();
         assert!(missing.contains("is not in the store"), "{missing}");
+    }
+
+    #[test]
+    fn the_last_bytes_of_what_is_damaged_do_not_come() {
+        for (bytes, whole) in [("hello", true), ("hellO", false), ("hell", false), ("", false), ("hello ", false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = Store::open(folder.path()).unwrap();
+            let lease = store.lease("boot").unwrap();
+            let digest = store.put_blob(&lease, b"hello").unwrap();
+            fs::write(store.blob_path(&digest), bytes).unwrap();
+            // Who wants five bytes asks for no more, not even for the end.
+            let mut found = [0; 5];
+            let read = store.open_blob(&digest).unwrap().read_exact(&mut found);
+            assert_eq!(read.is_ok(), whole || bytes.len() > 5, "{bytes}");
+            let listed = Descriptor::new("x".into(), digest, 5);
+            let read = store.open_listed_blob(&listed).map(|mut blob| blob.read_exact(&mut found).is_ok());
+            assert_eq!(read.unwrap_or(false), whole, "{bytes}");
+            assert_eq!(store.suspects().unwrap().len(), usize::from(!whole), "{bytes}");
+        }
     }
 }

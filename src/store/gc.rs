@@ -10,7 +10,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,6 +17,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::base::needed;
 use super::layout::{Store, StoreError, is_younger, list, read_if_there};
 use super::origins;
+use super::suspect::Suspect;
+use super::sweep::{is_free, text_of};
 use super::usage::{Usage, measure};
 use crate::cache::record::CacheRecord;
 use crate::digest::{ChainId, DiffId, Digest};
@@ -355,18 +356,18 @@ impl Store {
             let Ok(file) = File::open(&path) else { continue };
             // Nobody makes a lease now: one whose lock can be had is that of a dead command. What that made is checked
             // by the next build before anything uses it, and may go.
-            if file.try_lock().is_ok() {
+            let text = text_of(&file);
+            if is_free(&file, text.as_deref().unwrap_or_default()) {
                 continue;
             }
             busy = true;
-            // Not by its name: the command may end, and its lease with it.
-            let text = io::read_to_string(&file).map_err(StoreError::io("read", &path))?;
+            let text = text.map_err(StoreError::io("read", &path))?;
             for name in text.lines().filter_map(|line| line.strip_prefix("made ").or(line.strip_prefix("used "))) {
-                match name.rsplit_once('/').map(|(folder, name)| (folder, Digest::from_hex(name))) {
-                    Some(("layers", Some(name))) => drop(all.layers.insert(DiffId(name))),
-                    Some(("blobs/sha256", Some(name))) => drop(all.blobs.insert(name)),
-                    Some(("trees", Some(name))) => drop(all.chains.insert(ChainId(name))),
-                    _ => {}
+                match Suspect::parse(name) {
+                    Some(Suspect::Layer(layer)) => drop(all.layers.insert(layer)),
+                    Some(Suspect::Blob(digest)) => drop(all.blobs.insert(digest)),
+                    Some(Suspect::Tree(chain)) => drop(all.chains.insert(chain)),
+                    Some(Suspect::Origins(_) | Suspect::Cache { .. }) | None => {}
                 }
             }
         }
@@ -379,7 +380,7 @@ impl Store {
         self.needed_by_commands(&mut Needed::default())
     }
 
-    /// Throws everything away, whatever needs it. The bytes that the disk has back. The caller has seen to it that
+    /// Throws everything away, whatever needs it, unread, with what dead commands left. The bytes that the disk has back. The caller has seen to it that
     /// nobody is at work.
     pub fn empty(&self) -> Result<Collected, StoreError> {
         let before = measure(self.root()).total;
@@ -391,10 +392,13 @@ impl Store {
                 self.discard(&self.path("format"))?;
                 for entry in list(self.root())? {
                     let name = entry.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-                    if !["lock", "trash", "leases", "tmp"].contains(&name.as_str()) {
+                    if !["lock", "trash"].contains(&name.as_str()) {
                         self.discard(&entry)?;
                     }
                 }
+                // At once: who opened the store before finds a place for what it makes. On a full disk there is room for them
+                // when the trash is empty.
+                drop(self.make_folders());
             }
         }
         let stuck = self.empty_trash()?;

@@ -156,6 +156,11 @@ impl Store {
         self.find_image(&manifest.to_string(), |image| image.manifest == *manifest)
     }
 
+    /// Whether there is an image with this manifest, of which all layers were here and made an image.
+    pub fn knows_content(&self, manifest: &Digest) -> Result<bool, StoreError> {
+        Ok(self.image_by_manifest(manifest)?.is_some_and(|image| image.content.is_some()))
+    }
+
     /// The first image that `fits`; its record holds `text` as a string. In a store of a thousand images this reads one
     /// record, not a thousand: a build without anything to do takes no longer for them.
     fn find_image(&self, text: &str, fits: impl Fn(&ImageRecord) -> bool) -> Result<Option<ImageRecord>, StoreError> {

@@ -15,7 +15,6 @@ use super::layers::Form;
 use super::lease::Lease;
 use super::{Store, StoreError};
 use crate::diagnostic::{Diagnostic, Source};
-use crate::digest::{Digest, ImageId};
 use crate::dockerfile::ast::{Instruction, InstructionKind};
 use crate::image::config::{ContainerConfig, History, ImageConfig};
 use crate::image::manifest::{Descriptor, Encoding, Family};
@@ -162,19 +161,7 @@ fn folded(changes: &[String], platform: &Platform) -> Result<ContainerConfig, Im
     let options =
         PlanOptions { platforms: vec![platform.clone()], build_platform: platform.clone(), ..PlanOptions::default() };
     let graph = plan::graph(&parsed.dockerfile, &options).map_err(wrong)?;
-    let nothing = BaseImage {
-        name: "imported".to_owned(),
-        config: ImageConfig {
-            os: platform.os.clone(),
-            architecture: platform.architecture.clone(),
-            ..ImageConfig::default()
-        },
-        image_id: ImageId(Digest::of(b"")),
-        manifest: None,
-        layers: Vec::new(),
-        platform: platform.clone(),
-    };
-    let nothing = Arc::new(nothing);
+    let nothing = Arc::new(BaseImage::nothing("imported", platform));
     let bases: Bases = plan::base_requests(&graph, &options)
         .into_iter()
         .map(|request| ((request.name, request.platform.to_string()), Resolved::Image(nothing.clone())))
@@ -272,7 +259,7 @@ mod tests {
         bzip2.write_all(&tar).unwrap();
         let (plain, config, kept) = imported(&tar, &[]).unwrap();
         assert_eq!(kept, tar.len());
-        assert_eq!(config.rootfs.diff_ids, [crate::digest::DiffId(Digest::of(&tar))]);
+        assert_eq!(config.rootfs.diff_ids, [crate::digest::DiffId(crate::digest::Digest::of(&tar))]);
         assert_eq!(
             (config.os.as_str(), config.architecture.as_str(), config.variant.as_deref()),
             ("linux", "arm", Some("v7"))

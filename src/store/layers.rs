@@ -62,6 +62,9 @@ struct EpochOf {
 
 /// Where the data of a layer's files are read from.
 pub struct LayerData {
+    store: Store,
+    /// The layer's.
+    folder: PathBuf,
     place: Place,
 }
 
@@ -136,8 +139,8 @@ impl Store {
         tree.exists().then_some(tree)
     }
 
-    /// Puts such a tree in: a folder on the store's file system, which is taken. Where it is now.
-    pub fn put_chain_tree(&self, lease: &Lease, chain: &ChainId, tree: &Path) -> Result<PathBuf, StoreError> {
+    /// Puts such a tree in: a folder on the store's file system, which is taken.
+    pub fn put_chain_tree(&self, lease: &Lease, chain: &ChainId, tree: &Path) -> Result<(), StoreError> {
         let name = format!("trees/{}", chain.0.hex());
         let place = self.path(&name);
         let folder = lease.fresh_path();
@@ -146,10 +149,9 @@ impl Store {
         let _shared = lease.shared()?;
         lease.will_make(&name)?;
         match fs::rename(&folder, &place) {
-            Err(_) if place.join("tree").exists() => {}
-            other => other.map_err(StoreError::io("rename into place", &place))?,
+            Err(_) if place.join("tree").exists() => Ok(()),
+            other => other.map_err(StoreError::io("rename into place", &place)),
         }
-        Ok(place.join("tree"))
     }
 
     /// Puts a layer in, or adds a form to one that is here.
@@ -233,7 +235,10 @@ impl Store {
         blobs.push(blob);
         let path = self.layer_path(layer).join("blobs");
         let bytes = serde_json::to_vec(&blobs).map_err(|error| self.damaged(&path, error.to_string()))?;
-        self.replace(&path, &bytes)
+        // Beside another form of the layer it is a hint, and what a power cut leaves torn is no list: nobody waits for the
+        // disk. Where the layer is in its blobs alone, they must be found.
+        let is_hint = ["tar", "tree", "epoch"].iter().any(|form| self.layer_path(layer).join(form).exists());
+        if is_hint { self.replace_later(&path, &bytes) } else { self.replace(&path, &bytes) }
     }
 
     /// Writes the layer's uncompressed tar, made from whichever form is here. Its digest has been checked when this
@@ -295,7 +300,10 @@ impl Store {
 
     /// What an error in reading a layer says: that its bytes are wrong, or that they could not be had.
     fn unreadable(&self, path: &Path, error: io::Error) -> StoreError {
-        if is_damage(&error) { self.damaged(path, error.to_string()) } else { StoreError::io("read", path)(error) }
+        match StoreError::read("read", path)(error) {
+            StoreError::Io { source, .. } if is_damage(&source) => self.damaged(path, source.to_string()),
+            error => error,
+        }
     }
 
     /// The layer's uncompressed tar, if this very command made it: its digest is known, and nobody needs to compute it
@@ -338,6 +346,17 @@ impl Store {
         Ok(file)
     }
 
+    /// As [`Self::tar_file`], to be read once from its beginning, for who has promised to send `size` bytes. A tar of the store
+    /// is checked on the way, unless this very command made it.
+    pub fn listed_tar(&self, layer: &DiffId, size: u64, lease: &Lease) -> Result<Box<dyn Read>, StoreError> {
+        let path = self.layer_path(layer).join("tar");
+        match self.stored_tar(layer)? {
+            Some(tar) if !lease.has_written(&path) => Ok(Box::new(self.checked(tar, path, &layer.0)?.of_size(size)?)),
+            Some(tar) => Ok(Box::new(tar)),
+            None => Ok(Box::new(self.tar_file(layer, lease)?)),
+        }
+    }
+
     /// The layer that this one is a form of under an epoch, if it is one: its bytes come from there.
     pub(super) fn source_of_epoch(&self, layer: &DiffId) -> Result<Option<DiffId>, StoreError> {
         Ok(self.epoch_of(layer)?.map(|form| form.of))
@@ -353,11 +372,15 @@ impl Store {
     /// Access to the data of the layer's files.
     pub fn layer_data(&self, layer: &DiffId, lease: &Lease) -> Result<LayerData, StoreError> {
         let source = self.epoch_of(layer)?.map_or(*layer, |form| form.of);
+        if !self.layer_path(&source).join("tar").exists() {
+            // Each of its files is checked as it is read; but the tree must stay.
+            lease.mounts_layer(self, &source)?;
+        }
         match self.layer_data_of(&source) {
             Err(StoreError::Missing { .. }) => {
                 let tar = self.tar_file(&source, lease)?;
                 let index = self.layer_index(&source)?.ok_or_else(|| self.missing(format!("the layer {source}")))?;
-                Ok(LayerData { place: Place::Tar { tar, index } })
+                Ok(self.data_in(&source, Place::Tar { tar, index }))
             }
             other => other,
         }
@@ -366,11 +389,15 @@ impl Store {
     fn layer_data_of(&self, layer: &DiffId) -> Result<LayerData, StoreError> {
         if let Some(tar) = open_if_there(&self.layer_path(layer).join("tar"))? {
             let index = self.layer_index(layer)?.ok_or_else(|| self.missing(format!("the layer {layer}")))?;
-            return Ok(LayerData { place: Place::Tar { tar, index } });
+            return Ok(self.data_in(layer, Place::Tar { tar, index }));
         }
         let tree = self.layer_tree(layer).ok_or_else(|| self.missing(format!("the data of layer {layer}")))?;
         let dir = RootDir::open(&tree).map_err(StoreError::io("open", &tree))?;
-        Ok(LayerData { place: Place::Tree(dir) })
+        Ok(self.data_in(layer, Place::Tree(dir)))
+    }
+
+    fn data_in(&self, layer: &DiffId, place: Place) -> LayerData {
+        LayerData { store: self.clone(), folder: self.layer_path(layer), place }
     }
 
     /// Whether reading the layer's files needs the ids that the store's trees were made with: they are read from a tree
@@ -384,16 +411,23 @@ impl Store {
 
 impl LayerData {
     /// Opens the data of the file at `position` of `index`: of this layer, another form of it, or what it stands for on
-    /// its parents.
+    /// its parents. A file that was lost is noted.
     pub fn open(&self, index: &LayerIndex, position: usize) -> io::Result<Box<dyn Read + '_>> {
-        match &self.place {
+        let opened = match &self.place {
             Place::Tree(tree) => data::from_tree(index, position, tree).map(|reader| reader as Box<dyn Read>),
             Place::Tar { tar, index: own } if index.diff_id() == own.diff_id() => data::from_tar(index, position, tar),
-            Place::Tar { tar, index: own } => {
-                let position = own.position(index.path(position)).ok_or(io::ErrorKind::NotFound)?;
-                data::from_tar(own, position, tar)
+            Place::Tar { tar, index: own } => match own.position(index.path(position)) {
+                Some(position) => data::from_tar(own, position, tar),
+                None => Err(io::ErrorKind::NotFound.into()),
+            },
+        };
+        opened.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                let why = format!("its file {} is not there", String::from_utf8_lossy(index.path(position)));
+                io::Error::new(io::ErrorKind::InvalidData, self.store.damaged(&self.folder, why))
             }
-        }
+            _ => error,
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::images::Listed;
+use super::suspect::Suspect;
 
 /// Version of the layout; readers refuse others.
 const STORE_VERSION: &str = "rbuild store 1\n";
@@ -29,6 +30,8 @@ pub struct Store {
     root: PathBuf,
     /// The list of images as it was read last.
     pub(super) listed: Arc<Mutex<Option<Listed>>>,
+    /// Whether damage is noted.
+    notes: bool,
 }
 
 /// What can go wrong with a store.
@@ -107,7 +110,7 @@ impl StoreError {
 impl Store {
     /// Opens the store at `root`, making it where there is none.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let store = Self { root: root.to_owned(), listed: Arc::default() };
+        let store = Self { root: root.to_owned(), listed: Arc::default(), notes: true };
         let format = root.join("format");
         match fs::read(&format) {
             Ok(found) if found == STORE_VERSION.as_bytes() => return Ok(store),
@@ -127,7 +130,7 @@ impl Store {
     }
 
     /// Makes the folders that are not there.
-    fn make_folders(&self) -> Result<(), StoreError> {
+    pub(super) fn make_folders(&self) -> Result<(), StoreError> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         for folder in FOLDERS {
@@ -162,11 +165,12 @@ impl Store {
         }
     }
 
-    /// The error for bytes that are not what they should be. What is damaged below `layers`, `trees`, `blobs` or `cache` is
-    /// noted in the file `suspects`, so that the next command checks it, removes it and makes it anew.
+    /// The error for bytes that are not what they should be. What is damaged below `layers`, `trees`, `blobs`, `origins` or
+    /// `cache` is noted in the file `suspects`, so that the next command checks it, removes it and makes it anew.
     pub(crate) fn damaged(&self, path: &Path, why: impl Into<String>) -> StoreError {
         let mut why = why.into();
-        if let Some(suspect) = self.suspect(path) {
+        let suspect = path.strip_prefix(&self.root).ok().and_then(Suspect::around).filter(|_| self.notes);
+        if let Some(suspect) = suspect {
             let note = OpenOptions::new().create(true).append(true).open(self.path(SUSPECTS));
             // Who cannot write here is told of the damage all the same. No lock: a line is appended whole.
             if note.and_then(|mut file| file.write_all(format!("{suspect}\n").as_bytes())).is_ok() {
@@ -176,28 +180,18 @@ impl Store {
         StoreError::Damaged { path: path.to_owned(), why }
     }
 
-    /// What is to be checked, as leases list it, where this path of the store is wrong.
-    fn suspect(&self, path: &Path) -> Option<String> {
-        let relative = path.strip_prefix(&self.root).ok()?.to_str()?;
-        let parts: Vec<&str> = relative.split('/').collect();
-        let kept = match parts.first()? {
-            &"layers" | &"trees" => parts.get(..2)?,
-            &"blobs" => parts.get(..3)?,
-            &"cache" => parts.as_slice(),
-            _ => return None,
-        };
-        Some(kept.join("/"))
+    /// The same store for who deals with the damage that is found: it is not noted.
+    pub(super) fn without_notes(&self) -> Self {
+        Self { notes: false, ..self.clone() }
     }
 
-    /// What readers found damaged, and when a writer shall check it: paths relative to the root.
+    /// What readers noted, each once.
+    #[cfg(test)]
     pub(super) fn suspects(&self) -> Result<Vec<String>, StoreError> {
         let noted = read_if_there(&self.path(SUSPECTS))?.unwrap_or_default();
-        let mut lines: Vec<String> = String::from_utf8_lossy(&noted).lines().map(str::to_owned).collect();
-        lines.sort();
-        lines.dedup();
-        // A line that was cut off, or that somebody else wrote, leads nowhere.
-        lines.retain(|line| self.suspect(&self.path(line)).as_ref() == Some(line) && !line.contains(".."));
-        Ok(lines)
+        let text = String::from_utf8_lossy(&noted);
+        let suspects: std::collections::BTreeSet<_> = text.lines().filter_map(Suspect::parse).collect();
+        Ok(suspects.iter().map(ToString::to_string).collect())
     }
 
     /// The error for something that could not be made or locked.
@@ -317,15 +311,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(folder.path()).unwrap();
         assert_eq!(store.suspects().unwrap(), [""; 0]);
+        let hex = crate::digest::Digest::of(b"x").hex();
+        let layer = format!("layers/{hex}");
+        let record = format!("cache/records/{}/{hex}", &hex[..2]);
+        let blob = format!("blobs/sha256/{hex}");
         for path in
-            ["layers/ab/tree/bin/sh", "layers/ab/index", "blobs/sha256/cd", "cache/records/ef/ef1", "images.json"]
+            [&format!("{layer}/tree/bin/sh"), &format!("{layer}/index"), &blob, &record, "layers", "images.json"]
         {
             store.damaged(&store.path(path), "it is not");
         }
-        store.damaged(Path::new("/elsewhere/layers/ab"), "it is not");
+        store.damaged(&Path::new("/elsewhere").join(&layer), "it is not");
+        store.without_notes().damaged(&store.path(&format!("trees/{hex}")), "it is not");
         let note = OpenOptions::new().append(true).open(store.path(SUSPECTS));
         note.unwrap().write_all(b"layers/../../home\nlayers\nbl").unwrap();
-        assert_eq!(store.suspects().unwrap(), ["blobs/sha256/cd", "cache/records/ef/ef1", "layers/ab"]);
+        assert_eq!(store.suspects().unwrap(), [layer, blob, record]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! What a running command has made so far, and its folder for unfinished files.
 //!
 //! In: a [`Store`]. Out: [`Lease`]. What always holds: a lease lives as long as the flock on its file; whatever the
-//! command renames into place is appended to the file first. So a later command can tell what a dead one left: its
-//! unfinished files go, and what it had made before the machine went down (another boot) is checked against its digest.
+//! command renames into place is appended to the file first, and is durable before the file goes; which trees it has mounted
+//! stands there too. So a later command can tell what a dead one left, and what a living one needs: see `sweep`.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -10,13 +10,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
-
-use super::layout::{SUSPECTS, Store, StoreError, is_younger, list, open_if_there};
-use crate::digest::{DiffId, Digest};
+use super::layout::{Store, StoreError, open_if_there};
+use super::suspect::Suspect;
+use super::sweep::sync_file_system;
+use crate::digest::{ChainId, DiffId, Digest};
 use crate::sys::cancel::{Cancel, UntilCanceled};
 
 /// A claim on the store by a running command.
@@ -28,12 +26,16 @@ pub struct Lease {
     folder: PathBuf,
     next: AtomicU64,
     made: AtomicU64,
+    /// How many of those are durable.
+    durable: AtomicU64,
     cancel: Option<Cancel>,
     /// The lock against garbage collection, if there is one, and how many hold it.
     lock: Mutex<(Option<File>, usize)>,
     used: Mutex<HashSet<String>>,
     /// Files below the root whose bytes this command wrote itself.
     written: Mutex<HashSet<PathBuf>>,
+    /// Trees that are damaged, and that another command has mounted.
+    spoilt: Mutex<HashSet<Suspect>>,
 }
 
 /// Keeps garbage collection away as long as it lives: what was found stays there until it is noted as used.
@@ -50,16 +52,6 @@ impl Drop for Shared<'_> {
             let _ = file.unlock();
         }
     }
-}
-
-/// What [`Store::sweep`] found.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Swept {
-    /// Paths, relative to the root, that a dead command of an earlier boot made, or that somebody found damaged: they need
-    /// to be checked.
-    pub suspects: Vec<String>,
-    /// Unfinished files that could not be removed, since they belong to mapped ids.
-    pub stuck: usize,
 }
 
 impl Store {
@@ -112,103 +104,6 @@ impl Store {
         locked.map_err(StoreError::io("lock", &path))?;
         Ok(file)
     }
-
-    /// Clears away what dead commands left in `tmp`. Leases of another boot, and what readers noted, are kept until
-    /// [`Store::forget`]: the caller checks the suspects first.
-    pub fn sweep(&self, boot: &str) -> Result<Swept, StoreError> {
-        let mut suspects = self.suspects()?;
-        let (leases, tmp) = (self.path("leases"), self.path("tmp"));
-        if !list(&leases)?.is_empty() || !list(&tmp)?.is_empty() {
-            // Exclusive: nobody is between making a lease and locking it, or replacing a small file.
-            let _exclusive = self.gc_lock(true)?;
-            for path in list(&leases)? {
-                let Ok(file) = File::open(&path) else { continue };
-                // Not by its name: the command may end, and its lease with it.
-                let text = io::read_to_string(&file).map_err(StoreError::io("read", &path))?;
-                if !is_free(&file, &text) {
-                    continue;
-                }
-                let known = suspects.len();
-                if !text.starts_with(&format!("boot {boot}\n")) {
-                    suspects.extend(text.lines().filter_map(|line| line.strip_prefix("made ")).map(str::to_owned));
-                    // The lease is no more durable than what it lists: its last lines may be lost, or all.
-                    suspects.extend(self.made_since(&file)?);
-                }
-                let name = path.file_name().unwrap_or_default();
-                self.discard(&tmp.join(name))?;
-                if suspects.len() == known {
-                    remove_if_there(&path)?;
-                }
-            }
-            // What belongs to no lease: files that were to replace others.
-            for path in list(&tmp)? {
-                if !leases.join(path.file_name().unwrap_or_default()).exists() {
-                    self.discard(&path)?;
-                }
-            }
-        }
-        suspects.sort();
-        suspects.dedup();
-        Ok(Swept { suspects, stuck: self.empty_trash()? })
-    }
-
-    /// What appeared in the store since that file was made, as leases list it.
-    fn made_since(&self, lease: &File) -> Result<Vec<String>, StoreError> {
-        // Where the file system does not say when that was, everything is suspect.
-        let born = lease.metadata().and_then(|metadata| metadata.created()).unwrap_or(UNIX_EPOCH);
-        let mut paths = Vec::new();
-        for folder in ["layers", "trees", "blobs/sha256"] {
-            paths.extend(list(&self.path(folder))?);
-        }
-        let cache = walkdir::WalkDir::new(self.path("cache")).into_iter().flatten();
-        paths.extend(cache.filter(|entry| entry.file_type().is_file()).map(walkdir::DirEntry::into_path));
-        paths.retain(|path| is_younger(path, born));
-        let relative = |path: PathBuf| Some(path.strip_prefix(self.root()).ok()?.to_str()?.to_owned());
-        Ok(paths.into_iter().filter_map(relative).collect())
-    }
-
-    /// Renames `path` into the trash, from where [`Store::empty_trash`] removes it. Under the exclusive lock only. It takes
-    /// no room: on a full disk this is how there comes to be some.
-    pub(crate) fn discard(&self, path: &Path) -> Result<(), StoreError> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let trash = self.path("trash");
-        loop {
-            let place = trash.join(format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
-            let renamed = match renameat_with(CWD, path, CWD, &place, RenameFlags::NOREPLACE) {
-                // A process of another container has the same number.
-                Err(Errno::EXIST) => continue,
-                // Some file systems do not know the flag.
-                Err(Errno::INVAL) => fs::rename(path, &place),
-                other => other.map_err(io::Error::from),
-            };
-            match renamed {
-                Err(error) if error.kind() == io::ErrorKind::NotFound && path.symlink_metadata().is_err() => {
-                    return Ok(());
-                }
-                other => return other.map_err(StoreError::io("discard", path)),
-            }
-        }
-    }
-
-    /// Removes what lies in the trash. How many things could not be removed: an ordinary user must be inside the user
-    /// namespace to remove files of mapped ids.
-    pub fn empty_trash(&self) -> Result<usize, StoreError> {
-        Ok(list(&self.path("trash"))?.iter().filter(|path| !remove_patiently(path)).count())
-    }
-
-    /// Drops the leases of dead commands and the notes of readers, once their suspects have been checked.
-    pub fn forget(&self) -> Result<(), StoreError> {
-        let _exclusive = self.gc_lock(true)?;
-        remove_if_there(&self.path(SUSPECTS))?;
-        for path in list(&self.path("leases"))? {
-            let Ok(file) = File::open(&path) else { continue };
-            let folder = self.path("tmp").join(path.file_name().unwrap_or_default());
-            if file.try_lock().is_ok() && !folder.exists() {
-                remove_if_there(&path)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Lease {
@@ -220,10 +115,12 @@ impl Lease {
             folder,
             next: AtomicU64::new(0),
             made: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
             cancel: None,
             lock: Mutex::new((lock, 1)),
             used: Mutex::new(HashSet::new()),
             written: Mutex::new(HashSet::new()),
+            spoilt: Mutex::new(HashSet::new()),
         }
     }
 
@@ -232,9 +129,19 @@ impl Lease {
         self.cancel = Some(cancel.clone());
     }
 
+    /// Whether the command shall end.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.cancel.as_ref().is_some_and(Cancel::is_canceled)
+    }
+
     /// What a long copy reads from or writes to, so that it ends when the command shall.
     pub fn heeding<T>(&self, inner: T) -> UntilCanceled<'_, T> {
         UntilCanceled { inner, cancel: self.cancel.as_ref() }
+    }
+
+    /// The lease's file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The folder for unfinished files: on the store's file system, gone with the lease.
@@ -290,8 +197,34 @@ impl Lease {
         self.uses([format!("layers/{}", layer.0.hex())]).map(|()| true)
     }
 
+    /// The tree of a layer, where it has one: noted as mounted until the command ends, so that nobody takes it away.
+    pub fn mounts_layer(&self, store: &Store, layer: &DiffId) -> Result<Option<PathBuf>, StoreError> {
+        let _shared = self.shared()?;
+        store.layer_tree(layer).map(|tree| self.mounts(&Suspect::Layer(*layer), tree)).transpose()
+    }
+
+    /// The same of the tree of a layer that is no tree by itself, on the parents that `chain` names.
+    pub fn mounts_chain(&self, store: &Store, chain: &ChainId) -> Result<Option<PathBuf>, StoreError> {
+        let _shared = self.shared()?;
+        store.chain_tree(chain).map(|tree| self.mounts(&Suspect::Tree(*chain), tree)).transpose()
+    }
+
+    fn mounts(&self, what: &Suspect, tree: PathBuf) -> Result<PathBuf, StoreError> {
+        if self.spoilt.lock().unwrap_or_else(std::sync::PoisonError::into_inner).contains(what) {
+            let why = "another build works with it as it is; build again when that has ended".to_owned();
+            return Err(StoreError::Damaged { path: tree, why });
+        }
+        self.append(&format!("mounts {what}\n")).map(|()| tree)
+    }
+
+    /// Notes that a tree is damaged and stays, as another command has it mounted: this one must not.
+    pub(super) fn shuns(&self, tree: Suspect) {
+        self.spoilt.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(tree);
+    }
+
     /// Notes that `path` (relative to the root) is about to be renamed into place.
     pub fn will_make(&self, path: &str) -> Result<(), StoreError> {
+        debug_assert!(Suspect::parse(path).is_some(), "after a power cut nobody would look for {path}");
         self.made.fetch_add(1, Ordering::Relaxed);
         self.append(&format!("made {path}\n"))
     }
@@ -311,11 +244,21 @@ impl Lease {
         self.made.load(Ordering::Relaxed) > 0
     }
 
+    /// Whether all that was made is durable.
+    pub fn is_durable(&self) -> bool {
+        self.durable.load(Ordering::Relaxed) == self.made.load(Ordering::Relaxed)
+    }
+
     /// Makes everything that was made durable: one `syncfs`, however many files.
     pub fn sync(&self) -> Result<(), StoreError> {
-        let folder = File::open(&self.folder).map_err(StoreError::io("open", &self.folder))?;
-        rustix::fs::syncfs(&folder)
-            .map_err(|error| StoreError::io("sync the file system of", &self.folder)(error.into()))
+        let made = self.made.load(Ordering::Relaxed);
+        let file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // Without a file nothing is made.
+        if let Some(file) = file.as_ref() {
+            sync_file_system(file).map_err(StoreError::io("sync the file system of", &self.path))?;
+        }
+        self.durable.store(made, Ordering::Relaxed);
+        Ok(())
     }
 
     fn append(&self, line: &str) -> Result<(), StoreError> {
@@ -329,59 +272,21 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // What cannot be removed now is swept by the next command: the lease file goes last and only if its folder went.
-        let file = self.file.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if remove_tree(&self.folder).is_ok() && file.is_some() {
+        // What cannot be removed now is swept by the next command: the lease file goes last, only if its folder went, and
+        // what it lists will outlive a power cut.
+        let gone = remove_tree(&self.folder).is_ok();
+        let has_file = self.file.get_mut().unwrap_or_else(std::sync::PoisonError::into_inner).is_some();
+        if gone && has_file && (self.is_durable() || self.sync().is_ok()) {
             drop(remove_if_there(&self.path));
         }
     }
 }
 
-/// Whether the lock of a lease can be had: its command is dead. A child that a killed command was about to make still
-/// holds the lock for the moment in which it dies too, and that moment is waited for.
-fn is_free(file: &File, text: &str) -> bool {
-    let owner = text.lines().find_map(|line| line.strip_prefix("by ")?.parse::<u32>().ok());
-    let seems_dead = || owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists());
-    for _ in 0..50 {
-        if file.try_lock().is_ok() {
-            return true;
-        }
-        // It may live in another container, where it has another number, so this is no proof.
-        if !seems_dead() {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    false
-}
-
-fn remove_if_there(path: &Path) -> Result<(), StoreError> {
+pub(super) fn remove_if_there(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
         _ => Ok(()),
     }
-}
-
-/// Removes a folder in which the processes of a killed command may still be at work: they are on their way out.
-fn remove_patiently(path: &Path) -> bool {
-    const TRIES: u32 = 300;
-    for _ in 0..TRIES {
-        match remove_tree(path) {
-            Ok(()) => return true,
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && has_foreign(path) => return false,
-            // They make folders that nobody may enter, and remove what is just being looked at.
-            Err(_) => std::thread::sleep(Duration::from_millis(10)),
-        }
-    }
-    false
-}
-
-/// Whether something in a folder belongs to somebody else: waiting does not help against that.
-fn has_foreign(path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    let own = rustix::process::geteuid().as_raw();
-    let entries = walkdir::WalkDir::new(path).into_iter().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).any(|metadata| metadata.uid() != own)
 }
 
 /// Removes a file, or a folder with all that is in it, folders without write permission too.
@@ -404,8 +309,18 @@ pub(crate) fn remove_tree(path: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
+impl Lease {
+    /// As SIGKILL would: the lock goes with the process, the files stay.
+    pub(super) fn kill(self) {
+        self.file.lock().unwrap().as_ref().unwrap().unlock().unwrap();
+        std::mem::forget(self);
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::sweep::{SYNCS, Swept};
 
     fn store() -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
@@ -430,135 +345,36 @@ mod tests {
     }
 
     #[test]
+    fn what_was_made_is_durable_before_nobody_lists_it() {
+        let (_folder, store) = store();
+        let begun = SYNCS.get();
+        let syncs = || SYNCS.get() - begun;
+        let lease = store.lease("boot-a").unwrap();
+        lease.uses(["layers/abc".to_owned()]).unwrap();
+        drop(lease);
+        assert_eq!(syncs(), 0, "it made nothing");
+        let lease = store.lease("boot-a").unwrap();
+        store.put_blob(&lease, b"1").unwrap();
+        drop(lease);
+        assert_eq!(syncs(), 1);
+        let lease = store.lease("boot-a").unwrap();
+        store.put_blob(&lease, b"2").unwrap();
+        assert!(!lease.is_durable());
+        lease.sync().unwrap();
+        assert!(lease.is_durable());
+        // Another command is at work.
+        let other = store.lease("boot-a").unwrap();
+        assert!(store.others_made(&other).unwrap() && !store.others_made(&lease).unwrap());
+        drop((lease, other));
+        assert_eq!(syncs(), 2, "no more than once");
+    }
+
+    #[test]
     fn no_program_that_is_started_inherits_a_lease() {
         let (_folder, store) = store();
         let lease = store.lease("boot-a").unwrap();
         let flags = rustix::io::fcntl_getfd(lease.file.lock().unwrap().as_ref().unwrap()).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "a child would keep it alive");
-    }
-
-    #[test]
-    fn what_a_killed_command_left_is_swept() {
-        let (_folder, store) = store();
-        let lease = store.lease("boot-a").unwrap();
-        fs::create_dir(lease.folder().join("locked")).unwrap();
-        lease.will_make("layers/abc").unwrap();
-        // As SIGKILL would: the lock goes with the process, the files stay.
-        lease.file.lock().unwrap().as_ref().unwrap().unlock().unwrap();
-        std::mem::forget(lease);
-        assert_eq!(store.sweep("boot-a").unwrap(), Swept::default());
-        assert_eq!((count(&store.path("leases")), count(&store.path("tmp"))), (0, 0));
-    }
-
-    #[test]
-    fn a_small_file_that_was_never_renamed_is_swept() {
-        let (_folder, store) = store();
-        fs::write(store.path("tmp/.tmpAbCdEf"), "half of images.j").unwrap();
-        let lease = store.lease("boot-a").unwrap();
-        assert_eq!(store.sweep("boot-a").unwrap(), Swept::default());
-        assert_eq!((count(&store.path("tmp")), count(&store.path("trash"))), (1, 0), "the lease's folder alone");
-        assert!(lease.folder().exists());
-    }
-
-    #[test]
-    fn a_lock_that_outlives_its_command_by_a_moment_is_waited_for() {
-        let (_folder, store) = store();
-        let path = store.path("leases/build-x");
-        // No process has this number.
-        fs::write(&path, "boot boot-a\nby 4294967295\n").unwrap();
-        let held = File::open(&path).unwrap();
-        held.lock().unwrap();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                std::thread::sleep(Duration::from_millis(20));
-                held.unlock().unwrap();
-            });
-            store.sweep("boot-a").unwrap();
-        });
-        assert_eq!(count(&store.path("leases")), 0);
-        fs::write(&path, format!("boot boot-a\nby {}\n", std::process::id())).unwrap();
-        let held = File::open(&path).unwrap();
-        held.lock().unwrap();
-        store.sweep("boot-a").unwrap();
-        assert_eq!(count(&store.path("leases")), 1, "its command lives");
-    }
-
-    #[test]
-    fn many_commands_sweep_at_once() {
-        let (_folder, store) = store();
-        std::thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
-                    for round in 0..50 {
-                        let lease = store.lease("boot-a").unwrap();
-                        fs::write(lease.fresh_path(), "x").unwrap();
-                        store.replace(&store.path("small"), b"small").unwrap();
-                        if round % 2 == 0 {
-                            lease.file.lock().unwrap().as_ref().unwrap().unlock().unwrap();
-                            std::mem::forget(lease);
-                        }
-                        assert_eq!(store.sweep("boot-a").unwrap().suspects, [""; 0]);
-                    }
-                });
-            }
-        });
-        store.sweep("boot-a").unwrap();
-        let left = ["leases", "tmp", "trash"].map(|folder| count(&store.path(folder)));
-        assert_eq!(left, [0; 3]);
-    }
-
-    #[test]
-    fn after_another_boot_what_was_made_is_suspect_until_checked() {
-        let (_folder, store) = store();
-        let lease = store.lease("boot-a").unwrap();
-        lease.will_make("layers/abc").unwrap();
-        lease.file.lock().unwrap().as_ref().unwrap().unlock().unwrap();
-        std::mem::forget(lease);
-        let expected = Swept { suspects: vec!["layers/abc".to_owned()], stuck: 0 };
-        assert_eq!(store.sweep("boot-b").unwrap(), expected);
-        assert_eq!(store.sweep("boot-b").unwrap(), expected, "a check that was cut off is made again");
-        store.forget().unwrap();
-        assert_eq!(count(&store.path("leases")), 0);
-    }
-
-    #[test]
-    fn a_lease_of_another_boot_that_made_nothing_goes() {
-        let (_folder, store) = store();
-        for text in ["boot boot-a\n", "boot", ""] {
-            fs::write(store.path("leases/build-x"), text).unwrap();
-            assert_eq!(store.sweep("boot-b").unwrap(), Swept::default());
-            assert_eq!(count(&store.path("leases")), 0, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn what_a_lease_lost_is_found_by_its_time() {
-        let (_folder, store) = store();
-        fs::create_dir(store.path("layers/old")).unwrap();
-        std::thread::sleep(Duration::from_millis(30));
-        for torn in ["", "boo", "boot boot-a\nmade lay"] {
-            fs::write(store.path("leases/build-x"), torn).unwrap();
-            fs::create_dir_all(store.path("layers/new")).unwrap();
-            fs::create_dir_all(store.path("cache/records/ab")).unwrap();
-            fs::write(store.path("cache/records/ab/new"), torn).unwrap();
-            let found = store.sweep("boot-b").unwrap().suspects;
-            assert!(found.contains(&"layers/new".to_owned()), "{torn:?}: {found:?}");
-            assert!(found.contains(&"cache/records/ab/new".to_owned()), "{torn:?}: {found:?}");
-            assert!(!found.contains(&"layers/old".to_owned()), "{torn:?}: {found:?}");
-            store.forget().unwrap();
-            fs::remove_dir(store.path("layers/new")).unwrap();
-        }
-    }
-
-    #[test]
-    fn what_readers_found_is_suspect_until_checked() {
-        let (_folder, store) = store();
-        drop(store.damaged(&store.path("layers/abc/tar"), "it is not what it was"));
-        let expected = Swept { suspects: vec!["layers/abc".to_owned()], stuck: 0 };
-        assert_eq!(store.sweep("boot-a").unwrap(), expected);
-        assert_eq!(store.sweep("boot-a").unwrap(), expected, "a check that was cut off is made again");
-        store.forget().unwrap();
-        assert_eq!(store.sweep("boot-a").unwrap(), Swept::default());
     }
 
     #[test]
@@ -575,18 +391,5 @@ mod tests {
         drop(lease);
         File::open(&path).unwrap().try_lock().unwrap();
         assert!(!folder.exists());
-    }
-
-    #[test]
-    fn things_go_to_the_trash_one_beside_the_other() {
-        let (_folder, store) = store();
-        for _ in 0..3 {
-            fs::write(store.path("layers/x"), "x").unwrap();
-            store.discard(&store.path("layers/x")).unwrap();
-        }
-        store.discard(&store.path("layers/gone")).unwrap();
-        assert_eq!(count(&store.path("trash")), 3);
-        assert_eq!(store.empty_trash().unwrap(), 0);
-        assert_eq!(count(&store.path("trash")), 0);
     }
 }

@@ -265,20 +265,10 @@ pub fn bring_layout(
     }
 }
 
-/// Brings all images of an archive in; `place` is its name in messages. An image with several platforms comes with all of
-/// them if the archive has all, else it is the one for `platform`. They get no names in the store: see [`Loaded::names`].
+/// Brings all images of an archive in, or what of them is for one of the platforms `only`, if any is named; `place` is the
+/// archive's name in messages. An image with several platforms comes with all of them if the archive has all, else it is the
+/// one for `platform`. They get no names in the store: see [`Loaded::names`].
 pub fn load(
-    store: &Store,
-    lease: &Lease,
-    archive: File,
-    place: &str,
-    platform: &Platform,
-) -> Result<Vec<Loaded>, LoadError> {
-    load_only(store, lease, archive, place, platform, &[])
-}
-
-/// As [`load`]; of all images only what is for one of the platforms `only`, if any is named.
-pub fn load_only(
     store: &Store,
     lease: &Lease,
     archive: File,
@@ -356,8 +346,8 @@ fn bring_listed(store: &Store, lease: &Lease, files: &Files, listed: &Descriptor
         wanted.push(Wanted { name: layout::blob_name(&layer.digest), blob, diff_id: *diff_id });
     }
     layers::bring(store, lease, files, &wanted)?;
-    // An image whose manifest is here has been through this.
-    if !store.has_blob(&listed.digest) {
+    // An image that is known with what it holds has been through this; a pull that was refused leaves all but that.
+    if !store.knows_content(&listed.digest)? {
         layers::check_links(store, files, &config.rootfs.diff_ids)?;
     }
     let image_id = ImageId(store.put_blob(lease, &documents.config)?);

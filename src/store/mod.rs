@@ -14,7 +14,7 @@
 //! origins/<hex>                repositories that have a layer (by its diffID), which need not be here, or an image (by its id)
 //! cache/                       see `cache::index`, `context::stat_cache` and `bases`
 //! mounts/<hash of a name>/     see `cache_mounts`
-//! leases/<id>, tmp/<id>/       running builds, and their unfinished files
+//! leases/<id>, tmp/<id>/       running builds, and their unfinished files; leases/noted-…: `suspects` while they are checked
 //! trash/                       on its way out
 //! ```
 
@@ -33,6 +33,8 @@ pub mod lease;
 pub mod load;
 pub mod origins;
 pub mod recover;
+pub mod suspect;
+pub mod sweep;
 pub mod usage;
 pub mod verify;
 

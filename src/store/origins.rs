@@ -97,7 +97,8 @@ impl Store {
             .map_err(|error| StoreError::Damaged { path: path.clone(), why: error.to_string() })?;
         let folder = self.path(FOLDER);
         fs::create_dir_all(&folder).map_err(StoreError::io("make", &folder))?;
-        self.replace(&path, &bytes)
+        // Nobody waits for the disk: what a power cut leaves torn is no list, and a hint less.
+        self.replace_later(&path, &bytes)
     }
 
     /// Whether the layer, or the blob of it that a manifest lists, is not here. (One that is listed uncompressed is made of

@@ -72,7 +72,7 @@ fn image_problems(
         // What its registry has is not lost.
         let elsewhere = store.lacks(layer, &blob.digest) && !store.origins_of_blob(layer, &blob.digest)?.is_empty();
         if blob.digest != layer.0 && !elsewhere {
-            problems.extend(blob_problem(store, layer, blob)?);
+            problems.extend(blob_problem(store, lease, layer, blob)?);
         }
         if elsewhere && !store.has_layer(layer) {
             continue;
@@ -88,14 +88,14 @@ fn image_problems(
             // Told above.
             _ => {}
         }
-        problems.extend(tree_problems(store, &diff_ids[..=number])?);
+        problems.extend(tree_problems(store, lease, &diff_ids[..=number])?);
     }
     let complete = contents.len() == image.layers.len();
     Ok(complete.then(|| image_content_digest(&image.config, &contents)))
 }
 
 /// Reads the files of the trees of the last of these layers: its own, and the one on these parents.
-fn tree_problems(store: &Store, layers: &[DiffId]) -> Result<Vec<String>, StoreError> {
+fn tree_problems(store: &Store, lease: &Lease, layers: &[DiffId]) -> Result<Vec<String>, StoreError> {
     let Some((layer, below)) = layers.split_last() else { return Ok(Vec::new()) };
     // What is wrong with an index is told where it is read alone.
     let Ok(Some(index)) = store.layer_index(layer) else { return Ok(Vec::new()) };
@@ -105,7 +105,7 @@ fn tree_problems(store: &Store, layers: &[DiffId]) -> Result<Vec<String>, StoreE
     for own in std::iter::once(*layer).chain(source) {
         if let Some(tree) = store.layer_tree(&own)
             && let Ok(Some(index)) = store.layer_index(&own)
-            && let Some(why) = bytes_or_entries(&index, &tree)?
+            && let Some(why) = bytes_or_entries(lease, &index, &tree)?
         {
             problems.push(store.damaged(&tree, why).to_string());
         }
@@ -115,7 +115,7 @@ fn tree_problems(store: &Store, layers: &[DiffId]) -> Result<Vec<String>, StoreE
             below.iter().map(|layer| store.layer_index(layer).ok().flatten().map(Arc::new)).collect();
         let alone = below.and_then(|below| on_parents(&index, &LayerStack::new(below).ok()?).ok());
         if let Some(alone) = alone
-            && let Some(why) = bytes_or_entries(&alone, &tree)?
+            && let Some(why) = bytes_or_entries(lease, &alone, &tree)?
         {
             problems.push(store.damaged(&tree, why).to_string());
         }
@@ -124,10 +124,14 @@ fn tree_problems(store: &Store, layers: &[DiffId]) -> Result<Vec<String>, StoreE
 }
 
 /// What is wrong with a tree: with the bytes of its files, else with all else that a RUN sees.
-pub(super) fn bytes_or_entries(index: &LayerIndex, tree: &Path) -> Result<Option<String>, StoreError> {
-    match tree_problem(index, tree)? {
-        None => entries_problem(index, tree).map_err(StoreError::io("read", tree)),
-        problem => Ok(problem),
+pub(super) fn bytes_or_entries(lease: &Lease, index: &LayerIndex, tree: &Path) -> Result<Option<String>, StoreError> {
+    if let Some(problem) = tree_problem(lease, index, tree)? {
+        return Ok(Some(problem));
+    }
+    let found = entries_problem(index, tree).map_err(StoreError::io("read", tree));
+    match found {
+        Err(ref error @ StoreError::Io { ref source, .. }) if lease.blames_thing(error) => Ok(Some(source.to_string())),
+        found => found,
     }
 }
 
@@ -223,7 +227,7 @@ pub(super) fn is_damage(error: &io::Error) -> bool {
 }
 
 /// Reads a layer's blob, packed and unpacked.
-fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Option<String>, StoreError> {
+fn blob_problem(store: &Store, lease: &Lease, layer: &DiffId, blob: &Descriptor) -> Result<Option<String>, StoreError> {
     let path = store.blob_path(&blob.digest);
     let layer_path = store.path("layers").join(layer.0.hex());
     if !store.has_blob(&blob.digest) {
@@ -234,7 +238,10 @@ fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Opti
     let mut packed = HashingReader::new(file);
     let unpacked = compress::decompress(Box::new(&mut packed)).and_then(Digest::of_reader);
     // Bytes after the compressed stream belong to the blob too.
-    io::copy(&mut packed, &mut io::sink()).map_err(StoreError::io("read", &path))?;
+    if let Err(error) = io::copy(&mut packed, &mut io::sink()).map_err(StoreError::io("read", &path)) {
+        let problem = unreadable(store, lease, &path, error)?;
+        return Ok(Some(problem));
+    }
     let (_, found, size) = packed.finish();
     if (found, size) != (blob.digest, blob.size) {
         let why = format!("the blob {} of layer {layer} has {size} bytes with the digest {found}", blob.digest);
@@ -245,6 +252,16 @@ fn blob_problem(store: &Store, layer: &DiffId, blob: &Descriptor) -> Result<Opti
         Ok(found) => Some(format!("the blob {} does not hold layer {layer} but {found}", blob.digest)),
         Err(error) => Some(format!("the blob {} cannot be unpacked: {error}", blob.digest)),
     })
+}
+
+/// What is wrong with something that cannot be read; an error that says nothing of it is handed on.
+fn unreadable(store: &Store, lease: &Lease, path: &Path, error: StoreError) -> Result<String, StoreError> {
+    match &error {
+        StoreError::Io { source, .. } if lease.blames_thing(&error) => {
+            Ok(store.damaged(path, format!("it cannot be read: {source}")).to_string())
+        }
+        _ => Err(error),
+    }
 }
 
 /// Makes the layer's tar from the form that is there, indexes it anew and compares.
@@ -258,13 +275,13 @@ pub(super) fn layer_content(
     let tar = match store.tar_file(layer, lease) {
         Ok(tar) => tar,
         Err(error @ (StoreError::Damaged { .. } | StoreError::Missing { .. })) => return Ok(Err(error.to_string())),
-        Err(error) => return Err(error),
+        Err(error) => return unreadable(store, lease, &path, error).map(Err),
     };
     let index = match store.layer_index(layer) {
         Ok(Some(index)) => index,
         Ok(None) => return Ok(Err(damaged(format!("the index of layer {layer} is not there")))),
         Err(error @ StoreError::Damaged { .. }) => return Ok(Err(error.to_string())),
-        Err(error) => return Err(error),
+        Err(error) => return unreadable(store, lease, &path, error).map(Err),
     };
     Ok(match scan(tar) {
         Ok(found) if found.diff_id() != *layer => Err(damaged(format!("layer {layer} holds {}", found.diff_id()))),
@@ -357,7 +374,7 @@ mod tests {
             fs::write(&path, &archive).unwrap();
             let file = fs::File::open(path).unwrap();
             let record =
-                load(&store, &lease, file, "x", &Platform::new("linux", "amd64", "")).unwrap()[0].record.clone();
+                load(&store, &lease, file, "x", &Platform::new("linux", "amd64", ""), &[]).unwrap()[0].record.clone();
             harm(&store, &record);
             let problems = verify(&store, &lease, &record).unwrap().join("; ");
             assert_eq!(problems.is_empty(), expected.is_empty(), "{name}: {problems}");
@@ -370,6 +387,8 @@ mod tests {
         use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
         use std::time::{Duration, UNIX_EPOCH};
         let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        let lease = store.lease("boot").unwrap();
         let made = fs::metadata(folder.path()).unwrap();
         let owner = format!("{} {}", made.uid(), made.gid());
         let text = format!(
@@ -422,7 +441,7 @@ mod tests {
             fs::hard_link(tree.join("d/f"), tree.join("d/g")).unwrap();
             symlink("d/f", tree.join("s")).unwrap();
             change(&tree);
-            let problem = bytes_or_entries(&index, &tree).unwrap();
+            let problem = bytes_or_entries(&lease, &index, &tree).unwrap();
             match (&problem, expected) {
                 (None, None) => {}
                 (Some(problem), Some(expected)) => assert!(problem.starts_with(expected), "{problem}"),

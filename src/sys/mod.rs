@@ -11,4 +11,5 @@ pub mod mount;
 pub mod namespace;
 pub mod process;
 pub mod root_dir;
+pub mod threads;
 pub mod xattr;

@@ -68,6 +68,15 @@ impl Restrict {
     pub const INERT: Self = Self(libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC);
     /// Set-user-id has no effect.
     pub const NO_SUID: Self = Self(libc::MOUNT_ATTR_NOSUID);
+    /// Device nodes can be there, and not be opened.
+    pub const NO_DEVICES: Self = Self(libc::MOUNT_ATTR_NODEV);
+    /// Everything.
+    pub const NOTHING: Self = Self(0);
+
+    /// Both.
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 }
 
 /// A copy of a mounted tree (or of one file) that is not attached anywhere yet.
@@ -187,7 +196,7 @@ impl Overlay {
 
     /// Mounts it at `target`; with `user_xattr` its marks are `user.overlay.*`, as only they can be set in a user
     /// namespace. Needs /proc; changes the working directory to `/`.
-    pub fn mount(&self, target: &Path, user_xattr: bool) -> Result<(), MountError> {
+    pub fn mount(&self, target: &Path, flags: MountFlags, user_xattr: bool) -> Result<(), MountError> {
         const CALL: &str = "mount overlay";
         // The kernel takes one page of options. Named by path, a few dozen trees fill it; as names in /proc/self/fd,
         // nine hundred fit, more than overlay stacks at all, and no character of a path needs escaping.
@@ -209,7 +218,7 @@ impl Overlay {
         }
         let data = c_string(&options).map_err(MountError::new(CALL, target))?;
         rustix::process::chdir(FOLDER).map_err(MountError::new("chdir", FOLDER))?;
-        let mounted = rustix::mount::mount("overlay", target, "overlay", MountFlags::empty(), data.as_c_str());
+        let mounted = rustix::mount::mount("overlay", target, "overlay", flags, data.as_c_str());
         rustix::process::chdir("/").map_err(MountError::new("chdir", "/"))?;
         mounted.map_err(MountError::new(CALL, target))
     }

@@ -5,7 +5,9 @@
 //! so; what takes a *name* never follows a link at that name.
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{
+    self, AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Statx, StatxFlags, Timespec, Timestamps, Uid,
+};
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -53,6 +55,29 @@ pub struct Stat {
     pub inode: (u64, u64),
     /// Number of names.
     pub links: u64,
+}
+
+/// Which file it is: told from one that got its inode when it was gone, where the file system keeps the time of birth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Which file system and which file.
+    pub inode: (u64, u64),
+    /// When it was made: whole seconds and nanoseconds; zero where that is not kept.
+    pub born: (i64, u32),
+}
+
+impl Identity {
+    /// That of what is at `path`, which may be a link.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self::from(&fs::statx(fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::INO | StatxFlags::BTIME)?))
+    }
+}
+
+impl From<&Statx> for Identity {
+    fn from(stat: &Statx) -> Self {
+        let inode = (fs::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino);
+        Self { inode, born: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec) }
+    }
 }
 
 /// The kinds of directory entries.
@@ -198,6 +223,11 @@ impl Dir {
         Ok(fs::linkat(&old_dir.fd, old_name, &self.fd, name, AtFlags::empty())?)
     }
 
+    /// Renames entry `name` to `new_name` in `new_dir`, replacing what is there.
+    pub fn rename(&self, name: &[u8], new_dir: &Self, new_name: &[u8]) -> io::Result<()> {
+        Ok(fs::renameat(&self.fd, name, &new_dir.fd, new_name)?)
+    }
+
     /// Removes entry `name`, which is no directory.
     pub fn remove_file(&self, name: &[u8]) -> io::Result<()> {
         Ok(fs::unlinkat(&self.fd, name, AtFlags::empty())?)
@@ -211,6 +241,12 @@ impl Dir {
     /// What `name` is.
     pub fn stat(&self, name: &[u8]) -> io::Result<Stat> {
         Ok(Stat::from(&fs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW)?))
+    }
+
+    /// Which file `name` is.
+    pub fn identity(&self, name: &[u8]) -> io::Result<Identity> {
+        let flags = StatxFlags::INO | StatxFlags::BTIME;
+        Ok(Identity::from(&fs::statx(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW, flags)?))
     }
 
     /// What this directory is.

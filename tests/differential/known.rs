@@ -52,6 +52,23 @@ const KNOWN: &[Known] = &[
         reason: "--chmod is for directories, too: those of the source and those that COPY makes",
         is: |one| one.kind == 'd' && matches!(one.bits(), Some((0o600 | 0o640 | 0o710, 0o755))),
     },
+    Known {
+        reason: "buildah does not hand SHELL on to a stage that builds on another",
+        is: |one| {
+            matches!(&*one.place, "Entrypoint" | "Cmd")
+                && one.rbuild.contains("\"-ec\"")
+                && one.rbuild.replace("-ec", "-c") == one.buildah
+        },
+    },
+    Known {
+        reason: "an ARG holds in the stages that build on its stage as well; buildah forgets it",
+        is: |one| one.place == "Env" && one.rbuild.replace("=given", "=unset") == one.buildah,
+    },
+    Known {
+        reason: "a directory that is left out but for a file in it is copied for that file, owner and all, as BuildKit \
+                 does; buildah leaves one that is there already as it was",
+        is: |one| one.kind == 'd' && one.field == "owner" && one.place.ends_with("/e") && one.rbuild == "0:0",
+    },
 ];
 
 /// Parts of instructions that both understand, but not alike, and what holds rbuild's way.

@@ -382,6 +382,10 @@ impl BuildFlags {
             }
             (_, format) => format == Some(ReportForm::Json),
         };
+        let outputs = outputs(&self.output, self.push, self.load, self.quiet, settings)?;
+        if self.offline && outputs.iter().any(|output| output.push) {
+            return Err("--offline and --push, or an output that goes to a registry, cannot both hold".to_owned());
+        }
         Ok(BuildArgs {
             context: context(self.context, self.print == Some(Print::Ast) || call.is_some())?,
             tags: self.tag,
@@ -402,7 +406,7 @@ impl BuildFlags {
             cache_from: caches(Side::From, &self.cache_from, self.offline, self.verify_reproducible)?,
             cache_to: caches(Side::To, &self.cache_to, self.offline, self.verify_reproducible)?,
             offline: self.offline,
-            outputs: outputs(&self.output, self.push, self.load, self.quiet, settings)?,
+            outputs,
             annotations: annotations(&self.annotation)?,
             progress: progress(self.progress, self.quiet, settings)?,
             quiet: self.quiet,
@@ -514,7 +518,8 @@ fn add_hosts(given: Vec<(String, HostAddress)>, network: NetworkName) -> Result<
         (HostAddress::Gateway, NetworkName::Default | NetworkName::Host) => Ok(IpAddr::V4(Ipv4Addr::LOCALHOST)),
         (HostAddress::Gateway, NetworkName::None | NetworkName::Private) => {
             let network = network.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
-            Err(format!("--add-host {name}:host-gateway: with --network {network} nothing leads to this machine"))
+            let what = "nothing leads to this machine's loopback";
+            Err(format!("--add-host {name}:host-gateway: with --network {network} {what}"))
         }
     };
     given.into_iter().map(|(name, given)| address(&name, given).map(|address| (name, address))).collect()

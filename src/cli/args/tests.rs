@@ -462,7 +462,7 @@ fn wrong_words_are_explained() {
         ),
         (
             "--network private --add-host me:host-gateway .",
-            "--add-host me:host-gateway: with --network private nothing leads to this machine",
+            "--add-host me:host-gateway: with --network private nothing leads to this machine's loopback",
         ),
         ("--format json .", "--format says in what form --print, --check and --call print; give one of them too"),
         ("--format sarif --print plan .", "--format sarif is a form of --check"),

@@ -161,6 +161,10 @@ fn named_context(
     let Some((_, context)) = named else { return Err(failed("it was not given".to_owned())) };
     let (source, selector) = match context {
         NamedContext::Directory(_) | NamedContext::Remote(_) => return Ok(Ok(Resolved::Context)),
+        // As in FROM it is no image's name.
+        NamedContext::Image(name) if name == "scratch" => {
+            return Ok(Ok(Resolved::Image(Arc::new(BaseImage::nothing(&request.name, &request.platform)))));
+        }
         NamedContext::Image(name) => {
             return Reference::parse(name).map(|name| Err(name.to_string())).map_err(|error| failed(error.to_string()));
         }

@@ -234,10 +234,12 @@ fn copy(error: &CopyError, op: &Op, whole: Span, kind: Option<&InstructionKind>,
             let place = from.map_or_else(|| place.clone(), |from| format!("the files of --from={}", from.text));
             let span = source(source_text);
             if from.is_none() && !has_context && op_reads_main_context(op) {
-                return Diagnostic::error(span, format!("{source_text:?} not found: there is no build context"))
+                return Diagnostic::error(span, format!("\"{source_text}\" not found: there is no build context"))
                     .help("with the Dockerfile on standard input, give the folder as well: rbuild -f - DIR");
             }
-            let diagnostic = Diagnostic::error(span, format!("{source_text:?} not found in {place}"));
+            // What RUN mounts was made a pattern.
+            let mounted = if words.is_none() { crate::plan::written(source_text) } else { source_text.clone() };
+            let diagnostic = Diagnostic::error(span, format!("\"{mounted}\" not found in {place}"));
             let diagnostic = match (near.as_slice(), reason) {
                 (_, Some(reason)) => diagnostic.label(reason.as_str()),
                 ([], None) => diagnostic.label("not found"),
@@ -270,6 +272,11 @@ fn copy(error: &CopyError, op: &Op, whole: Span, kind: Option<&InstructionKind>,
         CopyError::Exclude(_) => {
             let first = words.as_ref().and_then(|words| words.exclude.first());
             Diagnostic::error(first.map_or(whole, |word| word.span), error.to_string())
+        }
+        CopyError::TooManyLinks { path } => {
+            let sources = words.iter().flat_map(|words| &words.sources);
+            let named = sources.into_iter().find(|word| word.text.trim_start_matches('/') == path);
+            Diagnostic::error(named.map_or(destination, |word| word.span), error.to_string())
         }
         CopyError::DirectoryOntoOther { .. }
         | CopyError::OtherOntoDirectory { .. }

@@ -24,7 +24,6 @@ use crate::cli::args::values::yes_no;
 use crate::cli::failure::Failure;
 use crate::cli::find;
 use crate::cli::settings::Settings;
-use crate::context::ignore::Patterns;
 use crate::context::tar;
 use crate::event::{Event, EventSink};
 use crate::fetch::{Fetch, FetchError, Secrets};
@@ -32,6 +31,7 @@ use crate::http::{Http, shown};
 use crate::plan::remote::Remote;
 use crate::store::Store;
 use crate::store::lease::Lease;
+use crate::store::sweep::Swept;
 use crate::sys::cancel::{self, Cancel};
 use crate::sys::root_dir::RootDir;
 
@@ -40,8 +40,8 @@ pub(super) struct Session {
     pub(super) cancel: Cancel,
     pub(super) store: Store,
     pub(super) lease: Lease,
-    /// What the builds of before a power cut had made.
-    pub(super) suspects: Vec<String>,
+    /// What the builds of before a power cut had made, and what was found damaged.
+    pub(super) swept: Swept,
 }
 
 impl Session {
@@ -52,10 +52,10 @@ impl Session {
         let root = settings.store_root().map_err(anyhow::Error::from)?;
         let store = Store::open(&root).map_err(anyhow::Error::from)?;
         let boot = find::boot_id()?;
-        let suspects = store.sweep(&boot).map_err(anyhow::Error::from)?.suspects;
+        let swept = store.sweep(&boot).map_err(anyhow::Error::from)?;
         let mut lease = store.lease(&boot).map_err(anyhow::Error::from)?;
         lease.heed(&cancel);
-        Ok(Self { cancel, store, lease, suspects })
+        Ok(Self { cancel, store, lease, swept })
     }
 }
 
@@ -276,24 +276,4 @@ pub(super) fn open_in(folder: &Path, name: &Path) -> anyhow::Result<Option<File>
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(anyhow!(error).context(format!("cannot open {} in the build context", name.display()))),
     }
-}
-
-/// The ignore file of a brought folder: that of the Dockerfile in it, else its `.dockerignore`.
-pub(super) fn patterns(folder: &Path, dockerfile: Option<&Path>) -> anyhow::Result<Patterns> {
-    let beside = dockerfile.map(ignore_file_of);
-    for name in beside.into_iter().chain([PathBuf::from(".dockerignore")]) {
-        if let Some(file) = open_in(folder, &name)? {
-            let mut text = Vec::new();
-            file.take(LIMIT).read_to_end(&mut text)?;
-            return Ok(Patterns::parse(&name.display().to_string(), &String::from_utf8_lossy(&text))?);
-        }
-    }
-    Ok(Patterns::default())
-}
-
-/// The ignore file that belongs to a Dockerfile alone.
-pub(super) fn ignore_file_of(dockerfile: &Path) -> PathBuf {
-    let mut name = dockerfile.as_os_str().to_owned();
-    name.push(".dockerignore");
-    PathBuf::from(name)
 }

@@ -33,7 +33,7 @@ use crate::layer::header::WRITER_VERSION;
 use crate::layer::index::Origin;
 use crate::layer::write::{WriteError, epoch_index, write_form};
 use crate::plan::BaseImage;
-use crate::plan::step::{PlannedImage, Stack};
+use crate::plan::step::PlannedImage;
 use crate::solve::{Solution, Solved};
 use crate::store::Store;
 use crate::store::layers::Form;
@@ -49,6 +49,8 @@ pub(super) struct Made {
     pub(super) index: bool,
     /// What names lead to.
     pub(super) names: Vec<Reference>,
+    /// It goes to registries by its digest alone: nothing gets a tag.
+    pub(super) by_digest: bool,
 }
 
 impl Made {
@@ -108,7 +110,7 @@ impl Report {
 
     /// What the user is told last.
     pub(super) fn built(&self) -> Built {
-        let names = self.made.names.iter().map(Reference::familiar).collect();
+        let names = self.made.names.iter().filter(|_| !self.made.by_digest).map(Reference::familiar).collect();
         Built { image: self.id, content: self.made.content(), names }
     }
 
@@ -165,7 +167,11 @@ impl Report {
             document["containerimage.config.digest"] = json!(image.image_id);
         }
         if !made.names.is_empty() {
-            let names: Vec<String> = made.names.iter().map(ToString::to_string).collect();
+            let name = |name: &Reference| match made.by_digest {
+                true => format!("{}/{}", name.registry(), name.repository()),
+                false => name.to_string(),
+            };
+            let names: Vec<String> = made.names.iter().map(name).collect();
             document["image.name"] = names.join(",").into();
         }
         if let Some(content) = made.content() {
@@ -191,7 +197,10 @@ pub(super) fn finish(
         let note = format!("warning: the image has {height} layers; Docker refuses more than {DOCKERS_MOST_LAYERS}");
         job.reporter.event(Event::Note(&note));
     }
-    let made = Made { images, index: job.plan.index, names: names(job.args)? };
+    let mut named =
+        job.args.outputs.iter().filter(|output| matches!(output.kind, OutputKind::Image | OutputKind::Registry));
+    let by_digest = named.clone().next().is_some() && named.all(|output| output.push && output.by_digest);
+    let made = Made { images, index: job.plan.index, names: names(job.args)?, by_digest };
     let (kept, sent) = outputs::write(job, &made, loader, pushes)?;
     let listed = match sent.as_ref().or(kept.as_ref()) {
         Some(listed) => listed.clone(),
@@ -216,10 +225,8 @@ fn assemble(job: &Job<'_>, solution: &Solution, planned: &PlannedImage) -> Resul
     let epoch = job.epoch();
     let base = planned.base.map(|base| job.bases[base.0].as_ref());
     let mut layers = BTreeMap::new();
-    let mut stack = planned.stack;
-    while let Stack::Step(step) = stack {
+    for step in job.plan.steps_of(planned.stack) {
         layers.insert(step, new_layer(job, &solution.steps[step.0], epoch)?);
-        stack = job.plan.steps[step.0].parent;
     }
     if let Some(base) = base.filter(|base| reads_base(job.args, base)) {
         // Whatever else is made of the image has all its layers. (To be pushed, they need not come here.)
@@ -247,7 +254,7 @@ pub(super) fn reads_base(args: &BuildArgs, base: &BaseImage) -> bool {
 
 /// The layer of a step in the form that the image lists.
 pub(super) fn new_layer(job: &Job<'_>, solved: &Solved, epoch: Option<i64>) -> Result<NewLayer, Failure> {
-    if let Some(layer) = share::absent_layer(job, solved, epoch)? {
+    if let Some(layer) = share::cached_layer(job, solved, epoch)? {
         return Ok(layer);
     }
     let diff_id = match epoch {

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, anyhow, bail};
 
-use super::bring::{Bringer, Brought, Network, Session, Stdin, ignore_file_of, open_in, patterns};
+use super::bring::{Bringer, Brought, Network, Session, Stdin, open_in};
 use crate::cli::args::{BuildArgs, BuildContext, DockerfilePath};
 use crate::cli::failure::Failure;
 use crate::cli::settings::Settings;
@@ -39,8 +39,8 @@ pub(super) struct Dockerfile {
 pub(super) enum Root {
     /// A folder of the user's.
     Folder(PathBuf),
-    /// A folder that was brought for this build, and the Dockerfile in it.
-    Brought(PathBuf, Option<PathBuf>),
+    /// A folder that was brought for this build.
+    Brought(PathBuf),
     /// A Dockerfile alone.
     Nothing,
 }
@@ -93,7 +93,7 @@ pub(super) fn read(
     };
     let root = match brought {
         None => folder.as_ref().map_or(Root::Nothing, |folder| Root::Folder(settings.cwd.join(folder))),
-        Some(Brought::Folder(folder)) => Root::Brought(folder, None),
+        Some(Brought::Folder(folder)) => Root::Brought(folder),
         Some(Brought::Dockerfile(bytes)) if args.file.is_none() => {
             let name = match &args.context {
                 Some(BuildContext::Remote(text, _)) => shown(text),
@@ -135,13 +135,11 @@ pub(super) fn read(
             let bytes = store.read_blob(&fetched.digest, LIMIT).map_err(anyhow::Error::from)?;
             (dockerfile(&shown(url), None, bytes)?, root)
         }
-        (file, Root::Brought(folder, _)) => match (in_brought(&folder, file.as_ref())?, file) {
-            (Some((path, bytes)), _) => {
-                (dockerfile(&path.display().to_string(), None, bytes)?, Root::Brought(folder, Some(path)))
-            }
+        (file, Root::Brought(folder)) => match (in_brought(&folder, file.as_ref())?, file) {
+            (Some((path, bytes)), _) => (dockerfile(&path.display().to_string(), None, bytes)?, Root::Brought(folder)),
             // Given separately.
             (None, Some(DockerfilePath::Path(path))) if settings.cwd.join(path).is_file() => {
-                (of_user(path)?, Root::Brought(folder, None))
+                (of_user(path)?, Root::Brought(folder))
             }
             (None, Some(DockerfilePath::Path(path))) => {
                 return Err(anyhow!(
@@ -241,23 +239,10 @@ pub(super) fn open_context(
     Ok(LocalContext::open(&folder, patterns, cache, now)?)
 }
 
-/// Opens a brought folder as a build context; `dockerfile` is the one in it.
-pub(super) fn open_brought(
-    folder: &Path,
-    dockerfile: Option<&Path>,
-    beside: Option<&Path>,
-    now: SystemTime,
-) -> anyhow::Result<LocalContext> {
-    // A Dockerfile of the user's may bring its own ignore file.
-    let patterns = match beside.map(ignore_file_of).filter(|path| path.is_file()) {
-        Some(path) => {
-            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            Patterns::parse(&path.display().to_string(), &String::from_utf8_lossy(&bytes))?
-        }
-        None => patterns(folder, dockerfile)?,
-    };
+/// Opens a brought folder as a build context. As with BuildKit no ignore file holds for what is no folder of the user's.
+pub(super) fn open_brought(folder: &Path, now: SystemTime) -> anyhow::Result<LocalContext> {
     // Its path is another one in the next build: nothing to remember.
-    Ok(LocalContext::open(folder, patterns, StatCache::in_memory(), now)?)
+    Ok(LocalContext::open(folder, Patterns::default(), StatCache::in_memory(), now)?)
 }
 
 /// A context without files, for a Dockerfile on standard input.

@@ -56,6 +56,7 @@ use crate::shared::SharedCache;
 use crate::solve::{self, Engine, Exports};
 use crate::store::Store;
 use crate::store::lease::Lease;
+use crate::store::sweep::Swept;
 use crate::sys::cancel::Cancel;
 use crate::sys::idmap::{Extent, IdMap};
 use crate::sys::namespace;
@@ -116,8 +117,8 @@ fn build(
         *session = Some(Session::open(settings)?);
     }
     let session: &Session = session.as_ref().expect("it was opened above");
-    let Session { cancel, store, lease, suspects } = session;
-    let remotes = Remotes::new(args, settings, store, lease, cancel);
+    let Session { cancel, store, lease, swept } = session;
+    let remotes = Remotes::new(args, settings, store, lease, cancel, reporter);
     let resolved = resolve(&graph, &options, args, settings, store, lease, &remotes);
     if let Some(signal) = cancel.signal() {
         return Err(Failure::Interrupted(signal));
@@ -181,7 +182,7 @@ fn build(
         }
         return verify::run(&job);
     }
-    let result = job.carry_out(now, suspects);
+    let result = job.carry_out(now, swept);
     let built = match &result {
         Ok(Ended::Built(report)) => {
             limit::check(&job, &report.made());
@@ -236,9 +237,11 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn carry_out(&self, now: SystemTime, suspects: &[String]) -> Result<Ended, Failure> {
-        if !suspects.is_empty() {
-            self.recover(suspects)?;
+    fn carry_out(&self, now: SystemTime, swept: &Swept) -> Result<Ended, Failure> {
+        // After a power cut: what the builds of then had made.
+        let ids = || self.prepare_trees().map(drop).map_err(anyhow::Error::msg);
+        if let Some(note) = find::recover(self.store, self.lease, swept, ids)? {
+            self.reporter.event(Event::Note(&note));
         }
         let contexts = self.contexts(now)?;
         // It starts as whoever started rbuild, not in the user namespace of the build.
@@ -351,9 +354,7 @@ impl Job<'_> {
             let dockerfile = self.file.path.as_deref();
             contexts.push(match (&planned.name, self.root) {
                 (None, Root::Folder(folder)) => input::open_context(folder, dockerfile, self.store, now)?,
-                (None, Root::Brought(folder, inside)) => {
-                    input::open_brought(folder, inside.as_deref(), dockerfile, now)?
-                }
+                (None, Root::Brought(folder)) => input::open_brought(folder, now)?,
                 (None, Root::Nothing) => input::empty_context(&self.lease.fresh_path(), now)?,
                 (Some(name), _) => self.named_context(name, now)?,
             });
@@ -371,7 +372,7 @@ impl Job<'_> {
             Some(NamedContext::Remote(remote)) => {
                 let bringer = Bringer { session: self.session, network: self.network, events: self.reporter };
                 match bringer.remote(remote)? {
-                    Brought::Folder(folder) => Ok(input::open_brought(&folder, None, None, now)?),
+                    Brought::Folder(folder) => Ok(input::open_brought(&folder, now)?),
                     Brought::Dockerfile(_) => Err(anyhow::anyhow!(
                         "the context {name} of --build-context is neither a git repository nor a tar"
                     )
@@ -401,19 +402,6 @@ impl Job<'_> {
         Ok(TreeOptions { flavour: Flavour::User, devices: false })
     }
 
-    /// After a power cut: checks what the builds of then had made.
-    fn recover(&self, suspects: &[String]) -> Result<(), Failure> {
-        if self.store.recovering_takes_ids(suspects) {
-            self.prepare_trees().map_err(anyhow::Error::msg)?;
-        }
-        let gone = self.store.recover(self.lease, suspects).map_err(anyhow::Error::from)?;
-        self.store.forget().map_err(anyhow::Error::from)?;
-        if !gone.is_empty() {
-            self.reporter.event(Event::Note(&find::removed_damage(gone.len())));
-        }
-        Ok(())
-    }
-
     /// What went wrong with a step, at the word that is to blame.
     fn failure(&self, error: &solve::StepError) -> Failure {
         let step = &self.plan.steps[error.step.0];
@@ -433,6 +421,14 @@ impl Job<'_> {
 fn check_results(args: &BuildArgs, settings: &Settings) -> Result<(), Failure> {
     if finish::names(args)?.is_empty() && args.outputs.iter().any(|output| output.push) {
         return Err(Failure::Usage("an image that is pushed needs a name: -t REGISTRY/NAME:TAG".to_owned()));
+    }
+    for output in args.outputs.iter().filter(|output| output.push && output.by_digest) {
+        let has_tag = |name: &&String| name.rsplit('/').next().is_some_and(|last| last.contains(':'));
+        if let Some(name) = args.tags.iter().chain(&output.names).find(has_tag) {
+            return Err(Failure::Usage(format!(
+                "the name {name:?} has a tag, which push-by-digest=true gives to nothing; leave it out"
+            )));
+        }
     }
     for (flag, file) in [("--iidfile", &args.iidfile), ("--metadata-file", &args.metadata_file)] {
         let Some(file) = file else { continue };

@@ -10,7 +10,6 @@ use super::Job;
 use super::finish::{Listed, Made};
 use super::load::Loader;
 use super::push::Pushes;
-use super::share;
 use crate::cli::args::BuildArgs;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::{CompressionName, Destination, OutputKind, OutputSpec};
@@ -174,7 +173,7 @@ pub(super) fn write(
 fn remember_pushed(job: &Job<'_>, made: &Made, kept: &Listed, pushed: &Listed) -> Result<(), Failure> {
     let id = made.id(&kept.descriptor);
     for name in &made.names {
-        let repository = format!("{}/{}", name.registry(), name.repository());
+        let repository = name.full_name();
         let origin = Origin { blob: pushed.descriptor.digest, repository };
         job.store.add_origin_of_image(&id, origin).map_err(anyhow::Error::from)?;
     }
@@ -184,18 +183,19 @@ fn remember_pushed(job: &Job<'_>, made: &Made, kept: &Listed, pushed: &Listed) -
 /// Puts the documents into the store, makes all durable, and gives the names.
 fn keep(job: &Job<'_>, made: &Made, spec: Option<&OutputSpec>) -> Result<Listed, Failure> {
     let (store, lease) = (job.store, job.lease);
-    let names: Vec<String> = made.names.iter().map(ToString::to_string).collect();
+    let by_digest = spec.is_some_and(|spec| spec.push && spec.by_digest);
+    // What gets no tag there gets none here.
+    let names: Vec<String> = if by_digest { Vec::new() } else { made.names.iter().map(ToString::to_string).collect() };
     let documents = documents(job, made, spec)?;
     let listed = documents.listed();
     let id = match (&documents.index, documents.images.as_slice()) {
         (None, [(_, image, _)]) => image.image_id,
         _ => ImageId(listed.descriptor.digest),
     };
+    let mut bases = job.plan.images.iter().filter_map(|planned| planned.base).map(|base| &job.bases[base.0]);
     if spec.is_some_and(|spec| spec.push) {
         // Layers that no step read need not come here for it.
-        let mut bases = job.plan.images.iter().filter_map(|planned| planned.base);
-        bases.try_for_each(|base| job.remotes.expect(&job.bases[base.0]))?;
-        share::expect(job, made)?;
+        bases.clone().try_for_each(|base| job.remotes.expect(base))?;
     }
     let known = store.image_by_manifest(&listed.descriptor.digest).map_err(anyhow::Error::from)?;
     let content = made.content();
@@ -205,6 +205,7 @@ fn keep(job: &Job<'_>, made: &Made, spec: Option<&OutputSpec>) -> Result<Listed,
     if known.as_ref().is_some_and(named) && documents.are_here(store) {
         return Ok(listed);
     }
+    bases.try_for_each(|base| job.remotes.check(base))?;
     // Of a known image too: what nobody names may be collected until this lease lists it.
     let record = ImageRecord { names, ..put(job, &documents)? };
     base::keep(store, lease, &record).map_err(anyhow::Error::from)?;

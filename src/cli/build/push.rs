@@ -13,7 +13,6 @@ use std::time::Instant;
 use super::Job;
 use super::finish::{Listed, Made, names, new_layer, reads_base};
 use super::outputs;
-use super::share;
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::OutputSpec;
 use crate::digest::{DiffId, Digest};
@@ -24,7 +23,7 @@ use crate::image::manifest::{Descriptor, Family};
 use crate::image::reference::Reference;
 use crate::output::OutputError;
 use crate::output::registry::{Layers, Target, push as send, push_index, send_ahead};
-use crate::plan::step::{Stack, StepId};
+use crate::plan::step::StepId;
 use crate::registry::pull::{Transfer, Transfers};
 use crate::solve::Solved;
 
@@ -83,11 +82,7 @@ impl<'j, 'a> Pushes<'j, 'a> {
         }
         pushes.names = names(job.args)?;
         for image in &job.plan.images {
-            let mut stack = image.stack;
-            while let Stack::Step(step) = stack {
-                pushes.steps.insert(step);
-                stack = job.plan.steps[step.0].parent;
-            }
+            pushes.steps.extend(job.plan.steps_of(image.stack));
             let base = image.base.map(|base| &job.bases[base.0]).filter(|base| !reads_base(job.args, base));
             let layers = base.into_iter().flat_map(|base| base.config.rootfs.diff_ids.iter().zip(&base.layers));
             let layers = layers.map(|(layer, blob)| Ahead::Base(*layer, blob.clone()));
@@ -143,6 +138,11 @@ impl<'j, 'a> Pushes<'j, 'a> {
             };
             drop(queue);
             let sent = self.send_ahead(&layer);
+            if let (Err(Failure::Error(error)), false) = (&sent, self.job.cancel.is_canceled()) {
+                let note =
+                    format!("warning: no layer goes ahead any more: {error:#}; the end of the build tries again");
+                self.job.reporter.event(Event::Note(&note));
+            }
             queue = self.queue();
             queue.closed |= sent.is_err();
         }
@@ -183,9 +183,7 @@ impl<'j, 'a> Pushes<'j, 'a> {
             force: spec.force_compression,
             family: outputs::family(Some(spec)),
             manifest: None,
-            elsewhere: &|layer: &DiffId| {
-                self.job.remotes.elsewhere(layer).or_else(|| share::elsewhere(self.job, layer))
-            },
+            elsewhere: &|layer: &DiffId| self.job.remotes.elsewhere(layer),
             layers,
             listener: &self.parts,
         };
@@ -195,7 +193,8 @@ impl<'j, 'a> Pushes<'j, 'a> {
     /// Pushes the images for one output; the documents as the registry has them.
     pub(super) fn push(&self, spec: &OutputSpec, made: &Made) -> Result<Listed, Failure> {
         let job = self.job;
-        let shown = self.names.iter().map(Reference::familiar).collect::<Vec<_>>().join(", ");
+        let familiar = if spec.by_digest { Reference::familiar_name } else { Reference::familiar };
+        let shown = self.names.iter().map(familiar).collect::<Vec<_>>().join(", ");
         let label = format!("pushing {shown}");
         job.reporter.event(Event::Began(&label));
         let began = Instant::now();

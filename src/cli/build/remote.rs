@@ -7,8 +7,12 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use anyhow::anyhow;
+
 use crate::cli::args::{BuildArgs, Pull};
+use crate::cli::cache_spec::CachePlace;
 use crate::cli::network;
+use crate::cli::render::Reporter;
 use crate::cli::settings::Settings;
 use crate::digest::{DiffId, Digest};
 use crate::event::{Event, EventSink};
@@ -16,9 +20,10 @@ use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;
 use crate::registry::pull::{Quiet, RemoteImage};
-use crate::registry::{Registries, RegistryError};
+use crate::registry::{Insecure, Registries, RegistryError, Say};
 use crate::store::arrive::{Expected, arrived};
 use crate::store::lease::Lease;
+use crate::store::load::links;
 use crate::store::origins::Origin;
 use crate::store::{Store, base};
 use crate::sys::cancel::Cancel;
@@ -30,6 +35,7 @@ pub(super) struct Remotes<'a> {
     store: &'a Store,
     lease: &'a Lease,
     cancel: &'a Cancel,
+    reporter: &'a Reporter,
     registries: OnceLock<Registries>,
     images: Mutex<Vec<Source>>,
     /// One image at a time, its layers several at once.
@@ -50,9 +56,10 @@ impl<'a> Remotes<'a> {
         store: &'a Store,
         lease: &'a Lease,
         cancel: &'a Cancel,
+        reporter: &'a Reporter,
     ) -> Self {
         let (registries, images, bringing) = (OnceLock::new(), Mutex::default(), Mutex::default());
-        Self { args, settings, store, lease, cancel, registries, images, bringing }
+        Self { args, settings, store, lease, cancel, reporter, registries, images, bringing }
     }
 
     /// The registries, as they are set up.
@@ -60,10 +67,10 @@ impl<'a> Remotes<'a> {
         if let Some(registries) = self.registries.get() {
             return Ok(registries);
         }
-        let caches = self.args.cache_from.iter().chain(&self.args.cache_to).map(|cache| &cache.form);
-        let insecure = self.args.outputs.iter().chain(caches).any(|output| output.insecure);
-        let offline = self.args.offline;
-        let registries = network::registries(self.settings, insecure, offline, Some(self.cancel))?;
+        let reporter = self.reporter.clone();
+        let say = Say::new(move |line| reporter.event(Event::Note(line)));
+        let (insecure, offline) = (insecure(self.args), self.args.offline);
+        let registries = network::registries(self.settings, insecure, offline, Some(self.cancel), say)?;
         Ok(self.registries.get_or_init(|| registries))
     }
 
@@ -173,10 +180,22 @@ impl<'a> Remotes<'a> {
     pub(super) fn expect(&self, base: &BaseImage) -> anyhow::Result<()> {
         let Some(Source { image, from: Some(from) }) = self.source(base) else { return Ok(()) };
         for absent in self.store.absent_layers(&image)? {
-            let repository = format!("{}/{}", from.registry(), from.repository());
+            let repository = from.full_name();
             self.store.expect_layer(&absent.diff_id, Origin { blob: absent.blob.digest, repository })?;
         }
         Ok(())
+    }
+
+    /// Refuses a base that is no image. Its layers are checked as they come, and may be here from a time when it was refused.
+    pub(super) fn check(&self, base: &BaseImage) -> anyhow::Result<()> {
+        let Some(Source { image, from: Some(from) }) = self.source(base) else { return Ok(()) };
+        let layers = &image.config.rootfs.diff_ids;
+        let known = image.manifest.as_ref().map(|manifest| self.store.knows_content(&manifest.digest)).transpose()?;
+        if known == Some(true) || !layers.iter().all(|layer| self.store.has_layer(layer)) {
+            return Ok(());
+        }
+        links(self.store, layers)?
+            .map_err(|(layer, why)| anyhow!("cannot use {}: the layer {layer}: {why}", from.familiar()))
     }
 
     fn source(&self, base: &BaseImage) -> Option<Source> {
@@ -197,4 +216,19 @@ impl<'a> Remotes<'a> {
         let record = stored.map(|manifest| self.store.image_by_manifest(&manifest.digest)).transpose()?.flatten();
         Ok(record.map_or(Ok(()), |record| base::refresh(self.store, &record))?)
     }
+}
+
+/// The registries that an output or a cache has allowed not to be secure: of an output those of the names that are its own or
+/// everybody's.
+fn insecure(args: &BuildArgs) -> Insecure {
+    let outputs = args.outputs.iter().filter(|output| output.insecure && output.push);
+    let names = outputs.flat_map(|output| output.names.iter().chain(&args.tags));
+    let names = names.filter_map(|name| Reference::parse(name).ok());
+    let caches = args.cache_from.iter().chain(&args.cache_to).filter(|cache| cache.form.insecure);
+    let places = caches.filter_map(|cache| match &cache.place {
+        CachePlace::Registry(reference) => Some(reference.clone()),
+        CachePlace::Local(_) => None,
+    });
+    let by = "registry.insecure=true of that output or cache, or by skip_verify = true in its hosts.toml";
+    Insecure { hosts: names.chain(places).map(|name| name.registry().to_owned()).collect(), by }
 }

@@ -8,30 +8,28 @@ use std::time::Instant;
 
 use super::Job;
 use super::bring::Session;
-use super::finish::{Made, base_contents as contents_here};
+use super::finish::base_contents as contents_here;
 use super::outputs;
 use super::remote::Remotes;
-use crate::cache::key::{self, SourceId};
-use crate::cache::record::CacheRecord;
 use crate::cli::args::BuildArgs;
 use crate::cli::cache_spec::{CacheMode, CachePlace, CacheSpec};
 use crate::cli::failure::Failure;
 use crate::cli::output_spec::{OutputKind, OutputSpec};
 use crate::cli::settings::Settings;
 use crate::diagnostic::nearest;
-use crate::digest::{ChainId, ContentDigest, DiffId};
+use crate::digest::{ChainId, ContentDigest};
 use crate::event::{Event, EventSink};
 use crate::image::assemble::NewLayer;
 use crate::image::manifest::{Descriptor, Encoding, Family};
-use crate::image::reference::Reference;
 use crate::layer::compress::Compression;
 use crate::layer::header::WRITER_VERSION;
 use crate::plan::BaseImage;
-use crate::plan::step::{CopyOp, INTERNAL, MountOp, Op, Plan, Sharing, Stack, StepId};
+use crate::plan::step::{INTERNAL, MountOp, Op, Plan, Sharing, Stack, StepId};
 use crate::shared::{
-    self, BaseContents, EpochForm, Export, Exported, Folder, Place, SharedCache, SharedError, StepResult,
+    self, BaseContents, Claim, EpochForm, Export, Exported, Folder, Need, Place, SharedCache, SharedError, StepResult,
 };
 use crate::solve::{Solution, Solved};
+use crate::store::StoreError;
 use crate::store::origins::Origin;
 
 /// The caches that the build takes from.
@@ -53,10 +51,25 @@ pub(super) fn open<'a>(
     for spec in &args.cache_from {
         places.push((place(spec, settings, remotes)?, spec.mounts.clone()));
     }
-    let epoch = args.epoch.as_ref().is_some_and(|epoch| epoch.seconds.is_some());
-    let reads = |output: &OutputSpec| output.kind != OutputKind::CacheOnly && (!output.push || epoch);
-    let keeps = args.outputs.is_empty() || args.outputs.iter().any(reads);
-    Ok(Some(SharedCache::new(&session.store, &session.lease, events, places, keeps)))
+    let needs = Box::new(|claim: &Claim, in_registry| need(args, claim, in_registry));
+    Ok(Some(SharedCache::new(&session.store, &session.lease, events, places, needs)))
+}
+
+/// What is to be had of a layer of the image that a cache has: nothing comes just to be pushed as it is.
+fn need(args: &BuildArgs, claim: &Claim, in_registry: bool) -> Need {
+    let epoch = args.epoch.as_ref().and_then(|epoch| epoch.seconds);
+    let mut written = args.outputs.iter().filter(|output| output.kind != OutputKind::CacheOnly).peekable();
+    if written.peek().is_none() && !args.outputs.is_empty() {
+        let form = epoch.map(|epoch| claim.result.form(epoch, WRITER_VERSION));
+        return if form == Some(None) { Need::Layer } else { Need::Nothing };
+    }
+    // Another compression than that of the blob makes other bytes, and they are made of the layer.
+    let as_it_is = |output: &OutputSpec| {
+        let encoder = outputs::compression(output).unwrap_or(Compression::GZIP).encoder();
+        output.push && encoder == claim.result.encoder && !output.force_compression
+    };
+    let passes = in_registry && epoch.is_none() && !args.outputs.is_empty() && written.all(as_it_is);
+    if passes { Need::Blob } else { Need::Layer }
 }
 
 fn place<'a>(spec: &CacheSpec, settings: &Settings, remotes: &'a Remotes<'a>) -> Result<Place<'a>, Failure> {
@@ -92,63 +105,45 @@ fn check_mounts(args: &BuildArgs, plan: &Plan, events: &dyn EventSink) {
     }
 }
 
-/// The repository of a shared cache that has a layer which never came here.
-pub(super) fn elsewhere(job: &Job<'_>, layer: &DiffId) -> Option<Reference> {
-    let shared = job.shared?;
-    shared.repository(&*shared.claim(layer)?).cloned()
-}
-
-/// Notes where the layers are that an image is kept without.
-pub(super) fn expect(job: &Job<'_>, made: &Made) -> Result<(), Failure> {
-    let Some(shared) = job.shared else { return Ok(()) };
-    let layers = made.images.iter().flat_map(|(_, image)| &image.config.rootfs.diff_ids);
-    for layer in layers.filter(|layer| !job.store.has_layer(layer)) {
-        let Some(claim) = shared.claim(layer) else { continue };
-        let Some(reference) = shared.repository(&claim) else { continue };
-        let repository = format!("{}/{}", reference.registry(), reference.repository());
-        let keep = || {
-            let _shared = job.lease.shared()?;
-            job.lease.uses([format!("layers/{}", layer.0.hex())])?;
-            job.store.expect_layer(layer, Origin { blob: claim.blob.digest, repository })
-        };
-        keep().map_err(anyhow::Error::from)?;
-    }
-    Ok(())
-}
-
 /// What a cache says of the layers of a base that never came here.
 pub(super) fn base_contents(job: &Job<'_>, base: &BaseImage) -> Option<Vec<ContentDigest>> {
     let layers = &base.config.rootfs.diff_ids;
     job.shared?.base_contents(&ChainId::of(layers)?, layers.len())
 }
 
-/// A layer of the image that never came here, as the image lists it; `None` where it is here, or is to come now.
-pub(super) fn absent_layer(job: &Job<'_>, solved: &Solved, epoch: Option<i64>) -> Result<Option<NewLayer>, Failure> {
-    let Some(shared) = job.shared.filter(|_| !job.store.has_layer(&solved.layer)) else { return Ok(None) };
-    let layer = |diff_id, descriptor| {
-        Ok(Some(NewLayer { diff_id, content: solved.content, descriptor, created: solved.created.clone() }))
-    };
-    let claim = shared.claim(&solved.layer);
-    if let (Some(claim), Some(epoch)) = (&claim, epoch)
-        && !job.args.outputs.iter().any(|output| output.kind != OutputKind::CacheOnly)
-        && let Some(form) = claim.result.form(epoch, WRITER_VERSION)
-    {
-        let descriptor = Descriptor::new(Family::Oci.layer(Encoding::Tar), form.layer.0, form.tar_size);
-        return layer(form.layer, descriptor);
-    }
-    if let (Some(claim), None) = (&claim, epoch) {
-        // Another compression than that of the blob makes other bytes, and they are made of the layer.
-        let as_wished = |output: &&OutputSpec| {
-            let encoder = outputs::compression(output).unwrap_or(Compression::GZIP).encoder();
-            encoder == claim.result.encoder && !output.force_compression
-        };
-        let mut pushed = job.args.outputs.iter().filter(|output| output.push);
-        let nobody_reads = shared.repository(claim).is_some() || pushed.clone().next().is_none();
-        if nobody_reads && pushed.all(|output| as_wished(&output)) {
-            return layer(solved.layer, claim.blob.clone());
+/// A layer of the image as a shared cache has it; `None` where the image lists what is here, or comes now.
+pub(super) fn cached_layer(job: &Job<'_>, solved: &Solved, epoch: Option<i64>) -> Result<Option<NewLayer>, Failure> {
+    let Some(shared) = job.shared else { return Ok(None) };
+    let failed = |error: StoreError| Failure::from(anyhow::Error::from(error));
+    let Solved { layer, content, created, .. } = solved;
+    let is_here = job.store.has_layer(layer);
+    let listed =
+        |diff_id, descriptor| Ok(Some(NewLayer { diff_id, content: *content, descriptor, created: created.clone() }));
+    let claim = shared.claim(layer, content);
+    if let Some(claim) = &claim {
+        // One that is here counts as the blob only if it came as that.
+        let came =
+            || Ok::<_, StoreError>(job.store.layer_blobs(layer)?.iter().any(|own| own.digest == claim.blob.digest));
+        match (shared.need(claim), epoch.map(|epoch| claim.result.form(epoch, WRITER_VERSION))) {
+            (Need::Nothing, Some(Some(form))) if !is_here => {
+                return listed(
+                    form.layer,
+                    Descriptor::new(Family::Oci.layer(Encoding::Tar), form.layer.0, form.tar_size),
+                );
+            }
+            (Need::Nothing, None) if !is_here => return listed(*layer, claim.blob.clone()),
+            (Need::Blob, _) if !is_here || came().map_err(failed)? => {
+                if let Some(reference) = shared.repository(claim) {
+                    // Who pushes the image, or reads it later, finds the blob there. The lease lists the layer.
+                    let origin = Origin { blob: claim.blob.digest, repository: reference.full_name() };
+                    job.store.expect_layer(layer, origin).map_err(failed)?;
+                }
+                return listed(*layer, claim.blob.clone());
+            }
+            _ => {}
         }
     }
-    if shared.bring(&solved.layer) == Some(true) {
+    if is_here || shared.bring(layer, content) == Some(true) {
         return Ok(None);
     }
     // It was told why.
@@ -163,12 +158,12 @@ pub(super) fn export(job: &Job<'_>, solution: &Solution) -> Result<(), Failure> 
         job.reporter.event(Event::Began(&label));
         let began = Instant::now();
         let result = export_one(job, solution, spec);
+        job.reporter.event(Event::Ended(&label, began.elapsed()));
         if let Some(signal) = job.cancel.signal() {
             return Err(Failure::Interrupted(signal));
         }
         match result {
             Ok(Exported { written, there }) => {
-                job.reporter.event(Event::Ended(&label, began.elapsed()));
                 let note = format!("cache {}: {written} steps were written, {there} were there", spec.name());
                 job.reporter.event(Event::Note(&note));
             }
@@ -190,7 +185,7 @@ fn export_one(job: &Job<'_>, solution: &Solution, spec: &CacheSpec) -> Result<Ex
     let failed = |error: SharedError| Failure::from(anyhow::Error::from(error));
     let mut wanted = vec![spec.mode == CacheMode::Max; job.plan.steps.len()];
     for image in &job.plan.images {
-        steps_of(job.plan, image.stack).for_each(|StepId(step)| wanted[step] = true);
+        job.plan.steps_of(image.stack).for_each(|StepId(step)| wanted[step] = true);
     }
     // What was loaded of a context for a mount is of no use without that context, which has it.
     let steps =
@@ -210,57 +205,27 @@ fn export_one(job: &Job<'_>, solution: &Solution, spec: &CacheSpec) -> Result<Ex
         let mut waiting = || {};
         let taken = job.store.cache_mount(job.lease, name, Sharing::Shared, job.cancel, &mut waiting);
         let Some(mount) = taken.map_err(anyhow::Error::from)? else { continue };
-        if mount.folder().is_dir() {
-            shared::export_mount(&export.place, &name.digest(), mount.folder(), job.lease).map_err(failed)?;
+        if !mount.folder().is_dir() {
+            continue;
+        }
+        let sent = shared::export_mount(&export.place, &name.digest(), mount.folder(), job.lease).map_err(failed)?;
+        if let Err(why) = sent {
+            let note = format!("warning: the cache mount {} is not in {} now: {why}", name.id, spec.name());
+            job.reporter.event(Event::Note(&note));
         }
     }
     Ok(exported)
 }
 
-/// The steps of a stack.
-fn steps_of(plan: &Plan, stack: Stack) -> impl Iterator<Item = StepId> + '_ {
-    let step = |stack| match stack {
-        Stack::Step(step) => Some(step),
-        Stack::Base(_) | Stack::Scratch => None,
-    };
-    std::iter::successors(step(stack), move |id| step(plan.steps[id.0].parent))
-}
-
 /// What a step gave, as others get it.
 fn result(job: &Job<'_>, solution: &Solution, id: StepId) -> Result<StepResult, Failure> {
-    let solved = &solution.steps[id.0];
-    let step = &job.plan.steps[id.0];
-    let record = &solved.record;
-    let mut keys = solved.keys.clone();
-    // A step that hit by its first key did not look for the others; its record says them.
-    let copy: Option<(Option<&CopyOp>, SourceId)> = match &step.op {
-        Op::Copy(copy) => record.source.map(|source| (Some(copy), SourceId::Content(source))),
-        Op::MakeDir(_) => Some((None, SourceId::Nothing)),
-        Op::Run(_) => None,
-    };
-    if let Some((copy, source)) = copy {
-        let op = key::op_digest(&step.op, &step.platform);
-        keys.push(key::quick_key(copy, &op, &source, &below(job, solution, step.parent)));
-        keys.extend(record.landing.map(|landing| key::landing_key(copy, &op, &source, &landing)));
-    }
-    keys.sort_unstable();
-    keys.dedup();
-    let record = CacheRecord { layer: solved.layer, content: solved.content, ..record.clone() };
-    let mut result = StepResult::new(&record, keys, solved.created.clone());
-    result.base = base_of(job, step.parent)?;
+    let Solved { keys, layer, content, created, .. } = &solution.steps[id.0];
+    let mut result = StepResult::new(keys.clone(), *layer, *content, created.clone());
+    result.base = base_of(job, job.plan.steps[id.0].parent)?;
     if let Some(epoch) = job.epoch() {
-        result.forms.extend(form(job, solved, epoch)?);
+        result.forms.extend(form(job, content, epoch)?);
     }
     Ok(result)
-}
-
-/// The StackId that a step is run on.
-fn below(job: &Job<'_>, solution: &Solution, parent: Stack) -> crate::digest::StackId {
-    match parent {
-        Stack::Step(StepId(step)) => solution.steps[step].stack,
-        Stack::Base(base) => key::stack_id(ChainId::of(&job.bases[base.0].config.rootfs.diff_ids).as_ref(), &[]),
-        Stack::Scratch => key::stack_id(None, &[]),
-    }
 }
 
 /// What the layers of the base under a step hold.
@@ -271,13 +236,13 @@ fn base_of(job: &Job<'_>, mut stack: Stack) -> Result<Option<BaseContents>, Fail
     let Stack::Base(base) = stack else { return Ok(None) };
     let base = &job.bases[base.0];
     let Some(chain) = ChainId::of(&base.config.rootfs.diff_ids) else { return Ok(None) };
-    let contents = contents_here(job.store, base)?.or_else(|| base_contents(job, base));
-    Ok(contents.map(|contents| BaseContents { chain, contents }))
+    // What another cache says of it is not said again.
+    Ok(contents_here(job.store, base)?.map(|contents| BaseContents { chain, contents }))
 }
 
 /// What a layer is called under the epoch of this build.
-fn form(job: &Job<'_>, solved: &Solved, epoch: i64) -> Result<Option<EpochForm>, Failure> {
-    let known = job.store.epoch_form(&solved.content, epoch, WRITER_VERSION).map_err(anyhow::Error::from)?;
+fn form(job: &Job<'_>, content: &ContentDigest, epoch: i64) -> Result<Option<EpochForm>, Failure> {
+    let known = job.store.epoch_form(content, epoch, WRITER_VERSION).map_err(anyhow::Error::from)?;
     let Some(layer) = known else { return Ok(None) };
     let tar_size = job.store.layer_summary(&layer).map_err(anyhow::Error::from)?.tar_size;
     Ok(Some(EpochForm { epoch, writer: WRITER_VERSION, layer, tar_size }))

@@ -26,6 +26,7 @@ use crate::cli::stdout::stdout;
 use crate::digest::{ContentDigest, DiffId};
 use crate::layer::compare::Aspect;
 use crate::store::lease::Lease;
+use crate::store::sweep::Swept;
 use crate::store::{Store, StoreError};
 use crate::sys::process::{self, Forked};
 
@@ -173,7 +174,7 @@ fn child(job: &Job<'_>, root: &Path, results: &Path, jobs: usize, parent: Pid) -
     let reporter = Reporter::new(args.progress, false, job.settings);
     reporter.set_source(job.file.source.clone());
     let job = Job { args: &args, store: &store, lease: &lease, reporter: &reporter, ..*job };
-    let result = job.carry_out(SystemTime::now(), &[]);
+    let result = job.carry_out(SystemTime::now(), &Swept::default());
     let built = match &result {
         Ok(Ended::Built(report)) => Some(report.built()),
         _ => None,

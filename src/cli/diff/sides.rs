@@ -121,7 +121,7 @@ pub(in crate::cli) fn layer_files(
                     &*data.insert((open(store_a, layer_a, lease_a)?, open(store_b, layer_b, lease_b)?))
                 }
             };
-            let failed = |error| Failure::Error(StoreError::io("read a file of", store_a.root())(error).into());
+            let failed = |error| Failure::Error(StoreError::read("read a file of", store_a.root())(error).into());
             let a = start_of(data_a, &index_a, a.path).map_err(failed)?;
             let b = start_of(data_b, &index_b, b.path).map_err(failed)?;
             found.offset = first_difference(&a, &b);

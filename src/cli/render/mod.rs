@@ -18,7 +18,7 @@ mod tty;
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::ProgressDrawTarget;
@@ -40,9 +40,10 @@ use crate::event::{Event, EventSink, Stream};
 use crate::plan::step::StepId;
 
 /// Shows a build's events. [`Reporter::finish`] it before anything else is written to standard error.
+#[derive(Clone)]
 pub struct Reporter {
     began: Instant,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 struct State {
@@ -112,14 +113,14 @@ impl Reporter {
         };
         Self {
             began,
-            state: Mutex::new(State {
+            state: Arc::new(Mutex::new(State {
                 view,
                 source: None,
                 tails: BTreeMap::new(),
                 checks: Vec::new(),
                 look,
                 deaf: false,
-            }),
+            })),
         }
     }
 

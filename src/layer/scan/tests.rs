@@ -140,41 +140,41 @@ fn what_is_refused() {
     let tar = Tar::default;
     let kinds = |kind| tar().add(kind, "k", b"");
     for (tar, expected) in [
-        (tar().file("a/../b", ""), "/a/../b in the layer leads out of its directory by \"..\""),
-        (tar().file("..", ""), "/.. in the layer leads out of its directory by \"..\""),
-        (tar().link("a", "../b"), "/a in the layer is a hard link out of the image"),
-        (tar().link("a", "a"), "/a in the layer is a hard link to itself"),
-        (tar().dir("d").link("a", "d"), "/a in the layer is a hard link to a directory"),
-        (tar().file("d/x", "").link("a", "d"), "/a in the layer is a hard link to a directory"),
-        (tar().link("a", "/"), "/a in the layer is a hard link to a directory"),
-        (tar().file("a", "").file("a/b", ""), "/a/b in the layer lies below something that is no directory"),
-        (tar().symlink("l", "l").file("l/b", ""), "/l/b in the layer lies behind too many links"),
-        (tar().file(".wh.", ""), "/.wh. in the layer deletes its own directory"),
-        (tar().file(".wh...", ""), "/.wh... in the layer deletes its own directory"),
-        (tar().file(".wh.a/b", ""), "/.wh.a/b in the layer lies in a directory whose name means a deletion"),
-        (tar().file("./", ""), "/ in the layer is the root, but no directory"),
-        (tar().symlink("l", ""), "/l in the layer is a link to nothing"),
-        (kinds(b'V'), "/k in the layer is of a kind that no image can hold"),
-        (kinds(b'M'), "/k in the layer is of a kind that no image can hold"),
-        (tar().add(b'x', "x", b"5 a=b\n"), "the layer is no tar: a broken PAX header at byte 0"),
+        (tar().file("a/../b", ""), "/a/../b in the tar leads out of its directory by \"..\""),
+        (tar().file("..", ""), "/.. in the tar leads out of its directory by \"..\""),
+        (tar().link("a", "../b"), "/a in the tar is a hard link out of the image"),
+        (tar().link("a", "a"), "/a in the tar is a hard link to itself"),
+        (tar().dir("d").link("a", "d"), "/a in the tar is a hard link to a directory"),
+        (tar().file("d/x", "").link("a", "d"), "/a in the tar is a hard link to a directory"),
+        (tar().link("a", "/"), "/a in the tar is a hard link to a directory"),
+        (tar().file("a", "").file("a/b", ""), "/a/b in the tar lies below something that is no directory"),
+        (tar().symlink("l", "l").file("l/b", ""), "/l/b in the tar lies behind too many links"),
+        (tar().file(".wh.", ""), "/.wh. in the tar deletes its own directory"),
+        (tar().file(".wh...", ""), "/.wh... in the tar deletes its own directory"),
+        (tar().file(".wh.a/b", ""), "/.wh.a/b in the tar lies in a directory whose name means a deletion"),
+        (tar().file("./", ""), "/ in the tar is the root, but no directory"),
+        (tar().symlink("l", ""), "/l in the tar is a link to nothing"),
+        (kinds(b'V'), "/k in the tar is of a kind that no image can hold"),
+        (kinds(b'M'), "/k in the tar is of a kind that no image can hold"),
+        (tar().add(b'x', "x", b"5 a=b\n"), "this is no tar: a broken PAX header at byte 0"),
         (
             tar().add(b'x', "x", &vec![b' '; (1 << 20) + 1]),
-            "the layer is no tar: an extended header of more than 1 MiB at byte 0",
+            "this is no tar: an extended header of more than 1 MiB at byte 0",
         ),
-        (tar().add(b'x', "x", b"27 uid=4294967295000000000\n").file("a", ""), "/a in the layer has no proper owner"),
-        (tar().add(b'x', "x", b"18 uid=4294967295\n").file("a", ""), "/a in the layer has no proper owner"),
-        (tar().add(b'x', "x", b"11 path=a\0\n").file("a", ""), "/a\0 in the layer has a NUL in its name"),
+        (tar().add(b'x', "x", b"27 uid=4294967295000000000\n").file("a", ""), "/a in the tar has no proper owner"),
+        (tar().add(b'x', "x", b"18 uid=4294967295\n").file("a", ""), "/a in the tar has no proper owner"),
+        (tar().add(b'x', "x", b"11 path=a\0\n").file("a", ""), "/a\0 in the tar has a NUL in its name"),
         (
             tar().add(b'x', "x", b"38 SCHILY.xattr.security.capability=x\n").file("a", ""),
-            "/a in the layer has broken capabilities",
+            "/a in the tar has broken capabilities",
         ),
         (
             tar().add(b'L', "x", &vec![b'y'; 256]).file("a", ""),
-            &format!("/{} in the layer has a name of more than 255 bytes", "y".repeat(256)),
+            &format!("/{} in the tar has a name of more than 255 bytes", "y".repeat(256)),
         ),
         (
             tar().add(b'L', "x", &b"y/".repeat(2048)).file("a", ""),
-            &format!("/{} in the layer has a path of more than 4095 bytes", "y/".repeat(2048).trim_end_matches('!')),
+            &format!("/{} in the tar has a path of more than 4095 bytes", "y/".repeat(2048).trim_end_matches('!')),
         ),
     ] {
         if expected.contains("4095") {
@@ -198,11 +198,11 @@ fn what_is_refused() {
         assert!(refused(tar).contains("a path of more than 4095 bytes"));
     }
     for (bytes, expected) in [
-        (vec![b'x'; 512], "the layer is no tar: a wrong checksum at byte 0"),
-        (vec![0; 100], "the layer is cut short: it ends after 100 bytes"),
-        ([vec![0; 512], vec![1; 512]].concat(), "the layer is no tar: a single zero block at byte 0"),
-        (Tar::default().file("a", "data").0[..600].to_vec(), "the layer is cut short: it ends after 600 bytes"),
-        (Tar::default().file("a", "data").0[..515].to_vec(), "the layer is cut short: it ends after 515 bytes"),
+        (vec![b'x'; 512], "this is no tar: a wrong checksum at byte 0"),
+        (vec![0; 100], "the tar is cut short: it ends after 100 bytes"),
+        ([vec![0; 512], vec![1; 512]].concat(), "this is no tar: a single zero block at byte 0"),
+        (Tar::default().file("a", "data").0[..600].to_vec(), "the tar is cut short: it ends after 600 bytes"),
+        (Tar::default().file("a", "data").0[..515].to_vec(), "the tar is cut short: it ends after 515 bytes"),
     ] {
         assert_eq!(scan(bytes.as_slice()).unwrap_err().to_string(), expected);
     }
@@ -303,7 +303,7 @@ fn hostile_sparse_files() {
         }
         let tar = Tar::default().add(b'x', "x", &pax).file("a", "data");
         let error = refused(tar);
-        assert!(error.starts_with("/a in the layer has"), "{records}: {error}");
+        assert!(error.starts_with("/a in the tar has"), "{records}: {error}");
     }
 }
 

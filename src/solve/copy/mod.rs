@@ -113,7 +113,7 @@ impl LandedEntry {
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// A source that must be there is not.
-    #[error("{source_text:?} not found in {place}{}{}", reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default(), near_names(near))]
+    #[error("\"{source_text}\" not found in {place}{}{}", reason.as_deref().map(|why| format!(": {why}")).unwrap_or_default(), near_names(near))]
     NotFound {
         /// The source as written.
         source_text: String,
@@ -128,7 +128,7 @@ pub enum CopyError {
     #[error(transparent)]
     Context(#[from] ContextError),
     /// A source is no pattern.
-    #[error("{source_text:?} is no pattern: {why}")]
+    #[error("\"{source_text}\" is no pattern: {why}")]
     BadWildcard {
         /// The source as written.
         source_text: String,

@@ -258,7 +258,13 @@ impl Maker<'_> {
         let literal = !is_pattern(pattern);
         let glob = Glob::ignore(pattern).map_err(|why| CopyError::BadWildcard { source_text: text.to_owned(), why })?;
         let mut made = Vec::new();
-        for Hit { node: base, .. } in hits(view, base)? {
+        let bases = hits(view, base).map_err(|error| match error {
+            CopyError::NotFound { place, reason, near, .. } => {
+                CopyError::NotFound { source_text: text.to_owned(), place, reason, near }
+            }
+            other => other,
+        })?;
+        for Hit { node: base, .. } in bases {
             if !base.is_directory() {
                 continue;
             }

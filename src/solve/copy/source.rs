@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::wildcard::is_pattern;
 use super::{CopyError, FileData, lossy};
 use crate::context::local::{ContextFile, ContextKind, LocalContext, Subtree};
 use crate::context::stat_cache::Stamp;
@@ -187,10 +188,24 @@ impl SourceView<'_> {
         }
         let written = crate::context::glob::clean(&format!("/{source_text}"));
         if reason.is_none() && written.as_bytes()[1..] != *path {
-            reason = Some(format!("its links lead to /{}, where nothing is", lossy(path)));
+            let links = if is_pattern(source_text) { "" } else { "its links lead to " };
+            reason = Some(format!("{links}/{}, where nothing is", lossy(path)));
         }
+        let reason = self.obstacle(path).or(reason);
         let near = if reason.is_none() { self.near(path) } else { Vec::new() };
         CopyError::NotFound { source_text: source_text.to_owned(), place: self.place(), reason, near }
+    }
+
+    /// What ends the way to `path` before its last name: something that is there and no directory.
+    fn obstacle(&self, path: &[u8]) -> Option<String> {
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
+        let mut nodes = ends.map_while(|end| self.lookup(&path[..end]).ok().flatten());
+        let node = nodes.find(|node| !node.is_directory())?;
+        let shown = lossy(&node.path);
+        Some(match node.kind {
+            NodeKind::Symlink(_) => format!("/{shown} is a link, which --parents does not follow"),
+            _ => format!("/{shown} is no directory"),
+        })
     }
 
     /// Names beside the first component of `path` that is not there, and much like it.
@@ -210,6 +225,7 @@ impl SourceView<'_> {
                 .map(|node| lossy(crate::layer::entry::file_name(&node.path)))
                 .collect();
             let near = crate::diagnostic::nearest(&lossy(name), names.iter().map(String::as_str));
+            let near = near.filter(|near| near.as_bytes() != name);
             let rest: Vec<String> = rest.map(lossy).collect();
             return near
                 .map(|near| {

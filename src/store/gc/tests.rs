@@ -168,3 +168,33 @@ fn what_nothing_needs_counts_and_goes_first() {
     assert!(store.has_layer(&cached) && !store.has_blob(&blob));
     assert!(!store.path(COUNTED).exists(), "the next build counts");
 }
+
+#[test]
+fn who_opened_a_store_that_is_emptied_finds_its_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..4 {
+                // They take a moment to remove.
+                fs::create_dir_all(store.path("cache/records/ab")).unwrap();
+                (0..200).for_each(|name| fs::write(store.path(&format!("cache/records/ab/{name}")), "").unwrap());
+                store.empty().unwrap();
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            let _shared = store.gc_lock(false).unwrap();
+            for folder in ["layers", "trees", "blobs/sha256", "cache/files", "leases", "tmp"] {
+                assert!(store.path(folder).is_dir(), "{folder}");
+            }
+        }
+    });
+    // What dead commands left goes, too, and nobody reads it.
+    fs::write(store.path("leases/build-x"), b"boot boot-0\nmade \xff").unwrap();
+    fs::create_dir(store.path("tmp/build-x")).unwrap();
+    store.empty().unwrap();
+    let left = ["leases", "tmp", "trash"].map(|folder| fs::read_dir(store.path(folder)).unwrap().count());
+    assert_eq!(left, [0; 3]);
+}

@@ -4,18 +4,17 @@
 //! byte is read once, and is checked against the blob's digest and size and against the diffID before anything appears;
 //! a layer that is here already in the same form is not read at all.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use super::LoadError;
 use super::files::Files;
 use crate::digest::{DiffId, Digest};
-use crate::layer::entry_ref::{EntryRef, KindRef};
 use crate::layer::scan::ScanError;
 use crate::layer::stack::LayerStack;
 use crate::store::arrive::{ArrivalError, Arrived, Expected, arrive, arrived};
 use crate::store::lease::Lease;
 use crate::store::{Store, StoreError};
+use crate::sys::threads::at_once;
 
 /// A layer as the documents have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,32 +44,13 @@ pub(super) fn bring(store: &Store, lease: &Lease, files: &Files, wanted: &[Wante
     for layer in wanted {
         brought.push(arrived(store, lease, &layer.expected())?);
     }
-    // The threads are joined here: who enters a user namespace later must be alone in the process.
     let missing: Vec<usize> = (0..wanted.len())
         .filter(|&number| brought[number].is_none() && !wanted[..number].contains(&wanted[number]))
         .collect();
-    let workers = std::thread::available_parallelism().map_or(1, usize::from).min(missing.len());
-    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some(&number) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let result = bring_one(store, lease, files, &wanted[number]);
-            if result.is_err() {
-                next.store(missing.len(), Ordering::Relaxed);
-            }
-            results.lock().unwrap_or_else(PoisonError::into_inner).push((number, result));
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 1..workers {
-            scope.spawn(work);
-        }
-        work();
-    });
-    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    // Of several errors, that of the lowest layer: the same one every time, where they do not race.
-    results.sort_by_key(|(number, _)| *number);
-    for (number, result) in results {
-        brought[number] = Some(result?);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let came = at_once(processors, &missing, |number| bring_one(store, lease, files, &wanted[*number]))?;
+    for (number, layer) in missing.into_iter().zip(came) {
+        brought[number] = Some(layer);
     }
     (0..wanted.len())
         .map(|number| {
@@ -116,8 +96,7 @@ pub(super) fn check_links(store: &Store, files: &Files, diff_ids: &[DiffId]) -> 
     links(store, diff_ids)?.map_err(|(layer, why)| LoadError::layer(files.place(), &layer.to_string(), why))
 }
 
-/// A hard link may name a file of a layer below, and of nothing else: whether there is one, no layer tells by itself.
-/// The layer with one that does not, and why.
+/// Whether each hard link of an image names a file of it: else the layer with one that does not, and why.
 pub(crate) fn links(store: &Store, diff_ids: &[DiffId]) -> Result<Result<(), (DiffId, String)>, StoreError> {
     let mut indexes = Vec::with_capacity(diff_ids.len());
     for layer in diff_ids {
@@ -129,27 +108,7 @@ pub(crate) fn links(store: &Store, diff_ids: &[DiffId]) -> Result<Result<(), (Di
         Ok(stack) => stack,
         Err(error) => return Ok(Err((*top, error.to_string()))),
     };
-    for (height, layer) in stack.layers.iter().enumerate() {
-        let is_link = |entry: &EntryRef<'_>| matches!(entry.kind, KindRef::HardLink { .. });
-        let links = layer.entries().enumerate().filter(|(_, entry)| is_link(entry));
-        let mut open = links.filter(|(position, _)| layer.data_position(*position).is_none()).peekable();
-        if open.peek().is_none() {
-            continue;
-        }
-        let below = LayerStack { layers: stack.layers[..=height].to_vec(), ..LayerStack::default() };
-        for (_, link) in open {
-            if let (None, KindRef::HardLink { target }) = (below.lookup_ref(link.path), link.kind) {
-                let shown = |path| String::from_utf8_lossy(path).into_owned();
-                let why = format!(
-                    "/{} is a hard link to /{}, which is no file of the image",
-                    shown(link.path),
-                    shown(target)
-                );
-                return Ok(Err((diff_ids[height], why)));
-            }
-        }
-    }
-    Ok(Ok(()))
+    Ok(stack.broken_link().map_or(Ok(()), |link| Err((diff_ids[link.layer], link.to_string()))))
 }
 
 /// Why a layer cannot be indexed: most often it is damaged, which its digest tells better than the place where the tar

@@ -134,7 +134,7 @@ impl Place {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(archive).unwrap();
         file.rewind().unwrap();
-        load(&self.store, &lease, file, "x.tar", &amd64())
+        load(&self.store, &lease, file, "x.tar", &amd64(), &[])
     }
 
     /// What lies in the store: layers, blobs, unfinished files.
@@ -279,7 +279,7 @@ fn archives_may_be_compressed_and_lie_in_pipes() {
     let writing = std::thread::spawn(move || write.write_all(&tar));
     let lease = place.store.lease("boot").unwrap();
     let from = File::from(std::os::fd::OwnedFd::from(read));
-    let loaded = load(&place.store, &lease, from, "standard input", &amd64()).unwrap();
+    let loaded = load(&place.store, &lease, from, "standard input", &amd64(), &[]).unwrap();
     assert_eq!(loaded[0].record, ids[0]);
     writing.join().unwrap().unwrap();
 }

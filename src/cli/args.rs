@@ -228,7 +228,7 @@ fn help(mut commands: clap::Command, words: &[OsString]) -> String {
     let named: Vec<&str> = words.iter().filter_map(|word| word.to_str()).skip_while(|word| *word == "help").collect();
     let of = named.into_iter().find(|word| commands.find_subcommand(word).is_some());
     // Docker's groups are read as `prune` with what is pruned.
-    let half = words.iter().filter_map(|word| word.to_str()?.strip_prefix("--only=")).next();
+    let half = words.iter().find_map(|word| word.to_str()?.strip_prefix("--only="));
     match of.and_then(|name| commands.find_subcommand_mut(name)) {
         Some(command) if of == Some("prune") && half.is_some() => {
             prune::of_half(command.clone(), half == Some("cache")).render_help().to_string()

@@ -101,6 +101,7 @@ fn render(template: &Template, row: &Value) -> Result<String, Failure> {
 }
 
 /// What is wrong with a template.
+#[allow(clippy::needless_pass_by_value)] // For `map_err`.
 pub(super) fn wrong(why: String) -> Failure {
     Failure::Usage(format!("--format: {why}"))
 }

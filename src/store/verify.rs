@@ -410,7 +410,10 @@ mod tests {
             ),
             (
                 |tree| {
-                    fs::File::open(tree.join("d/f")).unwrap().set_modified(UNIX_EPOCH + Duration::from_secs(9)).unwrap()
+                    fs::File::open(tree.join("d/f"))
+                        .unwrap()
+                        .set_modified(UNIX_EPOCH + Duration::from_secs(9))
+                        .unwrap();
                 },
                 Some("d/f has another time"),
             ),

@@ -30,7 +30,7 @@ pub(super) fn script(shell: Shell, commands: &Command) -> Vec<u8> {
 /// The commands, the groups with theirs, and what a build takes at the top.
 fn tree(commands: &Command) -> Command {
     let known: Vec<Command> =
-        commands.get_subcommands().filter(|command| !command.is_hide_set()).map(|command| visible(command)).collect();
+        commands.get_subcommands().filter(|command| !command.is_hide_set()).map(visible).collect();
     let find = |name: &str| known.iter().find(|command| command.get_name() == name);
     let mut top = visible(commands);
     for arg in find("build").into_iter().flat_map(Command::get_arguments) {

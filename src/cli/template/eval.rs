@@ -187,12 +187,12 @@ impl Scope {
             }
         };
         for (at, name) in &operand.fields {
-            value = self.field(value, name, *at)?;
+            value = Self::field(value, name, *at)?;
         }
         Ok(value.clone())
     }
 
-    fn field<'v>(&self, value: &'v Value, name: &str, at: usize) -> Result<&'v Value, Mistake> {
+    fn field<'v>(value: &'v Value, name: &str, at: usize) -> Result<&'v Value, Mistake> {
         const NOTHING: &Value = &Value::NOTHING;
         match value {
             Value::Nil(Nil::Any | Nil::Map) => Ok(NOTHING),

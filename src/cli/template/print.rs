@@ -128,7 +128,7 @@ impl<'a> Arguments<'a> {
         let number = number(letters);
         let closed = letters.find(|letter| *letter == ']').is_some();
         match number {
-            Some(Some(number)) if closed && (1..=self.all.len()).contains(&number) => self.next = number - 1,
+            Ok(Some(number)) if closed && (1..=self.all.len()).contains(&number) => self.next = number - 1,
             _ => self.good = false,
         }
     }
@@ -147,12 +147,14 @@ impl<'a> Arguments<'a> {
     }
 }
 
-/// The digits that come next: nothing where there are none, and none where there are too many.
-fn number(letters: &mut Peekable<Chars<'_>>) -> Option<Option<usize>> {
-    let mut number = None;
+/// The number that comes next, if one does; `Err` where it is too large.
+fn number(letters: &mut Peekable<Chars<'_>>) -> Result<Option<usize>, ()> {
+    let mut number = Ok(None);
     while let Some(digit) = letters.next_if(char::is_ascii_digit) {
-        let sum = number.unwrap_or(Some(0)).map(|sum: usize| sum * 10 + digit as usize - '0' as usize);
-        number = Some(sum.filter(|sum| *sum <= WIDEST));
+        number = number.and_then(|sum: Option<usize>| {
+            let sum = sum.unwrap_or(0) * 10 + digit as usize - '0' as usize;
+            if sum <= WIDEST { Ok(Some(sum)) } else { Err(()) }
+        });
     }
     number
 }
@@ -198,10 +200,10 @@ pub(super) fn format(pattern: &str, args: &[Value]) -> String {
             }
         } else {
             match number(&mut letters) {
-                None => {}
-                Some(Some(width)) => spec.width = width,
+                Ok(None) => {}
+                Ok(Some(width)) => spec.width = width,
                 // So wide a field is none: nothing after it is read.
-                Some(None) => letters = "".chars().peekable(),
+                Err(()) => letters = "".chars().peekable(),
             }
         }
         if letters.next_if_eq(&'.').is_some() {
@@ -213,9 +215,9 @@ pub(super) fn format(pattern: &str, args: &[Value]) -> String {
                 }
             } else {
                 match number(&mut letters) {
-                    None => spec.precision = Some(0),
-                    Some(Some(precision)) => spec.precision = Some(precision),
-                    Some(None) => letters = "".chars().peekable(),
+                    Ok(None) => spec.precision = Some(0),
+                    Ok(Some(precision)) => spec.precision = Some(precision),
+                    Err(()) => letters = "".chars().peekable(),
                 }
             }
         }

@@ -153,7 +153,7 @@ fn what_nothing_needs_counts_and_goes_first() {
     let orphan = layer(&store, &lease, "orphan");
     let cached = layer(&store, &lease, "cached");
     record(&store, &lease, "cached", cached, 50);
-    let blob = store.put_blob(&lease, &[1; 20_000]).unwrap();
+    let blob = store.put_blob(&lease, &vec![1; 20_000]).unwrap();
     drop(lease);
     settle();
     fs::write(store.path(COUNTED), "1 1\n").unwrap();

@@ -199,7 +199,10 @@ fn sources() -> Vec<Source> {
         for entry in std::fs::read_dir(folder).expect("the sources are readable") {
             let path = entry.expect("the sources are readable").path();
             if path.is_dir() {
-                walk(&path, files);
+                // A module `tests` may have modules of its own.
+                if !path.ends_with("tests") {
+                    walk(&path, files);
+                }
             } else if path.extension().is_some_and(|end| end == "rs")
                 && path.file_stem().is_some_and(|name| name != "tests")
             {

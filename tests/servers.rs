@@ -257,3 +257,27 @@ fn a_layer_that_does_not_come_ends_the_others() {
     assert!(*pieces.lock().unwrap() < 15, "{} of 35 pieces", pieces.lock().unwrap());
     drop(server);
 }
+
+/// A build does not wait for a silent server when it is told to stop.
+#[test]
+fn a_silent_server_holds_nobody() {
+    let memory = Memory::new(&tar("f", 10));
+    let asked = Arc::new(AtomicBool::new(false));
+    let reached = Arc::clone(&asked);
+    let server = Server::start(move |request| {
+        reached.store(true, Ordering::SeqCst);
+        std::thread::sleep(std::time::Duration::from_secs(8));
+        memory.answer(request)
+    });
+    let env = TestEnv::new();
+    env.write("ctx/Dockerfile", format!("FROM {}/x:1\nLABEL a=b\n", server.host()));
+    let mut child = env.command(["build", "ctx"]).stderr(std::process::Stdio::null()).spawn().unwrap();
+    while !asked.load(Ordering::SeqCst) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let began = Instant::now();
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(began.elapsed().as_secs() < 3, "{:?}", began.elapsed());
+    drop(server);
+}

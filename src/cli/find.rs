@@ -53,7 +53,12 @@ pub(crate) fn clear(store: &Store, settings: &Settings) -> Result<(), Failure> {
     let checked = lease.and_then(|lease| recover(store, &lease, &swept, || enter_ids(settings).map(drop)));
     tell(match checked {
         // What cannot be checked goes unseen: each of them can be made or brought again.
-        Err(error) if is_full(&error) => removed_damage(&store.discard_suspects(&swept).map_err(anyhow::Error::from)?),
+        Err(error) if is_full(&error) => {
+            let count = store.discard_suspects(&swept).map_err(anyhow::Error::from)?.len();
+            let note =
+                format!("{count} of the store's files were removed unread, as the disk is full: they may be damaged");
+            (count > 0).then_some(note)
+        }
         other => other?,
     })
 }
@@ -170,7 +175,7 @@ pub(crate) fn lookup(store: &Store, name: &str) -> Result<Option<ImageRecord>, F
                 let same = |known: &String| {
                     Reference::parse(known).is_ok_and(|known| known.familiar_name() == reference.familiar_name())
                 };
-                let repository = format!("{}/{}", reference.registry(), reference.repository());
+                let repository = reference.full_name();
                 let mut found = None;
                 for image in store.images().map_err(failed)? {
                     // Its own, or the one that a registry knows it by, whatever names it has.

@@ -251,7 +251,7 @@ impl<'a> Sending<'a> {
         // Proof: an entry of `Target::repositories` is made with the first of its names.
         let to = names[0];
         let push = target.registries.push(to, target.listener)?;
-        Ok(Self { target, store, lease, wish, push, place: format!("{}/{}", to.registry(), to.repository()) })
+        Ok(Self { target, store, lease, wish, push, place: to.full_name() })
     }
 
     /// Sees to it that a layer is there. How a manifest lists it.
@@ -325,7 +325,7 @@ impl<'a> Sending<'a> {
 
 /// Sends a blob that another repository has. Where a registry is not reached, its other repositories are not asked.
 fn pass_through(push: &Push<'_>, blob: &Descriptor, places: &[Reference]) -> Result<(), OutputError> {
-    let origins: Vec<String> = places.iter().map(|from| format!("{}/{}", from.registry(), from.repository())).collect();
+    let origins: Vec<String> = places.iter().map(Reference::full_name).collect();
     let (mut first, mut unreached) = (None, Vec::new());
     for from in places {
         if unreached.contains(&from.registry()) {

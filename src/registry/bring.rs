@@ -146,7 +146,7 @@ impl Bring<'_> {
         };
         match came {
             Ok(_) => {
-                let repository = format!("{}/{}", from.registry(), from.repository());
+                let repository = from.full_name();
                 store.add_origin(&expected.diff_id, Origin { blob: layer.digest, repository })?;
                 listener.transfer(&layer.digest, Transfer::Done);
                 Ok(())

@@ -7,7 +7,8 @@
 use std::collections::HashMap;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -32,6 +33,9 @@ const SHORT: Duration = Duration::from_secs(2);
 /// How often a request is sent to a server after which another one can be asked, and how long its connection may take.
 pub(super) const ATTEMPTS_BEFORE_NEXT: u32 = 2;
 const CONNECT_BEFORE_NEXT: Duration = Duration::from_secs(5);
+
+/// How long nobody looks whether to stop.
+const HEEDED: Duration = Duration::from_millis(50);
 
 /// Bytes of an answer that holds no image: tokens, errors, lists.
 pub(super) const SMALL: usize = 1 << 20;
@@ -58,7 +62,7 @@ pub(crate) struct Endpoint {
     /// The registry's name where this is a mirror of it.
     of: String,
     credentials: Option<Credentials>,
-    http: Http,
+    http: Arc<Http>,
     cancel: Option<Cancel>,
     /// How users allow what is not secure.
     allow: &'static str,
@@ -93,7 +97,7 @@ impl Endpoint {
             host,
             of: of.to_owned(),
             credentials,
-            http: Http::new(http),
+            http: Arc::new(Http::new(http)),
             cancel,
             allow: options.insecure.by,
             plain: AtomicBool::new(false),
@@ -156,18 +160,23 @@ impl Endpoint {
         self.given_up.load(Ordering::Relaxed)
     }
 
-    fn call_within(&self, call: &Call<'_>, attempts: u32, limit: Option<usize>) -> Result<Response, RegistryError> {
+    /// The same, sent so often at most.
+    pub(super) fn call_within(
+        &self,
+        call: &Call<'_>,
+        attempts: u32,
+        limit: Option<usize>,
+    ) -> Result<Response, RegistryError> {
         let mut met = false;
         let mut attempt = 1;
         // Where another server follows nobody waits for this one.
         let impatient = attempts < ATTEMPTS;
         loop {
             self.check_canceled()?;
-            let answer = self.once(call, None);
-            let answer = answer.and_then(|response| match limit {
-                Some(limit) if (200..300).contains(&response.status) => response.with_body(limit),
-                _ => Ok(response),
-            });
+            let answer = self.follow(call, limit);
+            if answer.is_err() {
+                self.check_canceled()?;
+            }
             match answer {
                 Err(error) if self.falls_back(&error) => {}
                 Err(error) if impatient && matches!(error.cause, Cause::Silent(_)) => {
@@ -189,20 +198,23 @@ impl Endpoint {
         }
     }
 
-    /// Sends it once, with what is known of authorization; redirects are followed where nothing is streamed.
-    pub(super) fn once(&self, call: &Call<'_>, stream: Option<(&mut dyn Read, u64)>) -> Result<Response, HttpError> {
+    /// Sends a body as it is read, once.
+    pub(super) fn once(&self, call: &Call<'_>, stream: (&mut dyn Read, u64)) -> Result<Response, HttpError> {
+        let url = self.url(call.path);
+        let (headers, (reader, size)) = (self.headers(call, &url), stream);
+        let body = Body::Sized(reader, size);
+        let response = self.http.send(Request { method: call.method, url: &url, headers, body })?;
+        self.note(&response);
+        Ok(response)
+    }
+
+    /// Sends it once, with what is known of authorization, and on along redirects.
+    fn follow(&self, call: &Call<'_>, limit: Option<usize>) -> Result<Response, HttpError> {
         let first = self.url(call.path);
-        if let Some((reader, size)) = stream {
-            let headers = self.headers(call, &first);
-            let body = Body::Sized(reader, size);
-            let response = self.http.send(Request { method: call.method, url: &first, headers, body })?;
-            self.note(&response);
-            return Ok(response);
-        }
         let mut url = first.clone();
         for _ in 0..=REDIRECTS {
             let (headers, body) = (self.headers(call, &url), call.body.map_or(Body::Empty, Body::Bytes));
-            let response = self.http.send(Request { method: call.method, url: &url, headers, body })?;
+            let response = self.send(Request { method: call.method, url: &url, headers, body }, limit)?;
             self.note(&response);
             let next = match (response.status, response.header("location")) {
                 (301 | 302 | 303 | 307 | 308, Some(location)) => join(&url, location),
@@ -212,6 +224,47 @@ impl Endpoint {
             url = next.ok_or_else(|| HttpError { url: url.clone(), cause: no_url() })?;
         }
         Err(HttpError { url: first, cause: Cause::Redirects })
+    }
+
+    /// Sends a request once; the answer with its body, if it is one of at most `limit` bytes. Where somebody may wish to
+    /// stop, a thread of its own waits for the server: it is joined, or left behind with a silent server.
+    fn send(&self, request: Request<'_>, limit: Option<usize>) -> Result<Response, HttpError> {
+        let answer = move |http: &Http, request: Request<'_>| {
+            let response = http.send(request)?;
+            match limit {
+                Some(limit) if (200..300).contains(&response.status) => response.with_body(limit),
+                _ => Ok(response),
+            }
+        };
+        let Some(cancel) = &self.cancel else { return answer(&self.http, request) };
+        let body = match request.body {
+            Body::Empty => None,
+            Body::Bytes(bytes) => Some(bytes.to_vec()),
+            Body::Sized(..) => return answer(&self.http, request),
+        };
+        let (method, url) = (request.method.to_owned(), request.url.to_owned());
+        let headers: Vec<(String, String)> =
+            request.headers.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let (to, from) = sync_channel(1);
+        let http = Arc::clone(&self.http);
+        let work = move || {
+            let headers = headers.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+            let body = body.as_deref().map_or(Body::Empty, Body::Bytes);
+            // Whoever asked may be gone.
+            drop(to.send(answer(&http, Request { method: &method, url: &url, headers, body })));
+        };
+        let failed = |error| HttpError { url: request.url.to_owned(), cause: Cause::Cut(error) };
+        let thread = std::thread::Builder::new().name("registry".to_owned()).spawn(work).map_err(failed)?;
+        loop {
+            match from.recv_timeout(HEEDED) {
+                Ok(answer) => {
+                    drop(thread.join());
+                    return answer;
+                }
+                Err(RecvTimeoutError::Timeout) if !cancel.is_canceled() => {}
+                Err(_) => return Err(failed(io::ErrorKind::Interrupted.into())),
+            }
+        }
     }
 
     /// Takes note of how the server answers.
@@ -293,7 +346,7 @@ impl Endpoint {
             if left.is_zero() {
                 return Ok(());
             }
-            std::thread::sleep(left.min(Duration::from_millis(50)));
+            std::thread::sleep(left.min(HEEDED));
         }
     }
 
@@ -374,9 +427,10 @@ impl Endpoint {
             if let Some(secret) = &secret {
                 request = request.header("authorization", secret.clone());
             }
-            let answer = self.http.send(request);
-            let answer = answer
-                .and_then(|response| if response.status == 200 { response.with_body(SMALL) } else { Ok(response) });
+            let answer = self.send(request, Some(SMALL));
+            if answer.is_err() {
+                self.check_canceled()?;
+            }
             match answer {
                 Err(error) if error.is_passing() && attempt < ATTEMPTS => self.pause(attempt, None)?,
                 Err(error) => return Err(self.no_answer(call.what, error)),

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use super::blob::BlobStream;
-use super::client::{ATTEMPTS, Call, Endpoint, encode, may_pass, retry_after};
+use super::client::{ATTEMPTS, ATTEMPTS_BEFORE_NEXT, Call, Endpoint, encode, may_pass, retry_after};
 use super::pull::{Quiet, Transfer, Transfers, scope, unwrap_io};
 use super::{Registries, Registry, RegistryError};
 use crate::digest::Digest;
@@ -174,7 +174,9 @@ impl Push<'_> {
             let scopes = [scope_here.clone(), scope(from, "pull")];
             let query = encode(&[("mount", &blob.digest.to_string()), ("from", from)]);
             let path = format!("{own}/blobs/uploads/?{query}");
-            let response = match endpoint.call(&Call { body: Some(&[]), scopes: &scopes, ..self.call("POST", &path) }) {
+            let call = Call { body: Some(&[]), scopes: &scopes, ..self.call("POST", &path) };
+            // Without it the blob is sent: nobody waits long for it.
+            let response = match endpoint.call_within(&call, ATTEMPTS_BEFORE_NEXT, None) {
                 Ok(response) => response,
                 Err(RegistryError::Stopped) => return Err(RegistryError::Stopped),
                 // No answer: there will be none to the next one either.
@@ -188,6 +190,7 @@ impl Push<'_> {
                     return Ok(Mounted::There);
                 }
                 202 => session = session_of(&response),
+                status if may_pass(status) => break,
                 // Not allowed to read there, or it does not mount.
                 _ => {}
             }
@@ -249,7 +252,7 @@ impl Push<'_> {
         };
         let send = |reader: &mut Counted<'_>, call: &Call<'_>, length| {
             let mut piece = (&mut *reader).take(length);
-            match endpoint.once(call, Some((&mut piece, length))) {
+            match endpoint.once(call, (&mut piece, length)) {
                 Ok(response) => Ok(Ok(response)),
                 // Not the connection failed, but what was to be sent.
                 Err(_) if reader.failure.is_some() => Err(reader.told(&what)),

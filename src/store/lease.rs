@@ -370,6 +370,33 @@ mod tests {
     }
 
     #[test]
+    fn a_name_waits_until_what_others_made_is_durable() {
+        use crate::digest::ImageId;
+        use crate::store::{base, images::ImageRecord};
+        let (_folder, store) = store();
+        let (maker, namer) = (store.lease("boot-a").unwrap(), store.lease("boot-a").unwrap());
+        let record = |name: &str| ImageRecord {
+            id: ImageId(Digest::of(b"image")),
+            names: vec![format!("docker.io/library/{name}:latest")],
+            manifest: Digest::of(b"manifest"),
+            media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+            manifest_size: 3,
+            content: None,
+            created: None,
+            size: 0,
+            platform: "linux/amd64".into(),
+        };
+        let begun = SYNCS.get();
+        base::keep(&store, &namer, &record("a")).unwrap();
+        assert_eq!(SYNCS.get(), begun, "nobody made anything");
+        store.put_blob(&maker, b"manifest").unwrap();
+        base::keep(&store, &namer, &record("b")).unwrap();
+        assert_eq!(SYNCS.get(), begun + 1);
+        base::keep(&store, &maker, &record("c")).unwrap();
+        assert_eq!(SYNCS.get(), begun + 2);
+    }
+
+    #[test]
     fn no_program_that_is_started_inherits_a_lease() {
         let (_folder, store) = store();
         let lease = store.lease("boot-a").unwrap();

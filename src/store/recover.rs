@@ -35,7 +35,7 @@ impl Store {
         for suspect in &swept.suspects {
             let place = suspect.what.to_string();
             if let Suspect::Layer(layer) = &suspect.what {
-                match store.restore_index(layer) {
+                match store.restore_index(lease, layer) {
                     Err(error) if lease.blames_thing(&error) => {}
                     other => other?,
                 }
@@ -55,7 +55,7 @@ impl Store {
                 };
                 let has_tree =
                     matches!((&suspect.what, *part), (Suspect::Tree(_), _) | (Suspect::Layer(_), "tree" | ""));
-                if is_same && has_tree && self.is_mounted(&suspect.what, lease)? {
+                if is_same && has_tree && self.is_mounted(&suspect.what, Some(lease))? {
                     lease.shuns(suspect.what.clone());
                     left.insert(suspect.what.clone());
                 } else if is_same {
@@ -106,10 +106,11 @@ impl Store {
     }
 
     /// Makes the index of a layer again, where it is damaged or lost, from the bytes of the layer.
-    fn restore_index(&self, layer: &DiffId) -> Result<(), StoreError> {
+    fn restore_index(&self, lease: &Lease, layer: &DiffId) -> Result<(), StoreError> {
         match self.layer_index(layer) {
             Ok(Some(_)) => return Ok(()),
             Ok(None) | Err(StoreError::Damaged { .. }) => {}
+            Err(error) if lease.blames_thing(&error) => {}
             Err(error) => return Err(error),
         }
         let folder = self.path("layers").join(layer.0.hex());
@@ -428,6 +429,11 @@ mod tests {
         let gone = store.recover(&lease, &swept(&store, &all)).unwrap();
         assert_eq!(gone.len(), all.len() + 4, "each, and four forms of the layer: {gone:?}");
         assert!(all.iter().all(|name| store.path(name).symlink_metadata().is_err()));
+        // What is right beside it stays, and the index is made again.
+        let (id, name) = layer(&store, &lease);
+        fault(&store.path(&name).join("index"));
+        assert_eq!(store.recover(&lease, &swept(&store, &[&name])).unwrap(), [""; 0]);
+        assert!(store.layer_index(&id).unwrap().is_some() && store.stored_tar(&id).unwrap().is_some());
     }
 
     #[test]

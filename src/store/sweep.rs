@@ -176,8 +176,8 @@ impl Store {
 
     /// Whether a command other than that of `own` may have the tree mounted: that of a layer, or a layer on its parents.
     /// Under the exclusive lock only.
-    pub(super) fn is_mounted<'a>(&self, tree: &Suspect, own: impl Into<Option<&'a Lease>>) -> Result<bool, StoreError> {
-        let (line, own) = (format!("mounts {tree}"), own.into().map(Lease::path));
+    pub(super) fn is_mounted(&self, tree: &Suspect, own: Option<&Lease>) -> Result<bool, StoreError> {
+        let (line, own) = (format!("mounts {tree}"), own.map(Lease::path));
         for path in list(&self.path("leases"))?.iter().filter(|path| Some(path.as_path()) != own) {
             let Ok(file) = File::open(path) else { continue };
             // Of a list that cannot be read nobody can tell.

@@ -167,9 +167,8 @@ impl Report {
             document["containerimage.config.digest"] = json!(image.image_id);
         }
         if !made.names.is_empty() {
-            let name = |name: &Reference| match made.by_digest {
-                true => format!("{}/{}", name.registry(), name.repository()),
-                false => name.to_string(),
+            let name = |name: &Reference| {
+                if made.by_digest { name.full_name() } else { name.to_string() }
             };
             let names: Vec<String> = made.names.iter().map(name).collect();
             document["image.name"] = names.join(",").into();

@@ -27,7 +27,11 @@ struct Running {
 impl Running {
     /// A build whose first command is under way, in a process group of its own, as a shell would start it.
     fn start(env: &TestEnv) -> Self {
-        let mut command = env.command(["build", "--progress", "plain", "--jobs", "2", "-t", "never", "ctx"]);
+        Self::start_with(env, "-t=never")
+    }
+
+    fn start_with(env: &TestEnv, flag: &str) -> Self {
+        let mut command = env.command(["build", "--progress", "plain", "--jobs", "2", flag, "ctx"]);
         let mut child =
             command.process_group(0).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("rbuild starts");
         let mut stderr = BufReader::new(child.stderr.take().expect("standard error is a pipe"));
@@ -84,6 +88,20 @@ fn an_interrupted_build_leaves_nothing() {
         assert!(left.is_empty(), "left behind:\n{}", left.join("\n"));
     }
     assert!(env.rbuild("images -q").ok().stdout.lines().count() == 1, "only the base has a name");
+}
+
+#[test]
+fn the_builds_of_verify_reproducible_are_interrupted_by_a_signal_to_rbuild_alone() {
+    if !needs("the_builds_of_verify_reproducible_are_interrupted", &[Need::Run, Need::Busybox]) {
+        return;
+    }
+    let env = prepared();
+    env.write("ctx/Dockerfile", "FROM busybox\nRUN echo ready; sleep 300\n");
+    let running = Running::start_with(&env, "--verify-reproducible");
+    kill_process(running.pid(), Signal::INT).expect("it runs");
+    let (status, rest, _) = running.end();
+    assert_eq!(status, Some(130), "{rest}");
+    assert!(rest.ends_with("interrupted\n") && !rest.contains("error:") && !rest.contains("killed"), "{rest}");
 }
 
 #[test]

@@ -1,6 +1,21 @@
-//! Ages as Docker writes them.
+//! Moments, and ages as Docker writes them.
 //!
-//! In: two moments in seconds since 1970. Out: the words between them: `About an hour ago`, `3 weeks ago`.
+//! In: a time of a config, or two moments in seconds since 1970. Out: the moment, or in the zone of this machine, or the
+//! words between them: `About an hour ago`, `3 weeks ago`.
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+/// A time of a config.
+pub fn moment(created: Option<&str>) -> Option<Timestamp> {
+    created?.parse().ok()
+}
+
+/// A moment in the zone of this machine: by `zoned`, or in UTC by `utc`, which is also that of a machine without a zone.
+pub fn local(seconds: i64, zoned: &str, utc: &str) -> String {
+    let time = Timestamp::from_second(seconds).unwrap_or_default().to_zoned(TimeZone::system());
+    time.strftime(if time.offset().is_zero() { utc } else { zoned }).to_string()
+}
 
 /// How long ago `then` was at `now`. What lies ahead counts as just now.
 pub fn ago(then: i64, now: i64) -> String {

@@ -6,6 +6,7 @@
 
 mod build;
 mod check;
+mod completion;
 pub(crate) mod epoch;
 mod later;
 mod prune;
@@ -218,14 +219,7 @@ pub fn parse(words: Vec<OsString>, settings: &Settings) -> Result<Request, Strin
 
 /// The completions of all commands for a shell.
 pub(super) fn completion(shell: Shell) -> Vec<u8> {
-    let shell = match shell {
-        Shell::Bash => clap_complete::Shell::Bash,
-        Shell::Zsh => clap_complete::Shell::Zsh,
-        Shell::Fish => clap_complete::Shell::Fish,
-    };
-    let mut out = Vec::new();
-    clap_complete::generate(shell, &mut commands(), "rbuild", &mut out);
-    out
+    completion::script(shell, &commands())
 }
 
 /// The help that `words` ask for.
@@ -233,7 +227,12 @@ fn help(mut commands: clap::Command, words: &[OsString]) -> String {
     commands.build();
     let named: Vec<&str> = words.iter().filter_map(|word| word.to_str()).skip_while(|word| *word == "help").collect();
     let of = named.into_iter().find(|word| commands.find_subcommand(word).is_some());
+    // Docker's groups are read as `prune` with what is pruned.
+    let half = words.iter().find_map(|word| word.to_str()?.strip_prefix("--only="));
     match of.and_then(|name| commands.find_subcommand_mut(name)) {
+        Some(command) if of == Some("prune") && half.is_some() => {
+            prune::of_half(command.clone(), half == Some("cache")).render_help().to_string()
+        }
         Some(command) => command.render_help().to_string(),
         None => commands.render_help().to_string(),
     }

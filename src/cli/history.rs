@@ -7,6 +7,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use serde_json::{Value, json};
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use super::args::HistoryArgs;
 use super::failure::Failure;
@@ -20,7 +21,7 @@ use crate::image::manifest::Descriptor;
 use crate::plan::BaseImage;
 use crate::store::{Store, base};
 
-/// Letters of CREATED BY that the table shows.
+/// Columns that CREATED BY has in the table.
 const SHOWN: usize = 45;
 
 /// 2000-01-01: what claims to be older was made without a clock.
@@ -38,7 +39,7 @@ const HEADINGS: [(&str, &str); 6] = [
 
 /// Prints it.
 pub(super) fn run(args: &HistoryArgs, settings: &Settings) -> Result<ExitCode, Failure> {
-    let format = Format::parse(args.format.as_deref())?;
+    let format = Format::parse(args.format.as_deref(), None)?;
     let platform = args.platform.as_deref().map(find::platform).transpose()?;
     let store = find::store(settings)?;
     let record = find::image(&store, &args.image)?;
@@ -61,7 +62,7 @@ pub(super) fn run(args: &HistoryArgs, settings: &Settings) -> Result<ExitCode, F
         .map(|(number, (entry, size))| row(entry, size, (number == 0).then_some(&image.image_id), args, now))
         .collect();
     let mut out = stdout();
-    if args.quiet {
+    if args.quiet && format == Format::Table {
         for row in &rows {
             writeln!(out, "{}", text(row, "ID"))?;
         }
@@ -88,28 +89,40 @@ fn sizes(store: &Store, image: &BaseImage) -> Result<Vec<u64>, Failure> {
 
 fn row(entry: &History, bytes: u64, id: Option<&ImageId>, args: &HistoryArgs, now: i64) -> Value {
     let created = find::seconds(entry.created.as_deref());
+    let created_at = created.map(created_at).unwrap_or_default();
     let shown = |id: &ImageId| if args.no_trunc { id.to_string() } else { find::short(id) };
     // A tab would begin a new column, a new line a new row.
     let created_by = entry.created_by.replace(['\t', '\n'], " ");
     json!({
         "ID": id.map_or_else(|| "<missing>".to_owned(), shown),
         "CreatedSince": match created {
+            _ if !args.human => created_at.clone(),
             Some(created) if created > NO_CLOCK => age::ago(created, now),
             _ => "N/A".to_owned(),
         },
-        "CreatedAt": entry.created.clone().unwrap_or_default(),
+        "CreatedAt": created_at,
         "CreatedBy": if args.no_trunc { created_by } else { shorten(&created_by) },
         "Size": if args.human { size::human(bytes) } else { bytes.to_string() },
         "Comment": entry.comment.clone(),
     })
 }
 
+/// A time by RFC 3339, in whole seconds and in the zone of this machine.
+fn created_at(seconds: i64) -> String {
+    age::local(seconds, "%Y-%m-%dT%H:%M:%S%:z", "%Y-%m-%dT%H:%M:%SZ")
+}
+
 /// Cut to what the table shows, the last letter of it an ellipsis.
 fn shorten(text: &str) -> String {
-    if text.chars().count() <= SHOWN {
+    if text.width() <= SHOWN {
         return text.to_owned();
     }
-    text.chars().take(SHOWN - 1).chain(['…']).collect()
+    let mut left = SHOWN - 1;
+    let fits = |letter: &char| {
+        let width = letter.width().unwrap_or(0);
+        left.checked_sub(width).inspect(|rest| left = *rest).is_some()
+    };
+    text.chars().take_while(fits).chain(['…']).collect()
 }
 
 #[cfg(test)]
@@ -128,7 +141,7 @@ mod tests {
         let long = "RUN /bin/sh -c apt-get update && apt-get install -y nginx # buildkit";
         for (entry, id, human, created, by, size) in [
             (entry("2024-01-01T00:00:00Z", "CMD"), false, true, "2 hours ago", "CMD", "1.5kB"),
-            (entry("2024-01-01T00:00:00Z", "CMD"), false, false, "2024-01-01T00:00:00Z", "CMD", "1500"),
+            (entry("2024-01-01T00:00:00.123456Z", "CMD"), false, false, "2024-01-01T00:00:00Z", "CMD", "1500"),
             (entry("1970-01-01T00:00:00Z", long), false, true, "N/A", &format!("{}…", &long[..44]), "1.5kB"),
             (entry("nonsense", "a\tb\nc"), true, true, "N/A", "a b c", "1.5kB"),
         ] {
@@ -136,9 +149,12 @@ mod tests {
             let args = HistoryArgs { human, ..args.clone() };
             let row = row(&entry, 1500, id.as_ref(), &args, 1_704_067_200 + 7200);
             assert_eq!(row["ID"], if id.is_some() { "e3b0c44298fc" } else { "<missing>" });
-            assert_eq!(row[if human { "CreatedSince" } else { "CreatedAt" }], created);
+            assert_eq!(row["CreatedSince"], created);
+            assert!(human || row["CreatedAt"] == created);
             assert_eq!((&row["CreatedBy"], &row["Size"]), (&by.into(), &size.into()));
         }
         assert_eq!(shorten(&"ü".repeat(45)), "ü".repeat(45));
+        assert_eq!(shorten(&"中".repeat(23)), format!("{}…", "中".repeat(22)));
+        assert_eq!(shorten(&"中".repeat(22)), "中".repeat(22));
     }
 }

@@ -6,6 +6,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::args::{ImagesArgs, until};
@@ -24,7 +25,7 @@ use crate::store::{Store, base};
 const NONE: &str = "<none>";
 
 /// The heading of every placeholder.
-const HEADINGS: [(&str, &str); 11] = [
+const HEADINGS: [(&str, &str); 12] = [
     ("Repository", "REPOSITORY"),
     ("Tag", "TAG"),
     ("Digest", "DIGEST"),
@@ -33,19 +34,42 @@ const HEADINGS: [(&str, &str); 11] = [
     ("CreatedSince", "CREATED"),
     ("CreatedAt", "CREATED AT"),
     ("Size", "SIZE"),
+    ("VirtualSize", "SIZE"),
     ("Containers", "CONTAINERS"),
     ("SharedSize", "SHARED SIZE"),
     ("UniqueSize", "UNIQUE SIZE"),
 ];
 
+/// What `--format raw` is: with ids alone, with digests, and as a rule.
+const RAW: [&str; 3] = [
+    "image_id: {{.ID}}",
+    "repository: {{.Repository}}\ntag: {{.Tag}}\ndigest: {{.Digest}}\nimage_id: {{.ID}}\ncreated_at: {{.CreatedAt}}\nvirtual_size: {{.Size}}\n",
+    "repository: {{.Repository}}\ntag: {{.Tag}}\nimage_id: {{.ID}}\ncreated_at: {{.CreatedAt}}\nvirtual_size: {{.Size}}\n",
+];
+
 /// Prints them.
 pub(super) fn run(args: &ImagesArgs, settings: &Settings) -> Result<ExitCode, Failure> {
-    let format = Format::parse(args.format.as_deref())?;
+    let raw = RAW[if args.quiet {
+        0
+    } else if args.digests {
+        1
+    } else {
+        2
+    }];
+    let mut asked = args.format.clone();
+    if let Some(text) = &mut asked
+        && args.digests
+        && text.starts_with("table ")
+        && !text.contains("{{.Digest}}")
+    {
+        text.push_str("\\t{{.Digest}}");
+    }
+    let format = Format::parse(asked.as_deref(), Some(raw))?;
     let store = find::store(settings)?;
     let now = find::now();
     let filter = Filter::new(args, &store, now)?;
     let mut images = store.images().map_err(anyhow::Error::from)?;
-    images.sort_by_key(|image| std::cmp::Reverse(find::seconds(image.created.as_deref())));
+    images.sort_by_key(|image| std::cmp::Reverse(age::moment(image.created.as_deref())));
     let mut rows = Vec::new();
     for image in &images {
         if !filter.takes_image(image, &store)? {
@@ -58,9 +82,20 @@ pub(super) fn run(args: &ImagesArgs, settings: &Settings) -> Result<ExitCode, Fa
         }
         rows.extend(names.into_iter().map(|name| (image, Some(name))));
     }
-    rows.retain(|(_, name)| filter.takes(name.as_ref()));
+    let by_digest = filter.references.iter().any(|(pattern, _)| pattern.contains('@'));
+    let mut shown = Vec::with_capacity(rows.len());
+    for (image, name) in rows {
+        let digest = match &name {
+            Some(name) if by_digest => Some(find::digest(&store, image, name)?),
+            _ => None,
+        };
+        if filter.takes(name.as_ref(), digest.as_ref()) {
+            shown.push((image, name));
+        }
+    }
+    let rows = shown;
     let mut out = stdout();
-    if args.quiet {
+    if args.quiet && format == Format::Table {
         for (image, _) in rows {
             writeln!(out, "{}", if args.no_trunc { image.id.to_string() } else { find::short(&image.id) })?;
         }
@@ -72,8 +107,8 @@ pub(super) fn run(args: &ImagesArgs, settings: &Settings) -> Result<ExitCode, Fa
         &["Repository", "Tag", "ID", "CreatedSince", "Size"]
     };
     // A file for each image: only where somebody looks at it.
-    let digests = args.digests
-        || args.format.as_ref().is_some_and(|format| ["Digest", "json"].iter().any(|word| format.contains(word)));
+    let digests =
+        args.digests || asked.is_some_and(|format| ["Digest", "json"].iter().any(|word| format.contains(word)));
     let digest = |image: &ImageRecord, name: &Option<Reference>| match name {
         Some(name) if digests => find::digest(&store, image, name),
         _ => Ok(image.manifest),
@@ -97,16 +132,25 @@ fn row(image: &ImageRecord, name: Option<&Reference>, digest: &Digest, whole: bo
         "CreatedSince": created.map_or_else(|| unknown.to_owned(), |created| age::ago(created, now)),
         "CreatedAt": created.map_or_else(|| unknown.to_owned(), created_at),
         "Size": size::human(image.size),
+        "VirtualSize": size::human(image.size),
         "Containers": unknown,
         "SharedSize": unknown,
         "UniqueSize": unknown,
     })
 }
 
-/// A time as Go's `String` has it, which is what Docker prints here.
+/// A time as Go's `String` has it, in the zone of this machine, which is what Docker prints here.
 fn created_at(seconds: i64) -> String {
-    let time = jiff::Timestamp::from_second(seconds).unwrap_or_default();
-    time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC").to_string()
+    age::local(seconds, "%Y-%m-%d %H:%M:%S %z %Z", "%Y-%m-%d %H:%M:%S +0000 UTC")
+}
+
+/// A label that images are to have, or with `false` not to have.
+#[derive(Debug)]
+struct Label {
+    name: String,
+    /// Its value; `None` is any.
+    value: Option<String>,
+    has: bool,
 }
 
 /// Which rows are shown.
@@ -114,12 +158,11 @@ fn created_at(seconds: i64) -> String {
 struct Filter {
     references: Vec<(String, Glob)>,
     dangling: Option<bool>,
-    /// Names of labels, and the values that they are to have.
-    labels: Vec<(String, Option<String>)>,
-    /// Made before, in seconds since 1970.
-    before: Option<i64>,
+    labels: Vec<Label>,
+    /// Made before.
+    before: Option<Timestamp>,
     /// Made after.
-    since: Option<i64>,
+    since: Option<Timestamp>,
 }
 
 impl Filter {
@@ -131,10 +174,10 @@ impl Filter {
             filter.references.push((pattern.clone(), glob));
         }
         // An image without a time was made before all others.
-        let made = |name: &str| -> Result<i64, Failure> {
-            Ok(find::seconds(find::image(store, name)?.created.as_deref()).unwrap_or(i64::MIN))
+        let made = |name: &str| -> Result<Timestamp, Failure> {
+            Ok(age::moment(find::image(store, name)?.created.as_deref()).unwrap_or(Timestamp::MIN))
         };
-        let earlier = |known: Option<i64>, other: i64| Some(known.map_or(other, |known| known.min(other)));
+        let earlier = |known: Option<Timestamp>, other| Some(known.map_or(other, |known| known.min(other)));
         for (key, value) in &args.filters {
             match (key.as_str(), value.as_str()) {
                 ("reference", _) => {}
@@ -143,19 +186,20 @@ impl Filter {
                 ("dangling", other) => {
                     return Err(Failure::Usage(format!("--filter dangling={other}: expected true or false")));
                 }
-                ("label", label) => {
-                    let (name, content) =
-                        label.split_once('=').map_or((label, None), |(name, text)| (name, Some(text)));
-                    filter.labels.push((name.to_owned(), content.map(str::to_owned)));
+                ("label" | "label!", label) => {
+                    let (name, value) = label.split_once('=').map_or((label, None), |(name, text)| (name, Some(text)));
+                    let (name, value) = (name.to_owned(), value.map(str::to_owned));
+                    filter.labels.push(Label { name, value, has: key == "label" });
                 }
                 ("before", name) => filter.before = earlier(filter.before, made(name)?),
                 ("since", name) => filter.since = filter.since.max(Some(made(name)?)),
                 ("until", text) => {
                     let until = until(text).map_err(|why| Failure::Usage(format!("--filter until: {why}")))?;
-                    filter.before = earlier(filter.before, until.seconds(now));
+                    let until = Timestamp::from_second(until.seconds(now)).unwrap_or(Timestamp::MAX);
+                    filter.before = earlier(filter.before, until);
                 }
                 (key, _) => {
-                    let known = ["before", "dangling", "label", "reference", "since", "until"];
+                    let known = ["before", "dangling", "label", "label!", "reference", "since", "until"];
                     let meant = nearest(key, known).map_or_else(
                         || format!("there are {}", known.join(", ")),
                         |meant| format!("did you mean {meant}?"),
@@ -169,7 +213,7 @@ impl Filter {
 
     /// By what the image is, whatever its names are. Its config is read only where labels are asked for.
     fn takes_image(&self, image: &ImageRecord, store: &Store) -> Result<bool, Failure> {
-        let created = find::seconds(image.created.as_deref()).unwrap_or(i64::MIN);
+        let created = age::moment(image.created.as_deref()).unwrap_or(Timestamp::MIN);
         if self.before.is_some_and(|before| created >= before) || self.since.is_some_and(|since| created <= since) {
             return Ok(false);
         }
@@ -177,13 +221,14 @@ impl Filter {
             return Ok(true);
         }
         let labels = base::base_image(store, image).map_err(anyhow::Error::from)?.config.config.labels;
-        let has = |(name, content): &(String, Option<String>)| {
-            labels.get(name).is_some_and(|found| content.as_ref().is_none_or(|content| content == found))
+        let fits = |Label { name, value, has }: &Label| {
+            labels.get(name).is_some_and(|found| value.as_ref().is_none_or(|value| value == found)) == *has
         };
-        Ok(self.labels.iter().all(has))
+        Ok(self.labels.iter().all(fits))
     }
 
-    fn takes(&self, name: Option<&Reference>) -> bool {
+    /// By a name of the image, and the digest by which it is known under that, where somebody asks for it.
+    fn takes(&self, name: Option<&Reference>, digest: Option<&Digest>) -> bool {
         if self.dangling.is_some_and(|dangling| dangling != name.is_none_or(|name| name.tag().is_none())) {
             return false;
         }
@@ -191,7 +236,10 @@ impl Filter {
             || name.is_some_and(|name| {
                 let whole = name.to_string();
                 let repository = whole.rsplit_once(':').map_or(whole.as_str(), |(repository, _)| repository);
-                let shown = [name.familiar(), name.familiar_name(), repository.to_owned(), whole.clone()];
+                let mut shown = vec![name.familiar(), name.familiar_name(), repository.to_owned(), whole.clone()];
+                if let Some(digest) = digest {
+                    shown.extend([format!("{}@{digest}", name.familiar_name()), format!("{repository}@{digest}")]);
+                }
                 self.references.iter().any(|(_, glob)| shown.iter().any(|shown| glob.matches(shown.as_bytes())))
             })
     }
@@ -221,11 +269,16 @@ mod tests {
             ("ghcr.io/*/app:1.*", true, false),
             ("ghcr.io/*", false, false),
             ("app", false, false),
+            ("nginx@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", false, true),
+            ("docker.io/library/nginx@sha256:e3b0*", false, true),
+            ("nginx@sha256:1*", false, false),
         ] {
             let args = ImagesArgs { reference: Some(pattern.to_owned()), ..ImagesArgs::default() };
             let filter = filter_of(&args).unwrap();
-            assert_eq!((filter.takes(Some(&name)), filter.takes(Some(&hub))), (takes, takes_hub), "{pattern}");
-            assert!(!filter.takes(None), "{pattern}");
+            let digest = Digest::of(b"");
+            let shown = |name| filter.takes(Some(name), Some(&digest));
+            assert_eq!((shown(&name), shown(&hub)), (takes, takes_hub), "{pattern}");
+            assert!(!filter.takes(None, None), "{pattern}");
         }
         for (key, value, status) in
             [("dangling", "true", None), ("dangling", "x", Some(2)), ("label", "a", None), ("nonsense", "", Some(2))]

@@ -9,15 +9,18 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::absent;
 use super::args::InspectArgs;
 use super::failure::Failure;
 use super::find;
-use super::rows::template;
+use super::rows::wrong;
 use super::settings::Settings;
 use super::stdout::stdout;
+use super::template::Template;
+use super::template::value::{Field, Nil, Value, field, optional};
+use crate::image::config::ContainerConfig;
 use crate::image::platform::Platform;
 use crate::image::reference::Reference;
 use crate::plan::BaseImage;
@@ -29,8 +32,8 @@ use crate::store::{Store, base};
 /// Prints it.
 pub(super) fn run(args: &InspectArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let template = match args.format.as_deref() {
-        None | Some("json") => None,
-        Some(text) => Some(template(text)?),
+        None | Some("json" | "") => None,
+        Some(text) => Some(Template::parse(text).map_err(wrong)?),
     };
     let platform = args.platform.as_deref().map(find::platform).transpose()?;
     let store = find::store(settings)?;
@@ -59,19 +62,19 @@ pub(super) fn run(args: &InspectArgs, settings: &Settings) -> Result<ExitCode, F
         }
     }
     let mut out = stdout();
-    match (template, args.format.is_some()) {
+    match (template, args.format.as_deref() == Some("json")) {
         (Some(template), _) => {
             for image in &shown {
-                let line = template.render(image).map_err(|why| Failure::Usage(format!("--format: {why}")))?;
+                let line = template.render(image).map_err(wrong)?;
                 writeln!(out, "{line}")?;
             }
         }
-        (None, true) => writeln!(out, "{}", Value::Array(shown))?,
+        (None, true) => writeln!(out, "{}", Value::List(shown).json())?,
         (None, false) => {
             let mut text = Vec::new();
             let indented = serde_json::ser::PrettyFormatter::with_indent(b"    ");
             let mut serializer = serde_json::Serializer::with_formatter(&mut text, indented);
-            Value::Array(shown).serialize(&mut serializer).map_err(anyhow::Error::from)?;
+            Value::List(shown).json().serialize(&mut serializer).map_err(anyhow::Error::from)?;
             text.push(b'\n');
             out.write_all(&text)?;
         }
@@ -130,24 +133,34 @@ fn describe(store: &Store, record: &ImageRecord, name: &str, wanted: Option<&Pla
         .chain(&repositories)
         .map(|name| Ok(format!("{}@{}", name.familiar_name(), find::digest(store, record, name)?)));
     let digests = digests.collect::<Result<BTreeSet<String>, Failure>>()?;
-    let container = serde_json::to_value(&config.config).map_err(anyhow::Error::from)?;
-    let mut value = json!({
-        "Id": record.id.to_string(),
-        "RepoTags": names.iter().map(Reference::familiar).collect::<Vec<_>>(),
-        "RepoDigests": digests,
-        "Comment": config.history.last().map(|entry| entry.comment.clone()).unwrap_or_default(),
-        "Created": config.created,
-        "Author": config.author.clone().unwrap_or_default(),
-        "Config": container,
-        "Architecture": config.architecture,
-        "Variant": config.variant.clone().unwrap_or_default(),
-        "Os": config.os,
-        "OsVersion": config.os_version.clone().unwrap_or_default(),
-        "Size": record.size,
-        "RootFS": {"Type": config.rootfs.kind, "Layers": config.rootfs.diff_ids},
-        "Descriptor": {"mediaType": record.media_type, "digest": record.manifest, "size": record.manifest_size},
-        "ContentDigest": content.map(|content| content.to_string()),
-    });
+    let root_fs = vec![field("Type", config.rootfs.kind.as_str()), field("Layers", texts(&config.rootfs.diff_ids))];
+    let mut fields = vec![
+        field("Id", record.id.to_string()),
+        field("RepoTags", texts(names.iter().map(Reference::familiar))),
+        field("RepoDigests", texts(digests)),
+        field("Parent", ""),
+        field("Comment", config.history.last().map(|entry| entry.comment.clone()).unwrap_or_default()),
+        field("Created", config.created.clone().unwrap_or_default()),
+        optional("Container", ""),
+        optional("ContainerConfig", Value::Nil(Nil::Pointer)),
+        field("DockerVersion", ""),
+        field("Author", config.author.clone().unwrap_or_default()),
+        field("Config", container(&config.config)),
+        field("Architecture", config.architecture.as_str()),
+        field("Variant", config.variant.clone().unwrap_or_default()),
+        field("Os", config.os.as_str()),
+        field("OsVersion", config.os_version.clone().unwrap_or_default()),
+        field("Size", record.size),
+        field("VirtualSize", record.size),
+        field("GraphDriver", vec![field("Data", Value::Nil(Nil::Map)), field("Name", "")]),
+        field("RootFS", root_fs),
+        field("Metadata", vec![field("LastTagTime", "0001-01-01T00:00:00Z")]),
+        field(
+            "Descriptor",
+            json!({"mediaType": record.media_type, "digest": record.manifest, "size": record.manifest_size}),
+        ),
+        field("ContentDigest", content.map_or(Value::Nil(Nil::Pointer), |content| content.to_string().into())),
+    ];
     // One image among several: which there are, and their ids.
     if is_index {
         let images = base::base_images(store, record).map_err(anyhow::Error::from)?;
@@ -158,20 +171,63 @@ fn describe(store: &Store, record: &ImageRecord, name: &str, wanted: Option<&Pla
                 "Descriptor": image.manifest,
             })
         };
-        value["Manifests"] = images.iter().map(one).collect();
+        fields.push(field("Manifests", images.iter().map(one).collect::<serde_json::Value>()));
     }
     if content.is_none() {
-        value["ContentDigestUnknown"] = json!("layers of its base never came to this machine");
+        fields.push(field("ContentDigestUnknown", "layers of its base never came to this machine"));
     }
     let absent = absent.iter().filter(|layer| !store.has_layer(&layer.diff_id));
-    let absent: Vec<Value> = absent
+    let absent: Vec<serde_json::Value> = absent
         .map(|AbsentLayer { diff_id, blob, from }| {
             let from = from.iter().map(Reference::familiar_name).collect::<Vec<_>>();
             json!({"Layer": diff_id, "Digest": blob.digest, "Size": blob.size, "From": from})
         })
         .collect();
     if !absent.is_empty() {
-        value["AbsentLayers"] = absent.into();
+        fields.push(field("AbsentLayers", serde_json::Value::from(absent)));
     }
-    Ok(value)
+    Ok(fields.into())
+}
+
+fn texts(items: impl IntoIterator<Item = impl ToString>) -> Value {
+    Value::List(items.into_iter().map(|item| item.to_string().into()).collect())
+}
+
+/// What a container of the image starts with: all fields that Docker knows, and what else the image has. As in Docker's
+/// JSON, what is empty is left out there, and those that OCI knows stand apart from Docker's own.
+fn container(config: &ContainerConfig) -> Value {
+    let set = |names: &BTreeSet<String>| {
+        Value::map_or_nil(names.iter().map(|name| (name.clone(), Value::Struct(Vec::new()))))
+    };
+    let list = |items: &[String]| Value::list_or_nil(items.iter().map(String::as_str));
+    let healthcheck = config.healthcheck.as_ref().map_or(Value::Nil(Nil::Pointer), |check| {
+        Value::from(vec![
+            optional("Test", list(&check.test)),
+            optional("Interval", Value::Duration(check.interval)),
+            optional("Timeout", Value::Duration(check.timeout)),
+            optional("StartPeriod", Value::Duration(check.start_period)),
+            optional("StartInterval", Value::Duration(check.start_interval)),
+            optional("Retries", check.retries),
+        ])
+    });
+    let of_oci = vec![
+        optional("User", config.user.as_str()),
+        optional("ExposedPorts", set(&config.exposed_ports)),
+        optional("Env", list(&config.env)),
+        optional("Entrypoint", list(&config.entrypoint)),
+        optional("Cmd", list(&config.cmd)),
+        optional("Volumes", set(&config.volumes)),
+        optional("WorkingDir", config.working_dir.as_str()),
+        optional("Labels", Value::map_or_nil(config.labels.clone())),
+        optional("StopSignal", config.stop_signal.as_str()),
+        optional("ArgsEscaped", config.args_escaped),
+    ];
+    let mut of_docker = vec![
+        optional("Healthcheck", healthcheck),
+        optional("OnBuild", list(&config.on_build)),
+        optional("Shell", list(&config.shell)),
+    ];
+    of_docker.extend(config.extra.iter().map(|(name, value)| field(name.as_str(), value)));
+    let all: Vec<Field> = vec![field("", of_oci), field("", of_docker)];
+    all.into()
 }

@@ -37,14 +37,14 @@ pub(super) fn run(args: &LoadArgs, settings: &Settings) -> Result<ExitCode, Fail
     let only = args.platforms.iter().map(|platform| find::platform(platform)).collect::<Result<Vec<_>, _>>()?;
     let store = find::store(settings)?;
     let lease = find::lease(&store, settings)?;
-    let loaded = load(&store, &lease, archive, &place, &find::machine(), &only).map_err(anyhow::Error::from)?;
+    // Layers that came before it failed are in no image.
+    let loaded = load(&store, &lease, archive, &place, &find::machine(), &only)
+        .inspect_err(|_| store.count_anew())
+        .map_err(anyhow::Error::from)?;
     let mut out = stdout();
     for Loaded { mut record, names } in loaded {
         record.names = names.iter().map(Reference::to_string).collect();
         base::keep(&store, &lease, &record).map_err(anyhow::Error::from)?;
-        if args.quiet {
-            continue;
-        }
         for name in &names {
             writeln!(out, "Loaded image: {}", name.familiar())?;
         }

@@ -49,14 +49,16 @@ pub(super) fn run(args: &PullArgs, settings: &Settings) -> Result<ExitCode, Fail
         }
         for tag in tags {
             let name = format!("{}:{tag}", reference.full_name());
-            pull.one(&Reference::parse(&name).map_err(anyhow::Error::from)?)?;
+            let name = Reference::parse(&name).map_err(anyhow::Error::from)?;
+            pull.one(&name).inspect_err(|_| store.count_anew())?;
         }
         return Ok(ExitCode::SUCCESS);
     }
     if !tagged {
         pull.lines.say("Using default tag: latest");
     }
-    pull.one(&reference)?;
+    // Layers that came before it failed are in no image.
+    pull.one(&reference).inspect_err(|_| store.count_anew())?;
     Ok(ExitCode::SUCCESS)
 }
 

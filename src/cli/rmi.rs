@@ -56,6 +56,8 @@ fn remove(store: &Store, name: &str, force: bool) -> Result<(), Failure> {
         writeln!(out, "Untagged: {shown}")?;
     }
     if forgotten {
+        // Its layers are the cache's now.
+        store.count_anew();
         writeln!(out, "Deleted: {}", image.id)?;
     }
     Ok(())

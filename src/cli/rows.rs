@@ -5,11 +5,12 @@
 
 use std::io::Write;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::failure::Failure;
 use super::render::table;
 use super::template::Template;
+use super::template::value::{self, field};
 
 /// What `--format` asks for.
 #[derive(Debug, PartialEq)]
@@ -25,12 +26,13 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// Reads `--format`.
-    pub(super) fn parse(text: Option<&str>) -> Result<Self, Failure> {
-        match text.map(str::trim_end) {
-            None | Some("table" | "") => Ok(Self::Table),
-            Some("json") => Ok(Self::Json),
-            Some(text) => match text.strip_prefix("table ") {
+    /// Reads `--format`; `raw` is what the word `raw` stands for.
+    pub(super) fn parse(text: Option<&str>, raw: Option<&str>) -> Result<Self, Failure> {
+        match (text.map(str::trim_end), raw) {
+            (None | Some("table" | ""), _) => Ok(Self::Table),
+            (Some("json"), _) => Ok(Self::Json),
+            (Some("raw"), Some(raw)) => template(raw).map(Self::Template),
+            (Some(text), _) => match text.strip_prefix("table") {
                 Some(columns) => template(columns.trim_start()).map(Self::Columns),
                 None => template(text).map(Self::Template),
             },
@@ -60,25 +62,20 @@ impl Format {
                 table::write(out, &titles, cells)?;
             }
             Self::Columns(template) => {
-                let mut lines = Vec::new();
-                for row in rows {
-                    if lines.is_empty() {
-                        let fields = row.as_object().into_iter().flatten().map(|(field, _)| field);
-                        let titles: Map<String, Value> =
-                            fields.map(|field| (field.clone(), heading(field).into())).collect();
-                        lines.push(render(template, &Value::Object(titles))?);
+                let rows = rows.into_iter().collect::<Vec<_>>();
+                let mut titles: Vec<_> = headings.iter().map(|(name, text)| field(*name, *text)).collect();
+                for name in rows.first().and_then(Value::as_object).into_iter().flatten().map(|(name, _)| name) {
+                    if !headings.iter().any(|(known, _)| known == name) {
+                        titles.push(field(name.as_str(), heading(name)));
                     }
+                }
+                let mut lines = vec![template.render_titles(&titles.into()).map_err(wrong)?];
+                for row in rows {
                     lines.push(render(template, &row)?);
                 }
-                if lines.is_empty() {
-                    let titles: Map<String, Value> =
-                        headings.iter().map(|(field, text)| ((*field).to_owned(), (*text).into())).collect();
-                    lines.push(render(template, &Value::Object(titles))?);
-                }
-                let cells = |line: &String| line.split('\t').map(str::to_owned).collect::<Vec<_>>();
-                let titles = cells(&lines[0]);
-                let titles: Vec<&str> = titles.iter().map(String::as_str).collect();
-                table::write(out, &titles, lines[1..].iter().map(cells))?;
+                let lines: Vec<&str> = lines.iter().flat_map(|lines| lines.split('\n')).collect();
+                let titles: Vec<&str> = lines[0].split('\t').collect();
+                table::write(out, &titles, lines[1..].iter().map(|line| line.split('\t')))?;
             }
             Self::Json => {
                 for row in rows {
@@ -95,14 +92,18 @@ impl Format {
     }
 }
 
-/// Reads a template. Shells make it hard to write tabs and line ends; Docker reads them as `\t` and `\n`.
-pub(super) fn template(text: &str) -> Result<Template, Failure> {
-    let text = text.replace("\\t", "\t").replace("\\n", "\n");
-    Template::parse(&text).map_err(|why| Failure::Usage(format!("--format: {why}")))
+fn template(text: &str) -> Result<Template, Failure> {
+    Template::of_rows(text).map_err(wrong)
 }
 
 fn render(template: &Template, row: &Value) -> Result<String, Failure> {
-    template.render(row).map_err(|why| Failure::Usage(format!("--format: {why}")))
+    template.render(&value::Value::structure(row)).map_err(wrong)
+}
+
+/// What is wrong with a template.
+#[allow(clippy::needless_pass_by_value)] // For `map_err`.
+pub(super) fn wrong(why: String) -> Failure {
+    Failure::Usage(format!("--format: {why}"))
 }
 
 /// A field of a row, which is text in all of them.

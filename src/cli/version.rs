@@ -9,8 +9,10 @@ use serde_json::json;
 
 use super::args::{VERSION, VersionArgs};
 use super::failure::Failure;
-use super::rows::template;
+use super::rows::wrong;
 use super::stdout::stdout;
+use super::template::Template;
+use super::template::value::Value;
 
 /// Prints it.
 pub(super) fn run(args: &VersionArgs) -> Result<ExitCode, Failure> {
@@ -20,9 +22,12 @@ pub(super) fn run(args: &VersionArgs) -> Result<ExitCode, Failure> {
         "Arch": super::find::machine().architecture,
     });
     let text = match args.format.as_deref() {
-        None => VERSION.to_owned(),
+        None | Some("") => VERSION.to_owned(),
         Some("json") => facts.to_string(),
-        Some(text) => template(text)?.render(&facts).map_err(|why| Failure::Usage(format!("--format: {why}")))?,
+        Some(text) => {
+            let template = Template::parse(text).map_err(wrong)?;
+            template.render(&Value::structure(&facts)).map_err(wrong)?
+        }
     };
     writeln!(stdout(), "{text}")?;
     Ok(ExitCode::SUCCESS)

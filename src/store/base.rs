@@ -3,6 +3,8 @@
 //! In: an [`ImageRecord`], or an image whose layers are in the store. Out: a [`BaseImage`], or a record. What always
 //! holds: only manifest and config are read for a base, never a layer.
 
+use std::collections::BTreeMap;
+
 use rustix::io::Errno;
 
 use super::gc::Needed;
@@ -200,7 +202,8 @@ pub fn refresh(store: &Store, known: &ImageRecord) -> Result<(), StoreError> {
         .collect::<Result<Vec<_>, StoreError>>()?;
     let found = if known.id.0 == known.manifest {
         let index = Descriptor::new(known.media_type.as_str().into(), known.manifest, known.manifest_size);
-        index_record(&index, &records)
+        let all = images.iter().map(|image| (image.config.rootfs.diff_ids.as_slice(), image.layers.as_slice()));
+        index_record(&index, &records, size_of_all(store, all)?)
     } else {
         // Proof: an image that is no index is one.
         records.swap_remove(0).1
@@ -208,8 +211,18 @@ pub fn refresh(store: &Store, known: &ImageRecord) -> Result<(), StoreError> {
     store.refresh_image(&found).map(drop)
 }
 
-/// The record of an index over images: `records` are theirs, in order. It has no names.
-pub fn index_record(index: &Descriptor, records: &[(Platform, ImageRecord)]) -> ImageRecord {
+/// The size of several images: of layers that more than one has, once.
+pub fn size_of_all<'a>(
+    store: &Store,
+    images: impl IntoIterator<Item = (&'a [DiffId], &'a [Descriptor])>,
+) -> Result<u64, StoreError> {
+    let layers = images.into_iter().flat_map(|(layers, blobs)| layers.iter().zip(blobs));
+    let layers: BTreeMap<&DiffId, &Descriptor> = layers.collect();
+    layers.into_iter().map(|(layer, blob)| layer_size(store, layer, blob)).sum()
+}
+
+/// The record of an index over images: `records` are theirs, in order, `size` is that of all. It has no names.
+pub fn index_record(index: &Descriptor, records: &[(Platform, ImageRecord)], size: u64) -> ImageRecord {
     let platforms: Vec<String> = records.iter().map(|(platform, _)| platform.to_string()).collect();
     ImageRecord {
         id: ImageId(index.digest),
@@ -220,7 +233,7 @@ pub fn index_record(index: &Descriptor, records: &[(Platform, ImageRecord)]) -> 
         content: index_content_digest(records.iter().map(|(platform, record)| (platform.clone(), record.content))),
         // The same format in all, so that the last in the alphabet is the last in time.
         created: records.iter().filter_map(|(_, record)| record.created.clone()).max(),
-        size: records.iter().map(|(_, record)| record.size).sum(),
+        size,
         platform: platforms.join(","),
     }
 }

@@ -29,6 +29,9 @@ const CLOCK: Duration = Duration::from_millis(20);
 /// Nobody takes longer to make the folder of a cache mount and lock it.
 const NEW_MOUNT: Duration = Duration::from_secs(60);
 
+/// Where the bytes of the cache stand that were counted last, below the store's root.
+pub const COUNTED: &str = "cache/size";
+
 /// What of the build cache is to go.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CachePolicy {
@@ -64,6 +67,8 @@ pub struct CacheEntry {
     pub layer: Option<DiffId>,
     /// In words, what made the layer.
     pub made_by: String,
+    /// When it was made; unknown on some file systems.
+    pub made: Option<SystemTime>,
     /// When it was last used.
     pub used: SystemTime,
     /// Bytes on the disk.
@@ -120,6 +125,7 @@ impl Store {
                 path,
                 layer: record.as_ref().map(|record| record.layer),
                 made_by: record.as_ref().map(part).unwrap_or_default(),
+                made: metadata.created().ok(),
                 used: metadata.modified().unwrap_or(UNIX_EPOCH),
                 size: metadata.blocks() * 512,
             });
@@ -192,6 +198,7 @@ impl Store {
             collected.freed += self.forget_maps(policy)?;
         }
         // What has another name outside of the trash takes its room on.
+        self.count_anew();
         let trash = self.path("trash");
         let before = freed_by_removing(&trash);
         collected.stuck = self.empty_trash()?;
@@ -214,7 +221,17 @@ impl Store {
         };
         let Some(keep) = policy.keep else { return Ok(entries.into_iter().partition(may_go)) };
         let usage = self.usage();
-        let mut size = self.cache_size(&usage, images, &entries);
+        // What nobody needs goes first, and always: what is left to choose from is what records lead to.
+        let mut known =
+            Needed { layers: entries.iter().filter_map(|entry| entry.layer).collect(), ..Needed::default() };
+        for layer in known.layers.clone() {
+            self.also_needed(&layer, &mut known);
+        }
+        let mut size = Self::bytes_of(&usage, |layer, blob| {
+            layer.is_some_and(|layer| known.layers.contains(&layer) && !images.layers.contains(&layer))
+                || blob.is_some_and(|blob| known.blobs.contains(&blob) && !images.blobs.contains(&blob))
+        });
+        size += usage.folders.get("cache").copied().unwrap_or(0);
         // A layer goes with the last record that leads to it.
         let mut leading: BTreeMap<DiffId, usize> = BTreeMap::new();
         for layer in entries.iter().filter_map(|entry| entry.layer) {
@@ -232,7 +249,10 @@ impl Store {
             {
                 *left -= 1;
                 if *left == 0 && !images.layers.contains(&layer) {
-                    size = size.saturating_sub(layer_size(&usage, &layer));
+                    let own = self.layer_blobs(&layer).unwrap_or_default();
+                    let blobs = own.iter().map(|blob| blob.digest).filter(|blob| !images.blobs.contains(blob));
+                    let blobs: u64 = blobs.map(|blob| blob_size(&usage, &blob)).sum();
+                    size = size.saturating_sub(layer_size(&usage, &layer) + blobs);
                 }
             }
             going.push(entry);
@@ -240,11 +260,30 @@ impl Store {
         Ok((going, staying))
     }
 
-    /// Bytes of the cache: what is there for records alone, and the records.
-    pub fn cache_size(&self, usage: &Usage, images: &Needed, entries: &[CacheEntry]) -> u64 {
-        let layers: BTreeSet<DiffId> = entries.iter().filter_map(|entry| entry.layer).collect();
-        let layers = layers.difference(&images.layers).map(|layer| layer_size(usage, layer)).sum::<u64>();
-        layers + usage.folders.get("cache").copied().unwrap_or(0)
+    /// Bytes of the cache: all that is stored and that no image needs, whether or not a record leads to it, and the
+    /// records. (Layers without a record are those of images that were removed, and of a `pull` or `load` that failed.)
+    pub fn cache_size(&self, usage: &Usage, images: &Needed) -> u64 {
+        let stored = Self::bytes_of(usage, |layer, blob| {
+            layer.is_some_and(|layer| !images.layers.contains(&layer))
+                || blob.is_some_and(|blob| !images.blobs.contains(&blob))
+        });
+        stored + usage.folders.get("cache").copied().unwrap_or(0)
+    }
+
+    /// Bytes of the layers and blobs that `counts` takes.
+    fn bytes_of(usage: &Usage, counts: impl Fn(Option<DiffId>, Option<Digest>) -> bool) -> u64 {
+        let counts = |name: &str| {
+            let layer = name.strip_prefix("layers/").and_then(Digest::from_hex).map(DiffId);
+            let blob = name.strip_prefix("blobs/sha256/").and_then(Digest::from_hex);
+            counts(layer, blob)
+        };
+        usage.entries.iter().filter(|(name, _)| counts(name)).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Has the next build that makes something count the cache: what was counted is no longer so.
+    pub fn count_anew(&self) {
+        // Where that fails it is counted within a day.
+        let _ = fs::remove_file(self.path(COUNTED));
     }
 
     /// The small maps beside the records: those that lead nowhere go, with the whole cache all.
@@ -372,6 +411,10 @@ impl Store {
 /// What a layer takes.
 pub fn layer_size(usage: &Usage, layer: &DiffId) -> u64 {
     usage.entries.get(&format!("layers/{}", layer.0.hex())).copied().unwrap_or(0)
+}
+
+fn blob_size(usage: &Usage, blob: &Digest) -> u64 {
+    usage.entries.get(&format!("blobs/sha256/{}", blob.hex())).copied().unwrap_or(0)
 }
 
 fn remove_file(path: &std::path::Path) -> u64 {

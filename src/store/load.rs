@@ -287,15 +287,19 @@ pub fn load(
         };
     for image in &listed {
         let mut records = Vec::with_capacity(image.manifests.len());
+        let mut all = Vec::with_capacity(image.manifests.len());
         for manifest in &image.manifests {
             let brought = bring_listed(store, lease, &files, manifest)?;
             let platform = manifest.platform.as_ref().map_or_else(|| brought.platform.clone(), Platform::from);
             records.push((platform.normalised(), base::record(store, &brought)?));
+            all.push(brought);
         }
         match &image.index {
             Some((index, bytes)) => {
                 store.put_blob(lease, bytes)?;
-                add(base::index_record(index, &records), image.names.clone());
+                let all = all.iter().map(|image| (image.config.rootfs.diff_ids.as_slice(), image.layers.as_slice()));
+                let size = base::size_of_all(store, all)?;
+                add(base::index_record(index, &records, size), image.names.clone());
             }
             None => records.into_iter().for_each(|(_, record)| add(record, image.names.clone())),
         }

@@ -16,7 +16,7 @@ use super::lease::Lease;
 use super::origins::Origin as Repository;
 use super::suspect::Suspect;
 use super::sweep::{Swept, identity, part_of};
-use super::verify::layer_content;
+use super::verify::{bytes_or_entries, layer_content};
 use crate::cache::record::CacheRecord;
 use crate::digest::{DiffId, Digest, HashingReader};
 use crate::layer::entry_ref::KindRef;
@@ -154,7 +154,7 @@ impl Store {
 
     fn is_tree_whole(&self, lease: &Lease, layer: &DiffId, tree: &Path) -> Result<bool, StoreError> {
         let Some(index) = self.layer_index(layer)? else { return Ok(false) };
-        Ok(tree_problem(lease, &index, tree)?.is_none())
+        Ok(bytes_or_entries(lease, &index, tree)?.is_none())
     }
 
     fn is_layer_whole(&self, lease: &Lease, layer: &DiffId) -> Result<bool, StoreError> {
@@ -292,16 +292,20 @@ mod tests {
 
     /// A layer of one file, as tar and as tree; its diffID and its folder in the store.
     fn layer(store: &Store, lease: &Lease) -> (DiffId, String) {
+        use std::os::unix::fs::MetadataExt as _;
+        let tree = lease.fresh_path();
+        fs::create_dir(&tree).unwrap();
+        fs::write(tree.join("f"), "data").unwrap();
+        File::open(tree.join("f")).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        let made = fs::metadata(tree.join("f")).unwrap();
+        let entry = format!("file f {:o} {} {} data", made.mode() & 0o7777, made.uid(), made.gid());
         let mut writer = LayerWriter::new(Vec::new());
         let body = Body::Reader(Box::new(&b"data"[..]));
-        writer.push(&mut sample::entry("file f 0644 0 0 data"), body).unwrap();
+        writer.push(&mut sample::entry(&entry), body).unwrap();
         let (tar, index) = writer.finish().unwrap();
         let tar_path = lease.fresh_path();
         fs::write(&tar_path, &tar).unwrap();
         store.put_layer(lease, &index, Form::Tar(tar_path)).unwrap();
-        let tree = lease.fresh_path();
-        fs::create_dir(&tree).unwrap();
-        fs::write(tree.join("f"), "data").unwrap();
         store.put_layer(lease, &index, Form::Tree(tree)).unwrap();
         (index.diff_id(), format!("layers/{}", index.diff_id().0.hex()))
     }

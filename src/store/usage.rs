@@ -19,7 +19,9 @@ pub struct Usage {
     pub total: u64,
     /// By the first folder below the root: `cache`, `layers`…; files of the root under "".
     pub folders: BTreeMap<String, u64>,
-    /// By entry of `layers`, `trees` and `blobs/sha256`: `layers/<hex>`.
+    /// What of that the folders themselves take, without what is in them.
+    pub bare: BTreeMap<String, u64>,
+    /// By entry of `layers`, `trees`, `mounts` and `blobs/sha256`: `layers/<hex>`.
     pub entries: BTreeMap<String, u64>,
     /// Paths that could not be looked at.
     pub unseen: usize,
@@ -44,7 +46,7 @@ pub fn measure(root: &Path) -> Usage {
                         let several =
                             (metadata.nlink() > 1 && !metadata.is_dir()).then(|| (metadata.dev(), metadata.ino()));
                         let name = entry.path().strip_prefix(root).unwrap_or(entry.path()).to_owned();
-                        own.found.push((name, metadata.blocks() * 512, several));
+                        own.found.push((name, metadata.blocks() * 512, metadata.is_dir(), several));
                     }
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                     Err(_) => own.unseen += 1,
@@ -61,8 +63,8 @@ pub fn measure(root: &Path) -> Usage {
     total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).0
 }
 
-/// A path, its bytes, and the file it is one of several names of.
-type Found = (PathBuf, u64, Option<(u64, u64)>);
+/// A path, its bytes, whether it is a folder, and the file it is one of several names of.
+type Found = (PathBuf, u64, bool, Option<(u64, u64)>);
 
 /// What one thread found; its destructor hands over the rest.
 struct Own<'a> {
@@ -76,7 +78,7 @@ impl Own<'_> {
         let mut total = self.total.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let (usage, seen) = &mut *total;
         usage.unseen += std::mem::take(&mut self.unseen);
-        for (path, bytes, several) in self.found.drain(..) {
+        for (path, bytes, is_dir, several) in self.found.drain(..) {
             if several.is_some_and(|file| !seen.insert(file)) {
                 continue;
             }
@@ -85,12 +87,15 @@ impl Own<'_> {
             let folder = parts.next().unwrap_or_default();
             let rest: Vec<String> = parts.take(2).collect();
             let entry = match (folder.as_str(), rest.as_slice()) {
-                ("layers" | "trees", [name, ..]) => Some(format!("{folder}/{name}")),
+                ("layers" | "trees" | "mounts", [name, ..]) => Some(format!("{folder}/{name}")),
                 ("blobs", [kind, name]) => Some(format!("blobs/{kind}/{name}")),
                 _ => None,
             };
             if let Some(entry) = entry {
                 *usage.entries.entry(entry).or_default() += bytes;
+            }
+            if is_dir {
+                *usage.bare.entry(folder.clone()).or_default() += bytes;
             }
             let is_file_of_root = rest.is_empty() && bytes > 0 && folder.contains('.');
             *usage.folders.entry(if is_file_of_root { String::new() } else { folder }).or_default() += bytes;

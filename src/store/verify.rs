@@ -2,9 +2,10 @@
 //!
 //! In: an [`ImageRecord`]. Out: what is wrong, in words; nothing when all is right. What always holds: every byte that
 //! belongs to the image is read and digested: its documents, the blobs of its layers, the tar of each layer in whichever
-//! form it is kept, and the files of its trees. What is damaged is noted, and the next command removes it. A layer that is
+//! form it is kept, and all that a RUN sees of its trees. What is damaged is noted, and the next command removes it. A layer that is
 //! not here, but known to be in a registry, is no damage.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -18,9 +19,12 @@ use crate::digest::{ChainId, ContentDigest, DiffId, Digest, HashingReader};
 use crate::image::assemble::{image_content_digest, index_content_digest};
 use crate::image::manifest::Descriptor;
 use crate::layer::compress;
+use crate::layer::entry_ref::{EntryRef, KindRef};
+use crate::layer::index::{At, LayerIndex};
 use crate::layer::scan::scan;
 use crate::layer::stack::{LayerStack, on_parents};
 use crate::plan::BaseImage;
+use crate::sys::root_dir::{Dir, RootDir, Stat, StatKind};
 
 /// Checks the image. Problems are returned; an error is what kept it from looking.
 pub fn verify(store: &Store, lease: &Lease, record: &ImageRecord) -> Result<Vec<String>, StoreError> {
@@ -101,7 +105,7 @@ fn tree_problems(store: &Store, lease: &Lease, layers: &[DiffId]) -> Result<Vec<
     for own in std::iter::once(*layer).chain(source) {
         if let Some(tree) = store.layer_tree(&own)
             && let Ok(Some(index)) = store.layer_index(&own)
-            && let Some(why) = tree_problem(lease, &index, &tree)?
+            && let Some(why) = bytes_or_entries(lease, &index, &tree)?
         {
             problems.push(store.damaged(&tree, why).to_string());
         }
@@ -111,12 +115,109 @@ fn tree_problems(store: &Store, lease: &Lease, layers: &[DiffId]) -> Result<Vec<
             below.iter().map(|layer| store.layer_index(layer).ok().flatten().map(Arc::new)).collect();
         let alone = below.and_then(|below| on_parents(&index, &LayerStack::new(below).ok()?).ok());
         if let Some(alone) = alone
-            && let Some(why) = tree_problem(lease, &alone, &tree)?
+            && let Some(why) = bytes_or_entries(lease, &alone, &tree)?
         {
             problems.push(store.damaged(&tree, why).to_string());
         }
     }
     Ok(problems)
+}
+
+/// What is wrong with a tree: with the bytes of its files, else with all else that a RUN sees.
+pub(super) fn bytes_or_entries(lease: &Lease, index: &LayerIndex, tree: &Path) -> Result<Option<String>, StoreError> {
+    if let Some(problem) = tree_problem(lease, index, tree)? {
+        return Ok(Some(problem));
+    }
+    let found = entries_problem(index, tree).map_err(StoreError::io("read", tree));
+    match found {
+        Err(ref error @ StoreError::Io { ref source, .. }) if lease.blames_thing(error) => Ok(Some(source.to_string())),
+        found => found,
+    }
+}
+
+/// Whoever asks sees this id where the real one is not mapped.
+const UNMAPPED: u32 = 65534;
+
+/// Compares names, kinds, modes, owners and times of a tree with what an index says: whichever way a tree came to be, it is
+/// just that. Left out are the times of folders, which any look into them may set on some file systems, and devices, which
+/// not everyone can make.
+fn entries_problem(index: &LayerIndex, tree: &Path) -> io::Result<Option<String>> {
+    let root = RootDir::open(tree)?;
+    let mut folders = vec![Vec::new()];
+    while let Some(folder) = folders.pop() {
+        let dir = root.open_dir(&folder)?;
+        let join = |name: &[u8]| if folder.is_empty() { name.to_vec() } else { [&folder, &b"/"[..], name].concat() };
+        let there: BTreeSet<Vec<u8>> = dir.names()?.into_iter().collect();
+        let mut listed = 0;
+        for child in index.names(&folder) {
+            let path = join(child.name);
+            let shown = String::from_utf8_lossy(&path);
+            let entry = child.position.map(|position| index.entry_ref(position));
+            if !there.contains(child.name) {
+                if entry.is_some_and(|entry| is_device(&entry.kind)) {
+                    continue;
+                }
+                return Ok(Some(format!("{shown} is not there")));
+            }
+            listed += 1;
+            let found = dir.stat(child.name)?;
+            if found.kind == StatKind::Directory {
+                folders.push(path.clone());
+            }
+            if let Some(entry) = entry
+                && let Some(why) = entry_problem(&dir, child.name, &entry, &found)?
+            {
+                return Ok(Some(format!("{shown} {why}")));
+            }
+        }
+        if listed < there.len() {
+            let more = there.iter().find(|name| matches!(index.place(&join(name)).at, At::Absent | At::Hidden));
+            let shown = more.map(|name| String::from_utf8_lossy(&join(name)).into_owned()).unwrap_or_default();
+            return Ok(Some(format!("{shown} is there, which the layer has not")));
+        }
+    }
+    Ok(None)
+}
+
+fn is_device(kind: &KindRef<'_>) -> bool {
+    matches!(kind, KindRef::CharDevice { .. } | KindRef::BlockDevice { .. })
+}
+
+/// How what is in a tree differs from its entry.
+fn entry_problem(dir: &Dir, name: &[u8], entry: &EntryRef<'_>, found: &Stat) -> io::Result<Option<String>> {
+    let is_kind = match entry.kind {
+        KindRef::File { .. } => found.kind == StatKind::File,
+        KindRef::Directory | KindRef::Opaque => found.kind == StatKind::Directory,
+        KindRef::Symlink { .. } => found.kind == StatKind::Symlink,
+        KindRef::Fifo => found.kind == StatKind::Fifo,
+        KindRef::Whiteout => found.kind == StatKind::CharDevice && found.device == (0, 0),
+        // Another name of what is compared under its first one.
+        KindRef::HardLink { .. } => found.kind != StatKind::Directory,
+        KindRef::CharDevice { .. } | KindRef::BlockDevice { .. } => true,
+    };
+    if !is_kind {
+        return Ok(Some("is of another kind than in the layer".to_owned()));
+    }
+    if matches!(entry.kind, KindRef::Whiteout | KindRef::HardLink { .. } | KindRef::Opaque) || is_device(&entry.kind) {
+        return Ok(None);
+    }
+    if let KindRef::Symlink { target } = entry.kind {
+        let found = dir.read_link(name)?;
+        if found != target {
+            return Ok(Some(format!("leads to {}", String::from_utf8_lossy(&found))));
+        }
+    } else if found.mode != entry.mode {
+        return Ok(Some(format!("has the mode {:o}, not {:o}", found.mode, entry.mode)));
+    }
+    let owner = [(found.uid, entry.uid), (found.gid, entry.gid)];
+    if owner.iter().any(|(found, known)| found != known && *found != UNMAPPED) {
+        let (found, known) = ((found.uid, found.gid), (entry.uid, entry.gid));
+        return Ok(Some(format!("belongs to {}:{}, not {}:{}", found.0, found.1, known.0, known.1)));
+    }
+    if matches!(entry.kind, KindRef::File { .. }) && found.mtime.0 != entry.mtime {
+        return Ok(Some("has another time than in the layer".to_owned()));
+    }
+    Ok(None)
 }
 
 /// Whether an error says that bytes are wrong, not that they could not be read. Decoders do not agree on how to say so.
@@ -202,6 +303,7 @@ mod tests {
     use super::*;
     use crate::image::platform::Platform;
     use crate::layer::compress::{Compression, Encoder};
+    use crate::layer::sample;
     use crate::store::load::load;
 
     fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
@@ -277,6 +379,77 @@ mod tests {
             let problems = verify(&store, &lease, &record).unwrap().join("; ");
             assert_eq!(problems.is_empty(), expected.is_empty(), "{name}: {problems}");
             assert!(problems.contains(expected), "{name}: {problems}");
+        }
+    }
+
+    #[test]
+    fn a_tree_is_what_its_index_says() {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+        use std::time::{Duration, UNIX_EPOCH};
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        let lease = store.lease("boot").unwrap();
+        let made = fs::metadata(folder.path()).unwrap();
+        let owner = format!("{} {}", made.uid(), made.gid());
+        let text = format!(
+            "dir d 0755 {owner}\nfile d/f 0644 {owner} data\nlink d/g 0644 {owner} d/f\nfile e/f 0600 {owner} x\n\
+             symlink s 0777 {owner} d/f\nchar z 0644 {owner} 5 1"
+        );
+        let index = sample::index(crate::layer::index::Origin::Foreign, &text);
+        type Change = fn(&Path);
+        let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let cases: [(Change, Option<&str>); 10] = [
+            (|_| (), None),
+            (
+                |tree| fs::set_permissions(tree.join("d/f"), fs::Permissions::from_mode(0o4777)).unwrap(),
+                Some("d/f has the mode 4777, not 644"),
+            ),
+            (
+                |tree| fs::set_permissions(tree.join("d"), fs::Permissions::from_mode(0o700)).unwrap(),
+                Some("d has the mode 700, not 755"),
+            ),
+            (
+                |tree| {
+                    fs::File::open(tree.join("d/f"))
+                        .unwrap()
+                        .set_modified(UNIX_EPOCH + Duration::from_secs(9))
+                        .unwrap();
+                },
+                Some("d/f has another time"),
+            ),
+            (|tree| fs::write(tree.join("extra"), "").unwrap(), Some("extra is there, which the layer has not")),
+            (|tree| fs::write(tree.join("e/extra"), "").unwrap(), Some("e/extra is there")),
+            (|tree| fs::remove_file(tree.join("s")).unwrap(), Some("s is not there")),
+            (
+                |tree| fs::remove_file(tree.join("s")).and_then(|()| symlink("/", tree.join("s"))).unwrap(),
+                Some("s leads to /"),
+            ),
+            (
+                |tree| fs::remove_file(tree.join("s")).and_then(|()| fs::create_dir(tree.join("s"))).unwrap(),
+                Some("s is of another kind"),
+            ),
+            (|tree| fs::remove_file(tree.join("d/g")).unwrap(), Some("d/g is not there")),
+        ];
+        for (number, (change, expected)) in cases.into_iter().enumerate() {
+            let tree = folder.path().join(number.to_string());
+            fs::create_dir_all(tree.join("d")).unwrap();
+            fs::create_dir_all(tree.join("e")).unwrap();
+            for (name, text, bits) in [("d/f", "data", 0o644), ("e/f", "x", 0o600)] {
+                fs::write(tree.join(name), text).unwrap();
+                mode(&tree.join(name), bits);
+                let time = UNIX_EPOCH + Duration::from_secs(index.get(name.as_bytes()).unwrap().mtime as u64);
+                fs::File::open(tree.join(name)).unwrap().set_modified(time).unwrap();
+            }
+            mode(&tree.join("d"), 0o755);
+            fs::hard_link(tree.join("d/f"), tree.join("d/g")).unwrap();
+            symlink("d/f", tree.join("s")).unwrap();
+            change(&tree);
+            let problem = bytes_or_entries(&lease, &index, &tree).unwrap();
+            match (&problem, expected) {
+                (None, None) => {}
+                (Some(problem), Some(expected)) => assert!(problem.starts_with(expected), "{problem}"),
+                (problem, expected) => panic!("{problem:?}, expected {expected:?}"),
+            }
         }
     }
 }

@@ -49,6 +49,20 @@ impl Cancel {
         }
     }
 
+    /// Makes the wish this process's own, after a fork: what is raised in the parent no longer wakes who sleeps here.
+    pub fn own_after_fork(&self) -> io::Result<()> {
+        let own = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // SAFETY: both are descriptors that are open; what the number stands for in the parent stays as it is. All
+        // clones of the wish go on to use the number.
+        if unsafe { libc::dup3(own.as_raw_fd(), self.state.event.as_raw_fd(), libc::O_CLOEXEC) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if self.is_canceled() {
+            self.state.raise();
+        }
+        Ok(())
+    }
+
     /// Readable from the moment of the wish on. To be polled, never to be read.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.state.event.as_fd()

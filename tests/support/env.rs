@@ -140,6 +140,7 @@ impl TestEnv {
             .env("TMPDIR", self.path("tmp"))
             .env("RBUILD_ROOT", self.store())
             .env("NO_COLOR", "1")
+            .env("TZ", "UTC")
             .envs(&self.variables)
             .stdin(Stdio::null());
         if let Some(user) = &self.user {

@@ -41,6 +41,23 @@ pub enum PruneOnly {
     Cache,
 }
 
+/// `prune` as help shows `builder prune`, or else `image prune`: with the flags that mean something there.
+pub(super) fn of_half(command: clap::Command, cache: bool) -> clap::Command {
+    let (usage, about, all, out) = if cache {
+        let about = "Remove build cache that no image is made of, with the cache mounts";
+        ("rbuild builder prune [OPTIONS]", about, "Remove all build cache", &["everything"][..])
+    } else {
+        let about = "Remove images without a name";
+        ("rbuild image prune [OPTIONS]", about, "Remove images with names too", &["everything", "keep_storage"][..])
+    };
+    let command = command.override_usage(usage).about(about).mut_arg("all", |arg| arg.help(all));
+    let command = out.iter().fold(command, |command, name| command.mut_arg(name, |arg| arg.hide(true)));
+    if !cache {
+        return command;
+    }
+    command.mut_arg("filters", |arg| arg.help("Remove what was not used since: until=24h, until=2026-01-31"))
+}
+
 /// What is to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PruneFilter {

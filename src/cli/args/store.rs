@@ -30,7 +30,7 @@ pub struct ImagesArgs {
     /// table, json, "table TEMPLATE" or a Go template
     #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
-    /// Show what fits: dangling=, label=, before=, since=, until=, reference=
+    /// Show what fits: dangling=, label=, label!=, before=, since=, until=, reference=
     #[arg(short, long = "filter", value_name = "KEY=VALUE", value_parser = filter)]
     pub filters: Vec<(String, String)>,
 }
@@ -116,7 +116,7 @@ pub struct LoadArgs {
     /// The archive, compressed or not [default: standard input]
     #[arg(short, long, value_name = "FILE")]
     pub input: Option<PathBuf>,
-    /// Do not say what is loaded
+    /// Leave progress out; there is none, and what was loaded is told all the same
     #[arg(short, long)]
     pub quiet: bool,
     /// Bring in what is for these platforms alone
@@ -197,11 +197,11 @@ fn diff_format(text: &str) -> Result<DiffFormat, String> {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(about = "Show what the store holds and how much of the disk it takes")]
 pub struct DfArgs {
-    /// Show each image and each part of the build cache
+    /// Show each image, each layer and each part of the build cache
     #[arg(short, long)]
     pub verbose: bool,
     /// table, json, "table TEMPLATE" or a Go template
-    #[arg(long, value_name = "FORMAT", conflicts_with = "verbose")]
+    #[arg(long, value_name = "FORMAT")]
     pub format: Option<String>,
 }
 

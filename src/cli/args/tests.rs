@@ -416,6 +416,23 @@ fn the_root_may_stand_anywhere() {
 fn what_comes_later_is_refused_by_name() {
     for (line, expected) in [
         ("--squash .", "--squash (one layer out of all)"),
+        (
+            "system prune --volumes",
+            "--volumes (there are no volumes; leave it out, cache mounts go with the build cache)",
+        ),
+        (
+            "rmi --no-prune x",
+            "--no-prune (there are no parent images to keep; leave it out, layers stay for the cache until `rbuild prune`)",
+        ),
+        (
+            "rmi --platform linux/amd64 x",
+            "--platform (an image for several platforms goes as a whole; to have one of them, `rbuild pull --platform` or `rbuild load --platform` bring it alone)",
+        ),
+        ("images --tree", "--tree (`rbuild inspect NAME` lists the images of an index as Manifests)"),
+        (
+            "builder prune --min-free-space 1g",
+            "--min-free-space (to keep so much of the build cache use --keep-storage SIZE)",
+        ),
         ("--provenance .", "--provenance=true; rbuild makes no attestations"),
         ("--provenance=mode=max .", "--provenance=mode=max; rbuild makes no attestations"),
         ("--sbom=true .", "--sbom=true; rbuild makes no attestations"),
@@ -542,6 +559,13 @@ fn help_answers() {
         ("--root r images -h", vec!["rbuild images", "--digests"], "--build-arg"),
         ("image ls --help", vec!["rbuild images", "--digests"], "--build-arg"),
         ("image --help", vec!["Usage: rbuild image COMMAND", "history"], "--root"),
+        ("image prune --help", vec!["Usage: rbuild image prune", "Remove images without a name\n"], "--keep-storage"),
+        (
+            "builder prune -h",
+            vec!["Usage: rbuild builder prune", "--keep-storage", "Remove all build cache\n"],
+            "images",
+        ),
+        ("system prune --help", vec!["Usage: rbuild prune", "and build cache"], "--volumes"),
         ("-V", vec![VERSION], "Usage"),
         ("-v", vec![VERSION], "Usage"),
         ("--version", vec![VERSION], "Usage"),

@@ -18,7 +18,7 @@ pub(super) enum Words {
 }
 
 /// Docker's groups, and what the words in them are here.
-const GROUPS: [(&str, &[(&str, &str)]); 4] = [
+pub(super) const GROUPS: [(&str, &[(&str, &str)]); 4] = [
     (
         "image",
         &[

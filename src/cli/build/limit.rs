@@ -13,7 +13,7 @@ use crate::cli::settings::Settings;
 use crate::cli::size;
 use crate::digest::DiffId;
 use crate::event::{Event, EventSink};
-use crate::store::gc::CachePolicy;
+use crate::store::gc::{COUNTED, CachePolicy};
 use crate::store::{Store, StoreError};
 
 const VARIABLE: &str = "RBUILD_CACHE_LIMIT";
@@ -23,8 +23,6 @@ const USUAL: u64 = 20_000_000_000;
 const PARTS: (u64, u64) = (4, 5);
 /// What was not counted anew for so long is.
 const STALE: Duration = Duration::from_secs(86_400);
-/// Where the sum stands, below the store's root.
-const SUM: &str = "cache/size";
 
 /// The limit that the user sets; `None` for none.
 fn limit(settings: &Settings, store: &Store) -> Result<Option<u64>, String> {
@@ -60,7 +58,7 @@ fn collect(job: &Job<'_>, made: &[DiffId]) -> Result<u64, String> {
     let text = |error: StoreError| format!("the build cache cannot be kept below its limit: {error}");
     let added: u64 =
         made.iter().filter_map(|layer| store.layer_summary(layer).ok()).map(|summary| summary.tar_size).sum();
-    let path = store.path(SUM);
+    let path = store.path(COUNTED);
     if let Some(sum) = fs::read_to_string(&path).ok().and_then(|text| Sum::parse(&text))
         && sum.bytes.saturating_add(added) <= limit
         && sum.counted + STALE > SystemTime::now()
@@ -69,9 +67,7 @@ fn collect(job: &Job<'_>, made: &[DiffId]) -> Result<u64, String> {
         let _ = fs::write(&path, Sum { bytes: sum.bytes + added, ..sum }.text());
         return Ok(0);
     }
-    let size = || -> Result<u64, StoreError> {
-        Ok(store.cache_size(&store.usage(), &store.needed_by_images()?, &store.cache_entries()?))
-    };
+    let size = || -> Result<u64, StoreError> { Ok(store.cache_size(&store.usage(), &store.needed_by_images()?)) };
     let mut bytes = size().map_err(text)?;
     let mut freed = 0;
     if bytes > limit {

@@ -237,7 +237,12 @@ fn put(job: &Job<'_>, documents: &Documents) -> Result<ImageRecord, Failure> {
     match &documents.index {
         Some(index) => {
             put(&index.bytes)?;
-            Ok(base::index_record(&index.descriptor(), &records))
+            let all = documents
+                .images
+                .iter()
+                .map(|(_, image, _)| (image.config.rootfs.diff_ids.as_slice(), image.manifest.layers.as_slice()));
+            let size = base::size_of_all(job.store, all).map_err(anyhow::Error::from)?;
+            Ok(base::index_record(&index.descriptor(), &records, size))
         }
         // Proof: a result without an index has one image.
         None => Ok(records.swap_remove(0).1),

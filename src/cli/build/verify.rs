@@ -101,6 +101,8 @@ fn build(job: &Job<'_>, name: &str, jobs: usize) -> Result<Results, Failure> {
             // The parent's values live on there: nothing of them may be dropped here, so the child ends at once.
             let code = match child(job, &root, &results, jobs, parent) {
                 Ok(()) => 0,
+                // The parent says it.
+                Err(failure @ Failure::Interrupted(_)) => i32::from(failure.status()),
                 Err(failure) => {
                     let look = Look { color: job.settings.color(), width: job.settings.width() };
                     let _ = std::io::stderr().write_all(failure.text(look).as_bytes());
@@ -155,6 +157,7 @@ fn child(job: &Job<'_>, root: &Path, results: &Path, jobs: usize, parent: Pid) -
     if rustix::process::getppid() != Some(parent) {
         return Err(Failure::Interrupted(Signal::TERM.as_raw()));
     }
+    job.cancel.own_after_fork().context("cannot prepare for signals")?;
     let store = Store::open(root).map_err(anyhow::Error::from)?;
     let mut lease = store.lease(&find::boot_id()?).map_err(anyhow::Error::from)?;
     lease.heed(job.cancel);

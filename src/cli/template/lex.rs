@@ -35,14 +35,16 @@ pub(super) enum Token {
     Assign,
 }
 
-/// Takes the text apart.
-pub(super) fn lex(source: &str) -> Result<Vec<Piece>, Mistake> {
+/// Takes the text apart. `escapes`: `\t` and `\n` in texts are a tab and the end of a line.
+pub(super) fn lex(source: &str, escapes: bool) -> Result<Vec<Piece>, Mistake> {
     let mut pieces = Vec::new();
     let mut at = 0;
     let mut trim_next = false;
     loop {
         let start = source[at..].find("{{").map(|found| at + found);
-        let mut text = &source[at..start.unwrap_or(source.len())];
+        let text = &source[at..start.unwrap_or(source.len())];
+        let text = if escapes { text.replace("\\t", "\t").replace("\\n", "\n") } else { text.to_owned() };
+        let mut text = text.as_str();
         if trim_next {
             text = text.trim_start();
         }
@@ -119,6 +121,7 @@ fn action(source: &str, start: usize, mut at: usize) -> Result<(Vec<(usize, Toke
                 (Token::Variable(rest[1..=length].to_owned()), length + 1)
             }
             '"' => quoted(rest, at)?,
+            '\'' => letter_code(rest, at)?,
             '`' => match rest[1..].find('`') {
                 Some(length) => (Token::Text(rest[1..=length].to_owned()), length + 2),
                 None => return Err(Mistake::new(at, "the string is not closed")),
@@ -143,18 +146,53 @@ fn name_length(text: &str) -> usize {
 }
 
 fn number(text: &str, at: usize) -> Result<(Token, usize), Mistake> {
-    let in_number = |(place, letter): (usize, char)| {
-        letter.is_ascii_alphanumeric() || letter == '.' || letter == '_' || (place == 0 && "+-".contains(letter))
+    let hexadecimal = text.trim_start_matches(['+', '-']).to_ascii_lowercase().starts_with("0x");
+    let mut before = ' ';
+    let in_number = |(place, letter): &(usize, char)| {
+        let sign = (*place == 0 || (!hexadecimal && "eE".contains(before))) && "+-".contains(*letter);
+        before = *letter;
+        sign || letter.is_ascii_alphanumeric() || *letter == '.' || *letter == '_'
     };
-    let length = text.char_indices().take_while(|found| in_number(*found)).map(|(_, letter)| letter.len_utf8()).sum();
+    let length = text.char_indices().take_while(in_number).map(|(_, letter)| letter.len_utf8()).sum();
     let digits = text[..length].replace('_', "");
-    let hexadecimal = digits.strip_prefix("0x").and_then(|digits| i64::from_str_radix(digits, 16).ok());
-    if let Some(number) = hexadecimal.or_else(|| digits.parse().ok()) {
-        return Ok((Token::Integer(number), length));
+    let whole = digits.strip_prefix(['+', '-']).unwrap_or(&digits);
+    let (base, whole) = match whole.as_bytes() {
+        [b'0', b'x' | b'X', ..] => (16, &whole[2..]),
+        [b'0', b'b' | b'B', ..] => (2, &whole[2..]),
+        [b'0', b'o' | b'O', ..] => (8, &whole[2..]),
+        [b'0', b'0'..=b'9', ..] => (8, &whole[1..]),
+        _ => (10, whole),
+    };
+    // Of what is left no sign may lead.
+    if whole.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && let Ok(number) = i64::from_str_radix(whole, base)
+    {
+        return Ok((Token::Integer(if digits.starts_with('-') { -number } else { number }), length));
     }
     match digits.parse::<f64>() {
         Ok(number) if number.is_finite() => Ok((Token::Float(number), length)),
         _ => Err(Mistake::new(at, format!("{} is no number", &text[..length.max(1)]))),
+    }
+}
+
+/// A letter in `'`, which is its number.
+fn letter_code(text: &str, at: usize) -> Result<(Token, usize), Mistake> {
+    let bad = || Mistake::new(at, "a letter is written such as 'a'");
+    let escaped = text[1..].starts_with('\\');
+    let end = text[1..].char_indices().skip(if escaped { 2 } else { 1 }).find(|(_, letter)| *letter == '\'');
+    let length = end.ok_or_else(bad)?.0 + 1;
+    let inner = if escaped {
+        match quoted(&format!("\"{}\"", &text[1..length]), at)?.0 {
+            Token::Text(inner) => inner,
+            _ => return Err(bad()),
+        }
+    } else {
+        text[1..length].to_owned()
+    };
+    let mut letters = inner.chars();
+    match (letters.next(), letters.next()) {
+        (Some(letter), None) => Ok((Token::Integer(u32::from(letter).into()), length + 1)),
+        _ => Err(bad()),
     }
 }
 
@@ -176,6 +214,10 @@ fn quoted(text: &str, at: usize) -> Result<(Token, usize), Mistake> {
                     'n' => Some('\n'),
                     't' => Some('\t'),
                     'r' => Some('\r'),
+                    'a' => Some('\x07'),
+                    'b' => Some('\x08'),
+                    'f' => Some('\x0c'),
+                    'v' => Some('\x0b'),
                     '\\' | '"' | '\'' => Some(escaped),
                     'x' => code(2),
                     'u' => code(4),

@@ -1,6 +1,6 @@
 //! `--format`: Go's templates, as far as scripts for Docker use them.
 //!
-//! In: a template such as `{{range .RepoTags}}{{.}} {{end}}`, and JSON values. Out: text as Go prints it. What always
+//! In: a template such as `{{range .RepoTags}}{{.}} {{end}}`, and values. Out: text as Go prints it. What always
 //! holds: what is not understood is refused when the template is read, with its place, before anything is printed.
 //!
 //! ```text
@@ -12,8 +12,9 @@ mod functions;
 mod lex;
 mod parse;
 mod print;
+pub(crate) mod value;
 
-use serde_json::Value;
+use self::value::Value;
 
 /// A template that was read.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,14 +49,29 @@ impl Mistake {
 impl Template {
     /// Reads a template. The error fits after "--format: ".
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let nodes = lex::lex(text).and_then(|pieces| parse::parse(&pieces)).map_err(|mistake| mistake.text(text))?;
+        Self::read(text, false)
+    }
+
+    /// The same for rows of a list, in whose text, as shells make it hard to write tabs and line ends, `\t` and `\n` are
+    /// such.
+    pub(crate) fn of_rows(text: &str) -> Result<Self, String> {
+        Self::read(text, true)
+    }
+
+    fn read(text: &str, escapes: bool) -> Result<Self, String> {
+        let pieces = lex::lex(text, escapes);
+        let nodes = pieces.and_then(|pieces| parse::parse(&pieces)).map_err(|mistake| mistake.text(text))?;
         Ok(Self { source: text.to_owned(), nodes })
     }
 
-    /// The text for `value`. A field that it does not have at its top is an error; deeper down it is empty, since
-    /// images do not say what they leave at its default.
+    /// The text for `value`. A field that a struct does not have is an error.
     pub(crate) fn render(&self, value: &Value) -> Result<String, String> {
-        eval::render(&self.nodes, value).map_err(|mistake| mistake.text(&self.source))
+        eval::render(&self.nodes, value, false).map_err(|mistake| mistake.text(&self.source))
+    }
+
+    /// The text for the titles of columns: functions that change a text leave them as they are.
+    pub(crate) fn render_titles(&self, titles: &Value) -> Result<String, String> {
+        eval::render(&self.nodes, titles, true).map_err(|mistake| mistake.text(&self.source))
     }
 }
 

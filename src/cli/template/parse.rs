@@ -6,6 +6,7 @@
 use super::Mistake;
 use super::functions::{FUNCTIONS, Function};
 use super::lex::{Piece, Token};
+use super::value::Value;
 use crate::diagnostic::nearest;
 
 /// Deeper nesting is no template that anyone wrote.
@@ -19,6 +20,10 @@ pub(super) enum Node {
     /// Branches in order; the last may have no condition.
     If(Vec<Branch>),
     With(Vec<Branch>),
+    /// The end of a `range`.
+    Break,
+    /// The end of one turn of it.
+    Continue,
     Range {
         over: Pipeline,
         body: Vec<Node>,
@@ -60,13 +65,13 @@ pub(super) struct Operand {
 pub(super) enum Basis {
     Dot,
     Variable(String),
-    Literal(serde_json::Value),
+    Literal(Value),
     Pipeline(Box<Pipeline>),
 }
 
 /// Makes the tree.
 pub(super) fn parse(pieces: &[Piece]) -> Result<Vec<Node>, Mistake> {
-    let mut parser = Parser { pieces, next: 0, variables: vec![String::new()], depth: 0 };
+    let mut parser = Parser { pieces, next: 0, variables: vec![String::new()], depth: 0, loops: 0 };
     let nodes = parser.nodes()?;
     match parser.peek_word() {
         Some((at, word)) => Err(Mistake::new(at, format!("{{{{{word}}}}} ends nothing"))),
@@ -80,6 +85,8 @@ struct Parser<'a> {
     /// Those that are in scope; `$` is "".
     variables: Vec<String>,
     depth: usize,
+    /// How many `range` this is in.
+    loops: usize,
 }
 
 impl Parser<'_> {
@@ -121,7 +128,9 @@ impl Parser<'_> {
                 }
                 "range" => {
                     let over = self.head(at, &tokens[1..], true)?;
+                    self.loops += 1;
                     let body = self.inner(at)?;
+                    self.loops -= 1;
                     self.variables.truncate(known);
                     let otherwise = match self.close(at)? {
                         [] => Vec::new(),
@@ -138,7 +147,16 @@ impl Parser<'_> {
                     };
                     nodes.push(Node::Range { over, body, otherwise });
                 }
-                "define" | "template" | "block" | "break" | "continue" => {
+                "break" | "continue" => {
+                    if self.loops == 0 {
+                        return Err(Mistake::new(at, format!("{{{{{keyword}}}}} is not in a {{{{range}}}}")));
+                    }
+                    if let Some((at, _)) = tokens.get(1) {
+                        return Err(Mistake::new(*at, format!("nothing follows {keyword}")));
+                    }
+                    nodes.push(if keyword == "break" { Node::Break } else { Node::Continue });
+                }
+                "define" | "template" | "block" => {
                     return Err(Mistake::new(at, format!("not supported yet: {{{{{keyword}}}}}")));
                 }
                 _ => nodes.push(Node::Print(self.head(at, tokens, false)?)),
@@ -281,8 +299,8 @@ impl Parser<'_> {
                 Basis::Variable(name)
             }
             Token::Text(text) => Basis::Literal(text.into()),
-            Token::Integer(number) => Basis::Literal(number.into()),
-            Token::Float(number) => Basis::Literal(number.into()),
+            Token::Integer(number) => Basis::Literal(Value::Integer(number)),
+            Token::Float(number) => Basis::Literal(Value::Float(number)),
             Token::Word(word) => match literal(&word) {
                 Some(value) => Basis::Literal(value),
                 // A function without arguments, or one whose name was meant to be a field.
@@ -330,11 +348,11 @@ impl Tokens<'_> {
     }
 }
 
-fn literal(word: &str) -> Option<serde_json::Value> {
+fn literal(word: &str) -> Option<Value> {
     match word {
         "true" => Some(true.into()),
         "false" => Some(false.into()),
-        "nil" => Some(serde_json::Value::Null),
+        "nil" => Some(Value::NOTHING),
         _ => None,
     }
 }

@@ -1,9 +1,11 @@
 use serde_json::json;
 
+use super::value::{Nil, field, optional};
 use super::*;
 
-fn rendered(template: &str, value: &Value) -> Result<String, String> {
-    Template::parse(template).and_then(|template| template.render(value))
+/// By a template, with a struct at the top, as commands have it.
+fn rendered(template: &str, value: &serde_json::Value) -> Result<String, String> {
+    Template::parse(template).and_then(|template| template.render(&Value::structure(value)))
 }
 
 #[test]
@@ -24,14 +26,31 @@ fn templates_are_rendered_as_go_does() {
         ("{{.Config.Cmd | json}}", r#"["a","b c"]"#),
         ("{{.Config.Labels}}", "map[a:1 b:2]"),
         ("{{.Config.Labels.a}}", "1"),
-        ("{{.Config.User}}", ""),
+        ("{{.Config.User}}", "<no value>"),
         ("{{json .Config.User}}", "null"),
-        ("{{.Config.User.Deeper}}", ""),
+        ("{{.Config.User.Deeper}}", "<no value>"),
         ("{{json .Tags}}", "null"),
         ("{{json .}}", &value.to_string()),
         ("{{ \"a\\tb\\u00e9\\\"\" }}", "a\tbé\""),
         ("{{`raw \\n`}}{{\"}}\"}}", "raw \\n}}"),
         ("{{1}} {{-2}} {{1.5}} {{0x10}} {{true}}", "1 -2 1.5 16 true"),
+        ("{{1e6}} {{1.0}} {{123456.5}} {{0.00001}} {{2.5e-7}}", "1e+06 1 123456.5 1e-05 2.5e-07"),
+        ("{{0b11}} {{0o17}} {{017}} {{-0x1F}} {{1_000}} {{+5}}", "3 15 15 -31 1000 5"),
+        ("{{'a'}} {{'\\n'}} {{'\\''}} {{'é'}}", "97 10 39 233"),
+        ("{{join .List \"\\n\"}}|{{printf \"%s\\t\" .Id}}a\\tb\\n", "a\nb c\nd|sha256:abcdef\ta\\tb\\n"),
+        ("{{range .List}}{{if eq . \"d\"}}{{break}}{{end}}{{if eq . \"a\"}}{{continue}}{{end}}<{{.}}>{{end}}", "<b c>"),
+        ("{{range .List}}{{range $.None}}{{else}}{{continue}}{{end}}x{{end}}-", "-"),
+        ("{{js \"a'b<c>\\n\"}} {{urlquery \"a b&c/ü\"}}", "a\\'b\\u003Cc\\u003E\\u000A a+b%26c%2F%C3%BC"),
+        ("{{printf \"%c%c %U %q\" 'a' 98 233 'x'}}", "ab U+00E9 'x'"),
+        (
+            "{{printf \"%T %T %T %T %T %T\" 1 1.5 true \"\" .List .Config.Labels}}",
+            "int float64 bool string []string map[string]string",
+        ),
+        ("{{printf \"%[2]d %[1]d %d\" 1 2}} {{printf \"%[3]d\" 1}}", "2 1 2 %!d(BADINDEX)"),
+        ("{{printf \"%*d|%-*d|%.*s\" 4 1 3 2 2 \"abc\"}} {{printf \"%*d\" \"x\" 1}}", "   1|2  |ab %!(BADWIDTH)1"),
+        ("{{printf \"%q %5s|\" .List .None}}", "[\"a\" \"b c\" \"d\"] []|"),
+        ("{{printf \"%q\" \"a\\x00\\t\"}}", "\"a\\x00\\t\""),
+        ("{{printf \"%999999999d!\" 1}}", "%!(NOVERB)%!(EXTRA int=1)"),
         ("a  {{- .Size -}}  b", "a7b"),
         ("a {{- /* a comment }} */ -}} b", "ab"),
         ("a{{/* c */}} b", "a b"),
@@ -48,7 +67,7 @@ fn templates_are_rendered_as_go_does() {
         ("{{range .None}}x{{else}}empty{{end}}", "empty"),
         ("{{range .Tags}}x{{end}}", ""),
         ("{{range 3}}{{.}}{{end}}", "012"),
-        ("{{range .Layers}}{{.n}}{{.d}}{{.missing}}{{$.Size}} {{end}}", "1x7 2y7 "),
+        ("{{range .Layers}}{{.n}}{{.d}}{{.missing}}{{$.Size}} {{end}}", "1x<no value>7 2y<no value>7 "),
         ("{{$x := .Size}}{{range .List}}{{$x = .}}{{end}}{{$x}}", "d"),
         ("{{$x := 1}}{{if .Yes}}{{$x := 2}}{{$x}}{{end}}{{$x}}", "21"),
         ("{{index .List 1}}", "b c"),
@@ -81,6 +100,75 @@ fn templates_are_rendered_as_go_does() {
         ("{{(print .Size)}}{{((7))}}", "77"),
     ] {
         assert_eq!(rendered(template, &value).as_deref(), Ok(expected), "{template}");
+    }
+}
+
+#[test]
+fn structs_have_their_fields_and_print_as_gos() {
+    let check =
+        vec![field("Test", Value::List(vec!["CMD".into()])), field("Interval", Value::Duration(90_000_000_000))];
+    let inner = Value::from(vec![
+        optional("User", ""),
+        optional("Ports", Value::Map(vec![("80/tcp".to_owned(), Value::Struct(Vec::new()))])),
+        optional("Entrypoint", Value::Nil(Nil::List)),
+        optional("Labels", Value::Nil(Nil::Map)),
+        optional("Flag", false),
+    ]);
+    let extra = Value::from(vec![optional("Healthcheck", Value::Nil(Nil::Pointer)), optional("Check", check)]);
+    let value = Value::from(vec![field("Config", vec![field("", inner), field("", extra)])]);
+    for (template, expected) in [
+        ("{{.Config.User}}|{{.Config.Entrypoint}}|{{.Config.Labels}}|{{.Config.Labels.nope}}", "|[]|map[]|<no value>"),
+        ("{{.Config.Ports}} {{len .Config.Entrypoint}} {{join .Config.Entrypoint \",\"}}", "map[80/tcp:{}] 0 "),
+        ("{{.Config.Healthcheck}} {{if .Config.Healthcheck}}1{{else}}2{{end}}", "<nil> 2"),
+        ("{{.Config}}", "{{ map[80/tcp:{}] [] map[] false} {<nil> {[CMD] 1m30s}}}"),
+        ("{{json .Config}}", r#"{"Ports":{"80/tcp":{}},"Check":{"Test":["CMD"],"Interval":90000000000}}"#),
+        ("{{json .Config.User}}{{json .Config.Entrypoint}}{{json .Config.Healthcheck}}", "\"\"nullnull"),
+        ("{{printf \"%+v %d\" .Config.Check .Config.Check.Interval}}", "{Test:[CMD] Interval:1m30s} 90000000000"),
+        ("{{index .Config.Labels \"a\"}}{{range $k, $v := .Config.Labels}}x{{end}}", ""),
+    ] {
+        let found = Template::parse(template).and_then(|template| template.render(&value));
+        assert_eq!(found.as_deref(), Ok(expected), "{template}");
+    }
+    for (template, expected) in [
+        ("{{.Config.Nope}}", "there is no field .Nope; there are .User, .Ports, "),
+        ("{{.Config.Lables}}", "there is no field .Lables; did you mean .Labels?"),
+        ("{{.Config.Healthcheck.Test}}", "nothing has no field .Test"),
+    ] {
+        let error = Template::parse(template).and_then(|template| template.render(&value)).unwrap_err();
+        assert!(error.contains(expected), "{template}: {error}");
+    }
+}
+
+#[test]
+fn lengths_of_time_are_gos() {
+    for (time, expected) in [
+        (0, "0s"),
+        (1, "1ns"),
+        (1_500, "1.5µs"),
+        (2_000_000, "2ms"),
+        (1_001_000_000, "1.001s"),
+        (60_000_000_000, "1m0s"),
+        (3_661_500_000_000, "1h1m1.5s"),
+        (-30_000_000_000, "-30s"),
+    ] {
+        let found = Template::parse("{{.}}").unwrap().render(&Value::Duration(time));
+        assert_eq!(found.as_deref(), Ok(expected), "{time}");
+    }
+}
+
+#[test]
+fn of_rows_the_text_is_unescaped_and_titles_stay() {
+    let row = Value::structure(&json!({"ID": "abcdef", "Tag": "x"}));
+    for (template, expected, titles) in [
+        ("{{.ID}}\\t{{.Tag}}\\n", "abcdef\tx\n", "IMAGE ID\tTAG\n"),
+        ("{{print \"a\\tb\"}}", "a\tb", "a\tb"),
+        ("a\\n{{- .ID -}} \\n b", "aabcdefb", "aIMAGE IDb"),
+        ("{{truncate .ID 3}} {{json .Tag}} {{lower .ID}}", "abc \"x\" abcdef", "IMAGE ID TAG IMAGE ID"),
+    ] {
+        let template = Template::of_rows(template).unwrap();
+        assert_eq!(template.render(&row).as_deref(), Ok(expected));
+        let heading = Value::structure(&json!({"ID": "IMAGE ID", "Tag": "TAG"}));
+        assert_eq!(template.render_titles(&heading).as_deref(), Ok(titles));
     }
 }
 
@@ -124,7 +212,13 @@ fn mistakes_are_told_with_their_place() {
         ("{{lt .Id 1}}", "have no order"),
         ("{{range .Id}}{{end}}", "range goes over a list, not a text"),
         ("{{template \"x\"}}", "not supported yet: {{template}}"),
-        ("{{range .List}}{{break}}{{end}}", "not supported yet: {{break}}"),
+        ("{{define \"x\"}}{{end}}", "not supported yet: {{define}}"),
+        ("{{if .Id}}{{break}}{{end}}", "{{break}} is not in a {{range}}"),
+        ("{{range .List}}{{else}}{{continue}}{{end}}", "{{continue}} is not in a {{range}}"),
+        ("{{'ab'}}", "a letter is written such as 'a'"),
+        ("{{'", "a letter is written such as 'a'"),
+        ("{{0x}}", "0x is no number"),
+        ("{{0b2}}", "0b2 is no number"),
         ("a\n{{.Ids}}", "did you mean .Id? (line 2 of the template)"),
     ] {
         let error = rendered(template, &value).unwrap_err();
@@ -143,6 +237,10 @@ fn hostile_templates_end() {
     for text in ["{{printf \"%999999999d\" 1}}", "{{", "{{-", "{{- -}}", "{{é}}", "{{.é}}", "{{$é}}", "{{- }}x"] {
         let _ = rendered(text, &json!({}));
     }
+    let wide = "{{printf \"%1000000v\" .}}";
+    let many = json!((0..1000).collect::<Vec<_>>());
+    let found = Template::parse(wide).and_then(|template| template.render(&Value::from(&many)));
+    assert!(found.is_err() || found.is_ok_and(|text| text.len() < 80 << 20));
 }
 
 mod any {

@@ -146,6 +146,30 @@ fn what_is_known_of_a_layer_stays_as_long_as_somebody_needs_the_layer() {
 }
 
 #[test]
+fn what_nothing_needs_counts_and_goes_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path()).unwrap();
+    let lease = store.lease("boot").unwrap();
+    let orphan = layer(&store, &lease, "orphan");
+    let cached = layer(&store, &lease, "cached");
+    record(&store, &lease, "cached", cached, 50);
+    let blob = store.put_blob(&lease, &vec![1; 20_000]).unwrap();
+    drop(lease);
+    settle();
+    fs::write(store.path(COUNTED), "1 1\n").unwrap();
+    let (usage, images) = (store.usage(), store.needed_by_images().unwrap());
+    let (one, other) = (layer_size(&usage, &orphan), layer_size(&usage, &cached));
+    let size = store.cache_size(&usage, &images);
+    assert_eq!(size, one + other + blob_size(&usage, &blob) + usage.folders["cache"]);
+    // As much as is left when what nothing needs is gone.
+    let keep = size - one - blob_size(&usage, &blob);
+    let gone = store.collect(Some(&CachePolicy { keep: Some(keep), ..CachePolicy::default() })).unwrap();
+    assert_eq!((gone.layers.as_slice(), gone.records.len()), (&[orphan.to_string()][..], 0));
+    assert!(store.has_layer(&cached) && !store.has_blob(&blob));
+    assert!(!store.path(COUNTED).exists(), "the next build counts");
+}
+
+#[test]
 fn who_opened_a_store_that_is_emptied_finds_its_folders() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();

@@ -70,7 +70,13 @@ fn read(files: &Files, item: Item) -> Result<Saved, LoadError> {
     }
     let mut names = Vec::new();
     for tag in item.repo_tags.unwrap_or_default() {
-        names.push(Reference::parse(&tag).map_err(|error| document("manifest.json", error.to_string()))?);
+        let name = Reference::parse(&tag).map_err(|error| document("manifest.json", error.to_string()))?;
+        // The digest is that of a manifest, and a Docker archive has none.
+        if name.digest().is_some() {
+            let why = format!("RepoTags has {tag}, a name with a digest; only names with tags can be given");
+            return Err(document("manifest.json", why));
+        }
+        names.push(name);
     }
     Ok(Saved { config_bytes, config, names, layers })
 }

@@ -494,6 +494,7 @@ fn docker_archives_come_in() {
         (docker_archive(&plain, &ids[..1], &Value::Null), "lists 2 layers"),
         (docker_archive(&plain, &[ids[1], ids[0]], &Value::Null), "diffID"),
         (docker_archive(&plain, &ids, &json!(["UPPER"])), "upper case"),
+        (docker_archive(&plain, &ids, &json!([format!("h/x@{}", ids[0])])), "a name with a digest"),
         (BTreeMap::from([("manifest.json".to_owned(), b"null".to_vec())]), "holds no image"),
         (BTreeMap::from([("repositories".to_owned(), b"{}".to_vec())]), "before 2016"),
         (BTreeMap::from([("etc/passwd".to_owned(), Vec::new())]), "use `rbuild import`"),

@@ -91,8 +91,9 @@ fn row(entry: &History, bytes: u64, id: Option<&ImageId>, args: &HistoryArgs, no
     let created = find::seconds(entry.created.as_deref());
     let created_at = created.map(created_at).unwrap_or_default();
     let shown = |id: &ImageId| if args.no_trunc { id.to_string() } else { find::short(id) };
-    // A tab would begin a new column, a new line a new row.
-    let created_by = entry.created_by.replace(['\t', '\n'], " ");
+    // A tab would begin a new column, and in a table a new line a new row.
+    let in_table = args.format.as_deref().is_none_or(|format| format.starts_with("table"));
+    let created_by = entry.created_by.replace(|letter| letter == '\t' || letter == '\n' && in_table, " ");
     json!({
         "ID": id.map_or_else(|| "<missing>".to_owned(), shown),
         "CreatedSince": match created {
@@ -152,6 +153,10 @@ mod tests {
             assert_eq!(row["CreatedSince"], created);
             assert!(human || row["CreatedAt"] == created);
             assert_eq!((&row["CreatedBy"], &row["Size"]), (&by.into(), &size.into()));
+        }
+        for (format, by) in [("{{.CreatedBy}}", "a b\nc"), ("json", "a b\nc"), ("table {{.CreatedBy}}", "a b c")] {
+            let args = HistoryArgs { format: Some(format.to_owned()), ..args.clone() };
+            assert_eq!(row(&entry("", "a\tb\nc"), 0, None, &args, 0)["CreatedBy"], by, "{format}");
         }
         assert_eq!(shorten(&"ü".repeat(45)), "ü".repeat(45));
         assert_eq!(shorten(&"中".repeat(23)), format!("{}…", "中".repeat(22)));

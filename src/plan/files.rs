@@ -14,7 +14,7 @@ use super::chmod::parse_mode;
 use super::config::destination;
 use super::graph::Origin;
 use super::remote::{self, Remote, RemoteKind, RemoteSource};
-use super::stage::{Place, Planner, State, Told, plain_copy};
+use super::stage::{Place, Planner, State, Told};
 use super::step::{Chown, ContextId, CopyFrom, CopyOp, CopySource, Op, Stack};
 
 /// The parts that COPY and ADD share.
@@ -59,7 +59,7 @@ impl Planner<'_> {
             exclude: &copy.exclude,
             remotes: Vec::new(),
         };
-        let op = CopyOp { from, link: copy.link, parents: copy.parents, ..plain_copy() };
+        let op = CopyOp { from, link: copy.link, parents: copy.parents, ..CopyOp::plain() };
         self.files(place, state, &files, &op)
     }
 
@@ -97,7 +97,7 @@ impl Planner<'_> {
             exclude: &add.exclude,
             remotes,
         };
-        let op = CopyOp { link: add.link, unpack: add.unpack.unwrap_or(true), ..plain_copy() };
+        let op = CopyOp { link: add.link, unpack: add.unpack.unwrap_or(true), ..CopyOp::plain() };
         self.files(place, state, &files, &op)
     }
 

@@ -13,7 +13,7 @@ use crate::diagnostic::{Diagnostic, Span};
 use crate::dockerfile::ast::{Mount, MountKind, Word};
 
 use super::config::{clean, destination};
-use super::stage::{Place, Planner, State, Told, plain_copy};
+use super::stage::{Place, Planner, State, Told};
 use super::step::{
     ContextId, CopyFrom, CopyOp, CopySource, FileOwner, INTERNAL, MountOp, MountPath, Op, RunMount, Sharing, Stack,
     Step,
@@ -200,7 +200,7 @@ impl Planner<'_> {
             sources: vec![CopySource::Path(literal(path))],
             from: CopyFrom::Context(context),
             destination: PLACE.to_owned(),
-            ..plain_copy()
+            ..CopyOp::plain()
         });
         let what = match &self.plan.contexts[context.0].name {
             None => "the build context".to_owned(),

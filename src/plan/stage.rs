@@ -229,7 +229,7 @@ impl<'a> Planner<'a> {
         let op = CopyOp {
             sources: vec![CopySource::Path("/".to_owned())],
             from: CopyFrom::Context(context),
-            ..plain_copy()
+            ..CopyOp::plain()
         };
         let step = self.push(Step {
             parent: Stack::Scratch,
@@ -548,21 +548,6 @@ impl<'a> Planner<'a> {
             }
         }
         config.platform().normalised()
-    }
-}
-
-/// A copy of nothing from the main context to `/`, to be filled in.
-pub(super) fn plain_copy() -> CopyOp {
-    CopyOp {
-        sources: Vec::new(),
-        from: CopyFrom::Context(ContextId(0)),
-        destination: "/".to_owned(),
-        chown: None,
-        chmod: None,
-        link: false,
-        parents: false,
-        exclude: Vec::new(),
-        unpack: false,
     }
 }
 

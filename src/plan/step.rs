@@ -404,6 +404,21 @@ pub struct CopyOp {
 }
 
 impl CopyOp {
+    /// Nothing of the main context to `/`: to be filled in.
+    pub fn plain() -> Self {
+        Self {
+            sources: Vec::new(),
+            from: CopyFrom::Context(ContextId(0)),
+            destination: "/".to_owned(),
+            chown: None,
+            chmod: None,
+            link: false,
+            parents: false,
+            exclude: Vec::new(),
+            unpack: false,
+        }
+    }
+
     /// The sources that are fetched, in order.
     pub fn remotes(&self) -> impl Iterator<Item = &RemoteSource> {
         self.sources.iter().filter_map(|source| match source {

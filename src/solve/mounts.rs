@@ -383,17 +383,8 @@ impl Prepared {
 
 /// The COPY that would copy what a mount shows.
 fn copy_of(input: &MountPath) -> CopyOp {
-    CopyOp {
-        sources: vec![CopySource::Path(crate::plan::literal(&input.path))],
-        from: CopyFrom::Stack(input.stack),
-        destination: "/".to_owned(),
-        chown: None,
-        chmod: None,
-        link: false,
-        parents: false,
-        exclude: Vec::new(),
-        unpack: false,
-    }
+    let sources = vec![CopySource::Path(crate::plan::literal(&input.path))];
+    CopyOp { sources, from: CopyFrom::Stack(input.stack), ..CopyOp::plain() }
 }
 
 fn failure(mount: &RunMount, why: String) -> Cause {

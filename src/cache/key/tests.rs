@@ -49,17 +49,7 @@ fn ssh() -> MountOp {
 }
 
 fn copy() -> CopyOp {
-    CopyOp {
-        sources: vec![CopySource::Path("a".into())],
-        from: CopyFrom::Context(crate::plan::step::ContextId(0)),
-        destination: "/d/".into(),
-        chown: None,
-        chmod: None,
-        link: false,
-        parents: false,
-        exclude: Vec::new(),
-        unpack: false,
-    }
+    CopyOp { sources: vec![CopySource::Path("a".into())], destination: "/d/".into(), ..CopyOp::plain() }
 }
 
 fn make() -> MakeDirOp {

@@ -27,6 +27,49 @@ fn tool(folder: &Path, line: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// An archive may give a further name to a file that the image has: the file comes into the layer with it.
+#[test]
+fn an_archive_names_a_file_of_the_image_anew() {
+    let env = TestEnv::new();
+    let mut root = RootTar::new();
+    root.directory("etc", 0o750, (1, 2));
+    root.push(tar::EntryType::Regular, "etc/f", 0o640, (3, 4), None, &b"text".repeat(5000));
+    env.write("ctx/root.tar", root.finish());
+    let mut more = RootTar::new();
+    for name in ["h", "sub/again"] {
+        more.push(tar::EntryType::Link, name, 0o600, (0, 0), Some("etc/f"), b"");
+    }
+    env.write("ctx/more.tar", more.finish());
+    let build = |dockerfile: &str| {
+        env.write("ctx/Dockerfile", dockerfile);
+        env.build("-o type=oci,dest=out.tar").ok();
+        Image::read(&env.path("out.tar"))
+    };
+    let image = build("FROM scratch\nADD root.tar /\nADD more.tar /\n");
+    assert_eq!(image.top_layer(), ["etc/", "etc/f", "h", "sub/", "sub/again"]);
+    let tree = image.tree();
+    for name in ["etc/f", "h", "sub/again"] {
+        let node = &tree[name];
+        assert_eq!((node.kind, node.mode, node.owner, node.size), ('-', 0o640, (3, 4), 20_000), "{name}");
+        assert_eq!((node.file, node.mtime), (tree["etc/f"].file, TIME), "{name}");
+    }
+    assert_eq!((tree["etc"].mode, tree["etc"].owner), (0o750, (1, 2)));
+    env.build("").ok().says("CACHED");
+    // It counts what the file is, and nothing else of what is below.
+    env.write("ctx/other", "");
+    let build_on = |more: &str| {
+        env.write("ctx/Dockerfile", format!("FROM scratch\nADD root.tar /\n{more}\nADD more.tar /\n"));
+        env.build("--progress plain").ok().cached()
+    };
+    assert_eq!(build_on("COPY other /other"), 2, "the landing is the same");
+    assert_eq!(build_on("COPY other /etc/f"), 1, "another file");
+    env.write("ctx/same", "text".repeat(5000));
+    assert_eq!(build_on("COPY --chown=3:4 --chmod=640 same /etc/f"), 2, "the same file once more");
+    assert_eq!(build_on("COPY --chown=3:4 --chmod=600 same /etc/f"), 1, "with another mode");
+    env.write("ctx/Dockerfile", "FROM scratch\nADD root.tar /\nADD --link more.tar /\n");
+    env.build("").ends(1).says("is a hard link to \"etc/f\", which is no file before it");
+}
+
 #[test]
 fn skopeo_and_umoci_take_what_is_written() {
     let test = "skopeo_and_umoci_take_what_is_written";

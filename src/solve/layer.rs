@@ -18,7 +18,7 @@ use crate::context::local::{ContextError, ContextFile, LocalContext};
 use crate::layer::entry::Kind;
 use crate::layer::stack::LayerStack;
 use crate::layer::write::{Body, LayerWriter, WriteError};
-use crate::plan::step::{CopyFrom, CopyOp, StepId};
+use crate::plan::step::{CopyFrom, CopyOp, Stack, StepId};
 use crate::store::StoreError;
 use crate::store::layers::{Form, LayerData};
 use crate::sys::file::EarlyWriter;
@@ -28,13 +28,14 @@ impl Solver<'_> {
     /// last: what did not change is read from there.
     pub(super) fn write_layer(
         &self,
+        below: Stack,
         copy: Option<&CopyOp>,
         landing: &mut Landing,
         spool: Option<&Spool>,
         before: Option<&Before>,
     ) -> Result<NewLayer, Cause> {
         landing.date_new(self.now().as_second());
-        let source = self.source(copy, landing, spool)?;
+        let source = self.source(below, copy, landing, spool)?;
         let path = self.engine.lease.fresh_path();
         let file = File::create_new(&path).map_err(StoreError::io("make", &path))?;
         let mut writer = LayerWriter::new(EarlyWriter::new(file));
@@ -100,25 +101,29 @@ impl Solver<'_> {
     /// Where the files of a landing are read from; of a stack only the layers that have some of them.
     fn source<'s>(
         &'s self,
+        below: Stack,
         copy: Option<&CopyOp>,
         landing: &Landing,
         spool: Option<&'s Spool>,
     ) -> Result<Source<'s>, Cause> {
         let mut source = Source { context: None, view: LayerStack::default(), data: HashMap::new(), spool };
-        match copy.map(|copy| copy.from) {
-            Some(CopyFrom::Context(context)) => source.context = Some(&self.engine.contexts[context.0]),
-            Some(CopyFrom::Stack(stack)) => {
-                let stack = self.stack(stack);
-                source.view = self.view(&stack)?;
-                for landed in &landing.entries {
-                    if let FileData::Layer { layer, .. } = landed.data
-                        && let Vacant(place) = source.data.entry(layer)
-                    {
-                        place.insert(self.stacks.data(&stack.layers[layer])?);
-                    }
-                }
+        let stack = match copy.map(|copy| copy.from) {
+            Some(CopyFrom::Stack(stack)) => self.stack(stack),
+            Some(CopyFrom::Context(context)) => {
+                source.context = Some(&self.engine.contexts[context.0]);
+                self.stack(below)
             }
-            None => {}
+            None => return Ok(source),
+        };
+        for landed in &landing.entries {
+            if let FileData::Layer { layer, .. } = landed.data
+                && let Vacant(place) = source.data.entry(layer)
+            {
+                place.insert(self.stacks.data(&stack.layers[layer])?);
+            }
+        }
+        if !source.data.is_empty() {
+            source.view = self.view(&stack)?;
         }
         Ok(source)
     }

@@ -327,7 +327,7 @@ impl Solver<'_> {
         let view = self.view(&self.stack(input.stack))?;
         let selection = select(&copy, &SourceView::Stack(&view)).map_err(|error| not_found(mount, error))?;
         let mut landing = land(&copy, &selection, &LayerStack::default())?;
-        let made = self.write_layer(Some(&copy), &mut landing, None, None)?;
+        let made = self.write_layer(Stack::Scratch, Some(&copy), &mut landing, None, None)?;
         let Form::Tar(tar) = &made.form else { return Err(Cause::Canceled) };
         let tar = fs::File::open(tar).map_err(StoreError::io("open", tar))?;
         let tree = self.engine.lease.fresh_path();

@@ -107,7 +107,8 @@ impl Solver<'_> {
     ) -> Result<(Box<Missed>, NewLayer), Cause> {
         let before = self.layer_before(id, copy);
         let landing = missed.landing.as_mut().expect("a step that missed has a landing");
-        let new = self.write_layer(copy, landing, missed.spool.as_ref(), before.as_ref())?;
+        let new =
+            self.write_layer(self.plan.steps[id.0].parent, copy, landing, missed.spool.as_ref(), before.as_ref())?;
         if let (Some(copy), Some(mut selection)) = (copy, missed.selection.take()) {
             if let Some(landing) = &missed.landing {
                 let was_hashed = selection.is_hashed();

@@ -75,7 +75,7 @@ impl Solver<'_> {
         }
         let tar = self.engine.store.stored_tar(&solved.layer)?;
         let before = tar.map(|tar| Before { index: (*index).clone(), tar });
-        let new = self.write_layer(Some(copy), &mut landing, spool.as_ref(), before.as_ref())?;
+        let new = self.write_layer(step.parent, Some(copy), &mut landing, spool.as_ref(), before.as_ref())?;
         if new.index.content() != solved.content {
             return Err(Cause::Unsteady(copy.destination.clone().into()));
         }

@@ -16,6 +16,7 @@ use crate::context::glob::clean;
 use crate::digest::{Digest, Hasher};
 use crate::image::accounts::{self, Owner};
 use crate::layer::entry::{Entry, Kind, is_below, join, parent};
+use crate::layer::entry_ref::KindRef;
 use crate::layer::stack::LayerStack;
 use crate::plan::step::{Chown, CopyOp};
 
@@ -95,6 +96,16 @@ impl Findings {
         for number in [entry.mode, entry.uid, entry.gid] {
             self.0.update(&number.to_le_bytes());
         }
+    }
+
+    /// A file of the layers below that the new layer repeats.
+    fn file(&mut self, path: &[u8], sha256: &Digest, slot: &Slot) {
+        self.path(path);
+        self.0.update(sha256.as_bytes());
+        for number in [slot.mode, slot.uid, slot.gid] {
+            self.0.update(&number.to_le_bytes());
+        }
+        self.0.field(slot.capability.as_deref().unwrap_or_default());
     }
 
     pub(super) fn digest(self) -> Digest {
@@ -350,8 +361,12 @@ impl Lander<'_> {
                     if other == path {
                         continue;
                     }
-                    let file = self.target.landed(&other).filter(|slot| matches!(slot.kind, NodeKind::File { .. }));
-                    let Some(file) = file.cloned() else {
+                    let landed = self.target.landed(&other).cloned();
+                    let file = match landed.filter(|slot| matches!(slot.kind, NodeKind::File { .. })) {
+                        None => self.file_below(&other)?,
+                        file => file,
+                    };
+                    let Some(file) = file else {
                         let (link, name) = (lossy(&packed.path), lossy(name));
                         return Err(fail(format!("{link:?} is a hard link to {name:?}, which is no file before it")));
                     };
@@ -385,6 +400,32 @@ impl Lander<'_> {
             self.target.land(path, slot)?;
         }
         Ok(())
+    }
+
+    /// Lands a file of the layers below where it is, so that it can have another name; `None` where there is no file.
+    fn file_below(&mut self, path: &[u8]) -> Result<Option<Slot>, CopyError> {
+        // What --link makes knows nothing of what is below.
+        if self.link || !matches!(self.target.at(path), At::Other(_)) {
+            return Ok(None);
+        }
+        let Some(found) = self.target.below.lookup_ref(path) else { return Ok(None) };
+        let KindRef::File { size, sha256 } = found.entry.kind else { return Ok(None) };
+        let slot = Slot {
+            kind: NodeKind::File { size, sha256: Some(sha256) },
+            mode: found.entry.mode,
+            uid: found.entry.uid,
+            gid: found.entry.gid,
+            mtime: Some(found.entry.mtime),
+            capability: found.entry.capability.map(<[u8]>::to_vec),
+            data: FileData::Layer { layer: found.layer, position: found.position },
+            file: None,
+            inode: Some(self.inodes),
+            hides: false,
+        };
+        self.inodes += 1;
+        self.findings.file(path, &sha256, &slot);
+        self.target.land(path.to_vec(), slot.clone())?;
+        Ok(Some(slot))
     }
 
     /// Where an entry of an archive lands: links above it are followed inside the root, and what is missing there is

@@ -68,7 +68,7 @@ pub enum FileData {
     Context(ContextFile),
     /// Here.
     Inline(Arc<[u8]>),
-    /// In a layer of the stack that is copied from.
+    /// In a layer of the stack that is copied from; where a context is, of the stack that is copied to.
     Layer {
         /// Index into its layers.
         layer: usize,

@@ -66,6 +66,18 @@ fn an_archive_names_a_file_of_the_image_anew() {
     env.write("ctx/same", "text".repeat(5000));
     assert_eq!(build_on("COPY --chown=3:4 --chmod=640 same /etc/f"), 2, "the same file once more");
     assert_eq!(build_on("COPY --chown=3:4 --chmod=600 same /etc/f"), 1, "with another mode");
+    // Read from a layer that was damaged it is no change of the file: the layer is made anew by the next build.
+    env.write("ctx/Dockerfile", "FROM scratch\nADD root.tar /\nADD --chown=5:6 more.tar /\n");
+    for layer in std::fs::read_dir(env.store().join("layers")).expect("layers") {
+        let tar = layer.expect("a layer").path().join("tar");
+        let mut bytes = std::fs::read(&tar).unwrap_or_default();
+        if let Some(place) = bytes.windows(8).position(|window| window == b"texttext") {
+            bytes[place] ^= 1;
+            std::fs::write(&tar, bytes).expect("written");
+        }
+    }
+    env.build("").ends(1).says("is damaged");
+    env.build("").ok();
     env.write("ctx/Dockerfile", "FROM scratch\nADD root.tar /\nADD --link more.tar /\n");
     env.build("").ends(1).says("is a hard link to \"etc/f\", which is no file before it");
 }

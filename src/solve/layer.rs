@@ -67,7 +67,7 @@ impl Solver<'_> {
             Ok(())
         });
         drop(source);
-        written.map_err(|cause| self.of_layer(cause, copy, landing))?;
+        written.map_err(|cause| self.of_layer(cause, read_from(copy, below), landing))?;
         for (landed, kind) in landing.entries.iter_mut().zip(kinds) {
             landed.entry.kind = kind;
         }
@@ -76,10 +76,8 @@ impl Solver<'_> {
     }
 
     /// What is not as it was looked at is damage where it comes from a layer, which nobody changes.
-    fn of_layer(&self, cause: Cause, copy: Option<&CopyOp>, landing: &Landing) -> Cause {
-        let (Cause::Unsteady(path), Some(CopyFrom::Stack(stack))) = (&cause, copy.map(|copy| copy.from)) else {
-            return cause;
-        };
+    fn of_layer(&self, cause: Cause, stack: Stack, landing: &Landing) -> Cause {
+        let Cause::Unsteady(path) = &cause else { return cause };
         let name = path.as_os_str().as_encoded_bytes();
         let landed = landing.entries.iter().find(|landed| landed.entry.path == name);
         let Some(FileData::Layer { layer, .. }) = landed.map(|landed| &landed.data) else { return cause };
@@ -107,14 +105,10 @@ impl Solver<'_> {
         spool: Option<&'s Spool>,
     ) -> Result<Source<'s>, Cause> {
         let mut source = Source { context: None, view: LayerStack::default(), data: HashMap::new(), spool };
-        let stack = match copy.map(|copy| copy.from) {
-            Some(CopyFrom::Stack(stack)) => self.stack(stack),
-            Some(CopyFrom::Context(context)) => {
-                source.context = Some(&self.engine.contexts[context.0]);
-                self.stack(below)
-            }
-            None => return Ok(source),
-        };
+        if let Some(CopyFrom::Context(context)) = copy.map(|copy| copy.from) {
+            source.context = Some(&self.engine.contexts[context.0]);
+        }
+        let stack = self.stack(read_from(copy, below));
         for landed in &landing.entries {
             if let FileData::Layer { layer, .. } = landed.data
                 && let Vacant(place) = source.data.entry(layer)
@@ -126,6 +120,14 @@ impl Solver<'_> {
             source.view = self.view(&stack)?;
         }
         Ok(source)
+    }
+}
+
+/// The stack whose layers [`FileData::Layer`] counts.
+fn read_from(copy: Option<&CopyOp>, below: Stack) -> Stack {
+    match copy.map(|copy| copy.from) {
+        Some(CopyFrom::Stack(stack)) => stack,
+        Some(CopyFrom::Context(_)) | None => below,
     }
 }
 
